@@ -1,0 +1,27 @@
+"""Convolution and pooling for NumPy and CuPy arrays: torch.nn.functional's names and numbers, no framework."""
+
+from fastconv import grad
+from fastconv.api import (
+    adaptive_avg_pool1d, adaptive_avg_pool2d, adaptive_avg_pool3d,
+    adaptive_max_pool1d, adaptive_max_pool2d, adaptive_max_pool3d,
+    avg_pool1d, avg_pool2d, avg_pool3d,
+    conv1d, conv2d, conv3d,
+    conv_transpose1d, conv_transpose2d, conv_transpose3d,
+    explain, fold,
+    lp_pool1d, lp_pool2d, lp_pool3d,
+    max_pool1d, max_pool2d, max_pool3d,
+    max_unpool1d, max_unpool2d, max_unpool3d,
+    unfold,
+)  # fmt: skip
+from fastconv.arguments import Options
+from fastconv.backends import BackendUnavailable, Unsupported, backends
+from fastconv.plan import Plan
+from fastconv.prepared import (
+    PreparedConv,
+    prepare_conv1d, prepare_conv2d, prepare_conv3d,
+    prepare_conv_transpose1d, prepare_conv_transpose2d, prepare_conv_transpose3d,
+)  # fmt: skip
+from fastconv.settings import get_backend, get_num_threads, set_backend, set_num_threads, use_backend
+from fastconv.spec import ConvSpec, Op, PoolSpec, parse
+
+__version__ = "0.1.0"

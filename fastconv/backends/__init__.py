@@ -1,0 +1,164 @@
+"""Where things are computed: backend names, the modules behind them, and what a planner is.
+
+A backend is a module with two names: ``PLANNERS``, a table ``Op -> planners, best first``, and ``empty``,
+which allocates an array of its kind. It is imported when it is first needed. A planner is a plain function
+``(spec, precision, workspace_limit) -> Run`` that raises :class:`Unsupported` with a reason when it
+declines; its ``__name__`` is the algorithm's name.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Hashable, Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any, NamedTuple, Protocol
+
+from fastconv.spec import Op, Spec
+
+__all__ = ["BackendUnavailable", "Run", "Unsupported", "backends", "check", "default_for", "get", "reason"]
+
+PRECISIONS = ("default", "highest", "tf32")
+
+
+class BackendUnavailable(RuntimeError):
+    """The backend cannot run on this machine; the message says why and what to do."""
+
+
+class Unsupported(ValueError):
+    """An algorithm, or every algorithm of a backend, declines a problem.
+
+    Attributes
+    ----------
+    reasons : Mapping[str, str]
+        Each algorithm's own words (empty for a single planner's refusal).
+    workspace : int or None
+        Where only ``workspace_limit`` stands in the way: the bytes that would be enough.
+    """
+
+    def __init__(
+        self, message: str, *, reasons: Mapping[str, str] | None = None, workspace: int | None = None
+    ) -> None:
+        super().__init__(message)
+        self.reasons = MappingProxyType(dict(reasons or {}))
+        self.workspace = workspace
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Run:
+    """What a planner returns: the function that does the work, and what it costs.
+
+    Attributes
+    ----------
+    call : callable
+        Operands first, results last: ``call(x, weight, bias, y)``. It writes every element of its results.
+    seconds : float
+        The cost model's estimate on the reference machine; only comparisons between algorithms count.
+    workspace : int
+        Peak bytes of scratch that `call` and `pack` allocate together for operands in C order.
+    note : str
+        What was decided and why, for people.
+    error : float
+        Bound on max|error| / max|result| beyond what the plain sum has; 0 for the plain sum.
+    finite_only : bool
+        A transform that would spread one NaN, or overflow, over its neighbours: chosen on its own only for
+        data that rules this out.
+    pack : callable or None
+        ``weight -> packed``, applied once by a prepared call; `call` receives the packed weight.
+    packing : hashable
+        Names the format `pack` makes: runs with equal `packing` can share packed weights.
+    """
+
+    call: Callable[..., None]
+    seconds: float
+    workspace: int = 0
+    note: str = ""
+    error: float = 0.0
+    finite_only: bool = False
+    pack: Callable[[Any], Any] | None = None
+    packing: Hashable = None
+
+
+class Planner(Protocol):
+    """A plain function; its ``__name__`` is the algorithm's name."""
+
+    __name__: str
+
+    def __call__(self, spec: Any, precision: str, workspace_limit: int | None) -> Run: ...
+
+
+class Backend(Protocol):
+    """What a backend module holds."""
+
+    PLANNERS: Mapping[Op, tuple[Planner, ...]]
+
+    @staticmethod
+    def empty(shape: tuple[int, ...], dtype: str) -> Any: ...
+
+
+class _Row(NamedTuple):
+    module: str | None
+    arrays: str
+    missing: str = ""
+
+
+# Order matters: "auto" takes the first available row that owns the arrays it was given.
+_BACKENDS = {
+    "numba": _Row(None, "numpy", "the Numba engine is not part of this version of fastconv yet"),
+    "cupy": _Row(None, "cupy", "the CuPy engine is not part of this version of fastconv yet"),
+    "im2col": _Row("fastconv.backends.im2col", "numpy"),
+    "naive": _Row("fastconv.backends.naive", "numpy"),
+}
+
+
+def reason(name: str) -> str | None:
+    """Why backend `name` cannot run here, or None if it can."""
+    row = _BACKENDS[name]
+    return row.missing if row.module is None else None
+
+
+def backends() -> dict[str, str]:
+    """Every backend's name with ``"available"``, or the reason why it cannot run here.
+
+    Examples
+    --------
+    >>> import fastconv as fc
+    >>> fc.backends()["im2col"]
+    'available'
+    """
+    return {name: reason(name) or "available" for name in _BACKENDS}
+
+
+def check(name: object, argument: str = "backend") -> None:
+    """Refuse a backend that does not exist or cannot run here."""
+    if not isinstance(name, str) or (name != "auto" and name not in _BACKENDS):
+        raise ValueError(f"{argument}: got {name!r}, expected one of {', '.join(['auto', *_BACKENDS])}")
+    if name != "auto" and (why := reason(name)):
+        raise BackendUnavailable(f"{argument}: {name!r} is not available: {why}")
+
+
+def default_for(arrays: str) -> str:
+    """The backend that "auto" means for arrays of this kind."""
+    for name, row in _BACKENDS.items():
+        if row.arrays == arrays and reason(name) is None:
+            return name
+    whys = [f"{name}: {reason(name)}" for name, row in _BACKENDS.items() if row.arrays == arrays]
+    raise BackendUnavailable(f"no backend can take {arrays} arrays here ({'; '.join(whys)})")
+
+
+def owner(name: str) -> str:
+    """The kind of arrays backend `name` works on."""
+    return _BACKENDS[name].arrays
+
+
+def get(name: str) -> Backend:
+    """The module of backend `name`, imported on first use."""
+    check(name)
+    module: Any = importlib.import_module(str(_BACKENDS[name].module))
+    backend: Backend = module
+    return backend
+
+
+def algorithms(name: str, op: Op) -> tuple[str, ...]:
+    """Names of backend `name`'s algorithms for `op`, best first."""
+    return tuple(planner.__name__ for planner in get(name).PLANNERS[op])

@@ -1,0 +1,163 @@
+"""How a problem will be solved: the only selection loop, and the only cache of its results."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import lru_cache
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+
+from fastconv.backends import Run, Unsupported, get
+from fastconv.spec import Op, Spec
+
+__all__ = ["Plan", "plan"]
+
+# Plans are small (no arrays), but a service that sees ever new image sizes must not grow for ever.
+CACHED_PLANS = 1024
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """A spec made ready to run: call it with arrays, print it to see what will happen.
+
+    Attributes
+    ----------
+    spec : Spec
+    op : Op
+    backend, algorithm : str
+    declined : Mapping[str, str]
+        Every algorithm that was asked and refused, with its reason.
+    estimates : Mapping[str, float]
+        The cost model's seconds for each algorithm that accepted.
+    run : Run
+        The function and what it costs.
+    """
+
+    spec: Spec
+    op: Op
+    backend: str
+    algorithm: str
+    run: Run = field(repr=False)
+    declined: Mapping[str, str]
+    estimates: Mapping[str, float]
+
+    @property
+    def workspace(self) -> int:
+        """Peak bytes of scratch above operands and results."""
+        return self.run.workspace
+
+    def pack(self, weight: Any) -> Any:
+        """The weight in the form this plan's kernel reads; compute it once, pass it to :meth:`run_packed`."""
+        return weight if self.run.pack is None else self.run.pack(weight)
+
+    def __call__(self, *operands: Any, bias: Any = None, out: Any = None) -> Any:
+        """Compute `op` on `operands`, which must have the shapes of ``spec.shapes(op)``.
+
+        Returns
+        -------
+        array, or (values, indices) for a max pool that returns indices.
+        """
+        *expected, _ = self.spec.shapes(self.op)
+        for operand, shape in zip(operands, expected, strict=False):
+            if tuple(operand.shape) != shape.shape:
+                raise ValueError(f"{shape.name}: got shape {tuple(operand.shape)}, expected {shape.shape}")
+        if self.op in (Op.CONV, Op.CONV_INPUT_GRAD):
+            data, weight = operands
+            return self.run_packed(data, self.pack(weight), bias=bias, out=out)
+        return self._finish(operands, out)
+
+    def run_packed(self, data: Any, packed: Any, *, bias: Any = None, out: Any = None) -> Any:
+        """As calling the plan, with a weight that :meth:`pack` has prepared."""
+        return self._finish((data, packed, bias), out)
+
+    def _finish(self, operands: tuple[Any, ...], out: Any) -> Any:
+        shapes = self.spec.shapes(self.op)
+        count = 2 if self.op is Op.POOL and len(shapes) == 3 else 1
+        outs = out if isinstance(out, tuple) else (out,) * count
+        empty = get(self.backend).empty
+        results = [
+            empty(shape.shape, shape.dtype) if given is None else given
+            for shape, given in zip(shapes[-count:], outs, strict=True)
+        ]
+        # Overflow, NaN and Inf are answers here, as they are in torch; NumPy would print warnings.
+        with np.errstate(all="ignore"):
+            self.run.call(*operands, *results)
+        return results[0] if count == 1 else tuple(results)
+
+    def __str__(self) -> str:
+        op, spec, run = self.op, self.spec, self.run
+        lines = [
+            f"{op} of {spec}",
+            f"  runs as    {self.backend}/{self.algorithm}" + (f": {run.note}" if run.note else ""),
+            f"  arithmetic {spec.flops(op):,} operations, operands and result {spec.nbytes(op):,} bytes",
+            f"  workspace  {run.workspace:,} bytes",
+            f"  error      {'plain sum' if not run.error else f'plain sum + {run.error:.1e} of max|result|'}",
+        ]
+        for name, seconds in sorted(self.estimates.items(), key=lambda item: item[1]):
+            lines.append(f"  estimate   {name}: {seconds * 1e3:.3g} ms")
+        lines += [f"  declined   {name}: {why}" for name, why in self.declined.items()]
+        return "\n".join(lines)
+
+
+@lru_cache(maxsize=CACHED_PLANS)
+def plan(
+    spec: Spec,
+    op: Op,
+    backend: str,
+    algorithm: str = "auto",
+    precision: str = "default",
+    workspace_limit: int | None = None,
+) -> Plan:
+    """Ask every algorithm of `backend` and keep the cheapest that accepts (the first among equals).
+
+    Raises
+    ------
+    ValueError
+        If `algorithm` is not one of the backend's for this op.
+    Unsupported
+        If every algorithm declines; the message holds each one's reason.
+    """
+    planners = get(backend).PLANNERS[op]
+    names = [planner.__name__ for planner in planners]
+    if algorithm != "auto" and algorithm not in names:
+        raise ValueError(
+            f"algorithm: got {algorithm!r}, expected one of {', '.join(['auto', *names])} "
+            f"({op} on backend {backend!r})"
+        )
+    runs: dict[str, Run] = {}
+    refusals: dict[str, Unsupported] = {}
+    for planner in planners:
+        if algorithm in ("auto", planner.__name__):
+            try:
+                runs[planner.__name__] = planner(spec, precision, workspace_limit)
+            except Unsupported as refusal:
+                refusals[planner.__name__] = refusal
+    declined = MappingProxyType({name: str(refusal) for name, refusal in refusals.items()})
+    if not runs:
+        raise _nobody(spec, op, backend, refusals, workspace_limit)
+    chosen = min(runs, key=lambda name: runs[name].seconds)
+    estimates = MappingProxyType({name: run.seconds for name, run in runs.items()})
+    return Plan(
+        spec=spec,
+        op=op,
+        backend=backend,
+        algorithm=chosen,
+        run=runs[chosen],
+        declined=declined,
+        estimates=estimates,
+    )
+
+
+def _nobody(
+    spec: Spec, op: Op, backend: str, refusals: Mapping[str, Unsupported], workspace_limit: int | None
+) -> Unsupported:
+    reasons = {name: str(refusal) for name, refusal in refusals.items()}
+    needs = [refusal.workspace for refusal in refusals.values() if refusal.workspace is not None]
+    text = "; ".join(f"{name}: {why}" for name, why in reasons.items())
+    if needs:
+        text = f"workspace_limit: got {workspace_limit}, expected at least {min(needs)} bytes ({text})"
+    message = f"backend {backend!r} cannot run {op} of '{spec}': {text}"
+    return Unsupported(message, reasons=reasons, workspace=min(needs, default=None))

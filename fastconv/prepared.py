@@ -1,0 +1,126 @@
+"""Convolutions whose weights are packed or transformed once and then used for any batch and image size."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from fastconv import api, arguments
+from fastconv.api import Call, by_rank, run
+from fastconv.arguments import Array, IntOrSizes, Options, Padding
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+
+class PreparedConv:
+    """A convolution with its weights fixed: call it with an input.
+
+    It holds its own copy of weight and bias, so changing the arrays it was made from changes nothing. It may
+    be called from several threads at once.
+    """
+
+    def __init__(
+        self, call_for: Callable[[Array, Array, Array | None], Call], weight: Array, bias: Array | None, options: Options
+    ) -> None:
+        self._call_for = call_for
+        self._weight = weight.copy()
+        self._bias = None if bias is None else bias.copy()
+        self._options = options
+        self._packs: dict[Any, Any] = {}
+
+    def __call__(self, input: Array, *, out: Array | None = None) -> Array:
+        """Convolve `input` as the function this was prepared from would."""
+        given: Options = {**self._options, "out": out}
+        return run(self._call_for(input, self._weight, self._bias), given, self._packs)
+
+    def __repr__(self) -> str:
+        return f"<PreparedConv weight {self._weight.shape} {self._weight.dtype.name}>"
+
+
+def prepare_conv(
+    rank: int,
+    weight: Array,
+    bias: Array | None = None,
+    stride: IntOrSizes = 1,
+    padding: Padding = 0,
+    dilation: IntOrSizes = 1,
+    groups: int = 1,
+    *,
+    padding_mode: str = "zeros",
+    **options: Unpack[Options],
+) -> PreparedConv:
+    """Prepare a {n}-D convolution: pack or transform the weights once, then call with any input.
+
+    Parameters
+    ----------
+    weight : array, shape (O, C / groups, {kernel})
+    bias : array, shape (O,), optional
+    stride, padding, dilation, groups, padding_mode
+        As in :func:`conv{n}d`.
+    **options
+        ``backend, algorithm, precision, workspace_limit``: see :class:`fastconv.Options`.
+
+    Returns
+    -------
+    PreparedConv
+        Called with an input, and optionally ``out=``, it returns what :func:`conv{n}d` would.
+
+    Raises
+    ------
+    ValueError, TypeError
+        As :func:`conv{n}d`.
+    """
+    arguments.same_kind(weight=weight, bias=bias)
+    api._check_weight(weight, rank)
+    api._check_bias(bias, weight.shape[0])
+    api._divided(groups, out_channels=weight.shape[0])
+
+    def call_for(x: Array, w: Array, b: Array | None) -> Call:
+        return api.conv_call(rank, x, w, b, stride, padding, dilation, groups, padding_mode)
+
+    return PreparedConv(call_for, weight, bias, arguments.options(options))
+
+
+def prepare_conv_transpose(
+    rank: int,
+    weight: Array,
+    bias: Array | None = None,
+    stride: IntOrSizes = 1,
+    padding: Padding = 0,
+    output_padding: IntOrSizes = 0,
+    groups: int = 1,
+    dilation: IntOrSizes = 1,
+    **options: Unpack[Options],
+) -> PreparedConv:
+    """Prepare a {n}-D transposed convolution; see :func:`prepare_conv{n}d` and :func:`conv_transpose{n}d`.
+
+    Parameters
+    ----------
+    weight : array, shape (C, O / groups, {kernel})
+    bias : array, shape (O,), optional
+    stride, padding, output_padding, groups, dilation
+        As in :func:`conv_transpose{n}d`.
+    **options
+        ``backend, algorithm, precision, workspace_limit``: see :class:`fastconv.Options`.
+
+    Returns
+    -------
+    PreparedConv
+
+    Raises
+    ------
+    ValueError, TypeError
+    """
+    arguments.same_kind(weight=weight, bias=bias)
+    api._check_weight(weight, rank)
+    api._check_bias(bias, weight.shape[1] * api._divided(groups, in_channels=weight.shape[0]))
+
+    def call_for(x: Array, w: Array, b: Array | None) -> Call:
+        return api.conv_transpose_call(rank, x, w, b, stride, padding, output_padding, groups, dilation)
+
+    return PreparedConv(call_for, weight, bias, arguments.options(options))
+
+
+prepare_conv1d, prepare_conv2d, prepare_conv3d = by_rank(prepare_conv)
+prepare_conv_transpose1d, prepare_conv_transpose2d, prepare_conv_transpose3d = by_rank(prepare_conv_transpose)
