@@ -18,6 +18,9 @@ __all__ = ["Plan", "plan"]
 # Plans are small (no arrays), but a service that sees ever new image sizes must not grow for ever.
 CACHED_PLANS = 1024
 
+# The normwise error precision="default" lets a transform add, relative to max|result|.
+MAX_ERROR = 6e-6
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
@@ -132,7 +135,9 @@ def plan(
     for planner in planners:
         if algorithm in ("auto", planner.__name__):
             try:
-                runs[planner.__name__] = planner(spec, precision, workspace_limit)
+                run = planner(spec, precision, workspace_limit)
+                _check_transform(run, spec, algorithm, precision)
+                runs[planner.__name__] = run
             except Unsupported as refusal:
                 refusals[planner.__name__] = refusal
     declined = MappingProxyType({name: str(refusal) for name, refusal in refusals.items()})
@@ -149,6 +154,16 @@ def plan(
         declined=declined,
         estimates=estimates,
     )
+
+
+def _check_transform(run: Run, spec: Spec, algorithm: str, precision: str) -> None:
+    """Transforms are for precision "default", and float64 takes them only when asked to by name."""
+    if run.error and precision == "highest":
+        raise Unsupported("it is a transform, and precision='highest' asks for the plain sum")
+    if run.error and spec.dtype == "float64" and algorithm == "auto":
+        raise Unsupported("it is a transform, which float64 takes only by name")
+    if run.error > MAX_ERROR and algorithm == "auto":
+        raise Unsupported(f"its error bound is {run.error:.1e}, needs {MAX_ERROR:.0e}")
 
 
 def _nobody(

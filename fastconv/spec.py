@@ -25,6 +25,7 @@ __all__ = [
     "Shape",
     "Spec",
     "parse",
+    "source",
 ]
 
 T = TypeVar("T")
@@ -109,6 +110,22 @@ def _window_count(
     before, after = pads
     count = (size + before + after - extent + (stride - 1) * ceil_mode) // stride + 1
     return count - (ceil_mode and (count - 1) * stride >= size + before)
+
+
+def source(i: int, size: int, mode: str) -> int | None:
+    """The input element that stands at position `i` of an axis padded in `mode`; None is a zero."""
+    if 0 <= i < size:
+        return i
+    match mode:
+        case "replicate":  # a a | a b c | c c
+            return min(max(i, 0), size - 1)
+        case "circular":  # b c | a b c | a b
+            return i % size
+        case "reflect":  # c b | a b c | b a
+            return -i if i < 0 else 2 * (size - 1) - i
+        case "symmetric":  # b a | a b c | c b
+            return -i - 1 if i < 0 else 2 * size - 1 - i
+    return None
 
 
 def _check_axes(spec: ConvSpec | PoolSpec, kernel_size: Sizes) -> None:

@@ -12,11 +12,13 @@ import importlib
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 from fastconv.spec import Op, Spec
 
 __all__ = ["BackendUnavailable", "Run", "Unsupported", "backends", "check", "default_for", "get", "reason"]
+
+T = TypeVar("T", bound=Callable[..., Any])
 
 PRECISIONS = ("default", "highest", "tf32")
 
@@ -77,6 +79,16 @@ class Run:
     finite_only: bool = False
     pack: Callable[[Any], Any] | None = None
     packing: Hashable = None
+
+
+def algorithm(name: str) -> Callable[[T], T]:
+    """Name a planner where the function cannot bear the algorithm's name itself."""
+
+    def rename(planner: T) -> T:
+        planner.__name__ = name
+        return planner
+
+    return rename
 
 
 class Planner(Protocol):

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from fastconv.backends import Planner, Run
-from fastconv.spec import DTYPES, ConvSpec, Op, PoolSpec, Spec
+from fastconv.spec import DTYPES, ConvSpec, Op, PoolSpec, Spec, source
 
 Position = tuple[int, ...]
 Array = Any
@@ -48,46 +48,33 @@ def store(values: Array, out: Array) -> None:
         out[...] = (values & (2**64 - 1)).astype("uint64").astype(out.dtype)
 
 
-def source(i: int, size: int, mode: str) -> int | None:
-    """The input element that stands at position `i` of the padded input; None is a zero."""
-    if 0 <= i < size:
-        return i
-    match mode:
-        case "replicate":
-            return min(max(i, 0), size - 1)
-        case "circular":
-            return i % size
-        case "reflect":  # c b | a b c | b a
-            return -i if i < 0 else 2 * (size - 1) - i
-        case "symmetric":  # b a | a b c | c b
-            return -i - 1 if i < 0 else 2 * size - 1 - i
-    return None
-
-
-def meetings(spec: ConvSpec) -> Iterator[tuple[Position, Position, Position]]:
-    """Every (output position, kernel position, input position) that meet."""
+def meetings(spec: ConvSpec) -> Iterator[tuple[Position, Position, Position | None]]:
+    """Every output position, kernel position, and the input position that meets them (None: a padded zero)."""
     for q in positions(spec.out_size):
         for k in positions(spec.kernel_size):
             i = tuple(
                 source(q[a] * spec.stride[a] + k[a] * spec.dilation[a] - spec.padding[a][0], size, spec.padding_mode)
                 for a, size in enumerate(spec.in_size)
             )
-            if None not in i:
-                yield q, k, i  # type: ignore[misc]
+            yield q, k, None if None in i else i  # type: ignore[arg-type]
 
 
 def convolve(spec: ConvSpec, x: Array, w: Array, y: Array, solve_for: str) -> None:
-    """Fill one of x, w, y (arrays of Python numbers) from the other two."""
+    """Fill one of x, w, y (arrays of Python numbers) from the other two.
+
+    Padded zeros take part: ``conv(x, padding=p)`` is ``conv(pad(x, p))`` even where ``0 * inf`` is NaN.
+    """
     c_group, o_group = spec.in_channels // spec.groups, spec.out_channels // spec.groups
     for q, k, i in meetings(spec):
         for n, o, c in positions((spec.batch, spec.out_channels, c_group)):
-            at_y, at_w, at_x = (n, o, *q), (o, c, *k), (n, o // o_group * c_group + c, *i)
+            at_y, at_w = (n, o, *q), (o, c, *k)
+            at_x = (n, o // o_group * c_group + c, *i) if i else None
             if solve_for == "y":
-                y[at_y] += w[at_w] * x[at_x]
-            elif solve_for == "x":
+                y[at_y] += w[at_w] * (x[at_x] if at_x else 0)
+            elif solve_for == "w":
+                w[at_w] += (x[at_x] if at_x else 0) * y[at_y]
+            elif at_x:
                 x[at_x] += w[at_w] * y[at_y]
-            else:
-                w[at_w] += x[at_x] * y[at_y]
 
 
 def zeros(shape: tuple[int, ...], like: Array) -> Array:
@@ -121,14 +108,16 @@ def unfold(spec: ConvSpec, x: Array, columns: Array) -> None:
     columns[...] = 0
     view = columns.reshape(spec.batch, spec.in_channels, *spec.kernel_size, *spec.out_size)
     for q, k, i in meetings(spec):
-        view[(slice(None), slice(None), *k, *q)] = x[(slice(None), slice(None), *i)]
+        if i:
+            view[(slice(None), slice(None), *k, *q)] = x[(slice(None), slice(None), *i)]
 
 
 def fold(spec: ConvSpec, columns: Array, x: Array) -> None:
     total = zeros(x.shape, columns)
     view = numbers(columns).reshape(spec.batch, spec.in_channels, *spec.kernel_size, *spec.out_size)
     for q, k, i in meetings(spec):
-        total[(slice(None), slice(None), *i)] += view[(slice(None), slice(None), *k, *q)]
+        if i:
+            total[(slice(None), slice(None), *i)] += view[(slice(None), slice(None), *k, *q)]
     store(total, x)
 
 

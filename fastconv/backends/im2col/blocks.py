@@ -1,0 +1,154 @@
+"""Cutting a convolution into blocks of images and output positions, and the input each block reads.
+
+``slab`` is that part of the padded input, ``windows`` its view as one window per output position (the
+column matrix, before it is copied), and ``add_slab`` the adjoint: it adds a slab's values back to where the
+input elements came from. Every array a block needs is made when the block is reached and freed after it,
+so a plan's peak is what one block costs.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from fastconv.backends import Unsupported
+from fastconv.spec import ConvSpec, Sizes, source
+
+Array = Any
+Window = tuple[slice, ...]
+
+
+class Block(NamedTuple):
+    """How many images, and how many output positions along each axis, are taken at a time."""
+
+    images: int
+    sizes: Sizes
+
+    @property
+    def positions(self) -> int:
+        return self.images * math.prod(self.sizes)
+
+    def halves(self) -> Iterator[Block]:
+        """This block, then ever smaller ones: fewer images first, then fewer rows, columns last."""
+        images, sizes = self
+        yield self
+        while images > 1:
+            images = -(-images // 2)
+            yield Block(images, sizes)
+        for axis in range(len(sizes)):
+            while sizes[axis] > 1:
+                sizes = (*sizes[:axis], -(-sizes[axis] // 2), *sizes[axis + 1 :])
+                yield Block(images, sizes)
+
+
+def choose(spec: ConvSpec, cost: Callable[[Block], int], target: int, limit: int | None) -> Block:
+    """The largest block whose scratch stays under `target` bytes, and in any case under `limit`.
+
+    Raises
+    ------
+    Unsupported
+        If one position alone costs more than `limit`.
+    """
+    whole = Block(max(spec.batch, 1), spec.out_size)
+    budget = target if limit is None else min(target, limit)
+    for block in whole.halves():
+        if cost(block) <= budget:
+            break
+    need = cost(block)
+    if limit is not None and need > limit:
+        raise Unsupported(f"needs {need} bytes of scratch for one output position", workspace=need)
+    # Even shares: 100 rows in blocks of at most 64 are two of 50.
+    even = tuple(-(-n // -(-n // size)) for n, size in zip(spec.out_size, block.sizes, strict=True))
+    return Block(block.images, even)
+
+
+def images(spec: ConvSpec, block: Block) -> Iterator[slice]:
+    """The batch in blocks."""
+    for start in range(0, spec.batch, block.images):
+        yield slice(start, min(start + block.images, spec.batch))
+
+
+def output_windows(spec: ConvSpec, block: Block) -> Iterator[Window]:
+    """The output positions in blocks."""
+    axes = [
+        [slice(start, min(start + size, n)) for start in range(0, n, size)]
+        for n, size in zip(spec.out_size, block.sizes, strict=True)
+    ]
+    return itertools.product(*axes)
+
+
+def _region(spec: ConvSpec, window: Window) -> list[tuple[int, int]]:
+    """The positions [low, high) of the padded input that a block of output positions reads."""
+    return [
+        (o.start * s - before, (o.stop - 1) * s - before + extent)
+        for o, s, (before, _), extent in zip(window, spec.stride, spec.padding, spec.kernel_extent, strict=True)
+    ]
+
+
+def _segments(low: int, high: int, size: int, mode: str) -> list[tuple[slice, slice]]:
+    """Which part of a slab's axis comes from which part of the input's: (slab, input) pairs."""
+    inside = (max(low, 0), min(high, size))
+    pairs = [(slice(inside[0] - low, inside[1] - low), slice(*inside))] if inside[0] < inside[1] else []
+    if mode != "zeros":
+        for i in itertools.chain(range(low, min(0, high)), range(max(size, low), high)):
+            at = source(i, size, mode)
+            assert at is not None
+            pairs.append((slice(i - low, i - low + 1), slice(at, at + 1)))
+    return pairs
+
+
+def _parts(spec: ConvSpec, window: Window) -> Iterator[tuple[Any, Any]]:
+    """Index pairs (into a slab, into the input) that together cover a block's real elements."""
+    axes = [
+        _segments(low, high, size, spec.padding_mode)
+        for (low, high), size in zip(_region(spec, window), spec.in_size, strict=True)
+    ]
+    for pairs in itertools.product(*axes):
+        yield (..., *(pair[0] for pair in pairs)), (..., *(pair[1] for pair in pairs))
+
+
+def inside(spec: ConvSpec, window: Window) -> tuple[slice, ...] | None:
+    """The region a block reads as an index into the input, or None if it reaches into the padding."""
+    region = _region(spec, window)
+    if all(low >= 0 and high <= size for (low, high), size in zip(region, spec.in_size, strict=True)):
+        return tuple(slice(low, high) for low, high in region)
+    return None
+
+
+def slab_size(spec: ConvSpec, block: Block) -> int:
+    """Elements of a padded block's slab; 0 if no block reaches into the padding."""
+    if all(before <= 0 and after <= 0 for before, after in spec.padding):
+        return 0
+    lengths = [(o - 1) * s + extent for o, s, extent in zip(block.sizes, spec.stride, spec.kernel_extent, strict=True)]
+    return block.images * spec.in_channels * math.prod(lengths)
+
+
+def slab(spec: ConvSpec, x: Array, window: Window) -> Array:
+    """The padded input a block reads, (images, C, *lengths): a view where no padding is involved."""
+    if (index := inside(spec, window)) is not None:
+        return x[(..., *index)]
+    lengths = [high - low for low, high in _region(spec, window)]
+    values = np.zeros((*x.shape[:2], *lengths), x.dtype)
+    for to, at in _parts(spec, window):
+        values[to] = x[at]
+    return values
+
+
+def add_slab(spec: ConvSpec, values: Array, window: Window, x: Array) -> None:
+    """Add a slab's values to the input elements they stand for; those of zero padding vanish."""
+    for to, at in _parts(spec, window):
+        x[at] += values[to]
+
+
+def windows(spec: ConvSpec, values: Array, window: Window) -> Array:
+    """A slab seen as (images, C, *kernel, *block): element [n, c, *k, *q] is what tap k of window q reads."""
+    n, c, *strides = values.strides
+    taps = [d * step for d, step in zip(spec.dilation, strides, strict=True)]
+    steps = [s * step for s, step in zip(spec.stride, strides, strict=True)]
+    block = [o.stop - o.start for o in window]
+    shape = (*values.shape[:2], *spec.kernel_size, *block)
+    return np.lib.stride_tricks.as_strided(values, shape, (n, c, *taps, *steps))

@@ -1,0 +1,118 @@
+"""Convolution by the convolution theorem, for large kernels (Mathieu et al., 2013).
+
+A block of the padded input and the flipped kernel are multiplied as spectra; the cost does not depend on the
+kernel's size. Strides take every s-th output, dilation spreads the kernel.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+
+from fastconv.backends import Run, Unsupported
+from fastconv.backends.im2col import blocks
+from fastconv.backends.im2col.blocks import Block
+from fastconv.backends.im2col.gemm import COPY_BYTES, Gemm, pack
+from fastconv.settings import get_num_threads
+from fastconv.spec import DTYPES, ConvSpec
+
+Array = Any
+
+# Scratch without a limit: a whole photograph's spectra, not a whole batch's.
+TARGET_BYTES = 64 << 20
+
+# The reference machine, for estimates only: scipy.fft's float32 rate by the usual count 2.5 N log2 N, one core.
+FFT_FLOPS = 4e9
+
+
+def fft(spec: ConvSpec, precision: str, workspace_limit: int | None) -> Run:
+    """Multiply spectra, block by block (overlap-save)."""
+    if DTYPES[spec.dtype].kind != "f":
+        raise Unsupported(f"{spec.dtype} must come out exactly, needs a float type")
+    s = Gemm(spec)
+    pair = 2 * s.itemsize
+
+    def lengths(block: Block) -> tuple[int, ...]:
+        from scipy.fft import next_fast_len
+
+        return tuple(
+            next_fast_len((o - 1) * step + extent, real=True)
+            for o, step, extent in zip(block.sizes, spec.stride, spec.kernel_extent, strict=True)
+        )
+
+    def spectrum(block: Block) -> int:
+        *outer, last = lengths(block)
+        return math.prod(outer) * (last // 2 + 1)
+
+    def cost(block: Block) -> int:
+        # One image, one group, one output channel at a time. Largest at once: input and kernel spectra, their
+        # product, and the inverse transform's own copy of it beside the real result.
+        frequencies, points = spectrum(block), math.prod(lengths(block))
+        spectra = 2 * s.c * frequencies * pair
+        forward = s.c * points * s.itemsize
+        inverse = 2 * frequencies * pair + points * s.itemsize
+        packed = 0 if s.same_in else math.prod(spec.weight_shape) * s.itemsize
+        return spectra + max(forward, inverse) + blocks.slab_size(spec, Block(1, block.sizes)) * s.stored + packed
+
+    block = blocks.choose(spec, lambda b: cost(Block(1, b.sizes)), TARGET_BYTES, workspace_limit)
+    block = Block(1, block.sizes)
+    shape = lengths(block)
+    axes = tuple(range(1, 1 + spec.rank))
+    crop = tuple(
+        slice(0, (o - 1) * step + 1, step) for o, step in zip(block.sizes, spec.stride, strict=True)
+    )
+
+    def call(x: Array, weight: Array, bias: Array | None, y: Array) -> None:
+        from scipy import fft as scipy_fft
+
+        workers = get_num_threads()
+        offset = None if bias is None else bias.astype(s.dtype)
+        kernels = weight.reshape(s.g, s.o, s.c, *spec.kernel_size)
+        taps = tuple(slice(0, extent, d) for extent, d in zip(spec.kernel_extent, spec.dilation, strict=True))
+
+        def spread(values: Array, index: tuple[Any, ...]) -> Array:
+            padded = np.zeros((s.c, *shape), s.dtype)
+            padded[(slice(None), *index)] = values
+            return scipy_fft.rfftn(padded, axes=axes, workers=workers, overwrite_x=True)
+
+        def transform(values: Array) -> Array:
+            return spread(values, tuple(slice(0, n) for n in values.shape[1:]))
+
+        for group in range(s.g):
+            inputs = slice(group * s.c, (group + 1) * s.c)
+            for n in range(spec.batch):
+                for window in blocks.output_windows(spec, block):
+                    slab = blocks.slab(spec, x[n : n + 1, inputs], window)[0]
+                    spectra = transform(slab)
+                    for o in range(s.o):
+                        # Correlation: the conjugate turns the kernel around.
+                        kernel = np.conjugate(spread(kernels[group, o], taps))
+                        product = np.einsum("c...,c...->...", spectra, kernel)
+                        del kernel
+                        full = scipy_fft.irfftn(product, s=shape, workers=workers, overwrite_x=True)
+                        part = y[(n, group * s.o + o, *window)]
+                        result = full[crop][tuple(slice(0, size) for size in part.shape)]
+                        if offset is not None:
+                            result += offset[group * s.o + o]
+                        np.copyto(part, result, casting="unsafe")
+                        del product, full, result
+                    del spectra, slab
+
+    points = math.prod(shape)
+    count = spec.batch * math.prod(-(-n // size) for n, size in zip(spec.out_size, block.sizes, strict=True))
+    transforms = count * (spec.in_channels + spec.out_channels * (s.c + 1))
+    arithmetic = 2.5 * points * math.log2(max(points, 2)) * transforms / FFT_FLOPS
+    traffic = count * spec.out_channels * s.c * spectrum(block) * pair * 3 / COPY_BYTES
+    return Run(
+        call=call,
+        seconds=arithmetic + traffic + count * spec.out_channels * 1e-4,
+        workspace=cost(block),
+        note=f"spectra of {'x'.join(map(str, shape))}",
+        # Roundoff grows with the number of butterfly stages (Schatzman, 1996).
+        error=math.log2(max(points, 2)) * (2.0**-24 if s.dtype == "float32" else 2.0**-53),
+        finite_only=True,
+        pack=lambda weight: pack(s, weight),
+        packing="matrix",
+    )

@@ -1,0 +1,375 @@
+"""Pooling with NumPy: one pass over the planes per kernel tap, or one reduction per output cell.
+
+``taps`` walks the kernel: tap k of every window is a strided slice of the input, and a running maximum or
+sum meets them all, so nothing is unfolded. ``cells`` walks the output: each window is reduced at once, which
+is the only way for bins of unequal size (adaptive pools) and the better one for few, large windows.
+Both work on as many planes at a time as fit a core's cache.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from fastconv.backends import Run, Unsupported, algorithm
+from fastconv.spec import DTYPES, Op, PoolSpec
+
+Array = Any
+Index = tuple[Any, ...]
+
+# Planes of one pass: input, output and masks together stay in a 1 MB L2.
+TARGET_BYTES = 512 << 10
+
+# The reference machine, for estimates only: one NumPy call, and elements combined per second.
+CALL_SECONDS = 3e-6
+ELEMENTS = 1e9
+
+
+def _accumulator(spec: PoolSpec) -> str:
+    """The type an average or a power sum is formed in; integers are added exactly and divided once."""
+    row = DTYPES[spec.dtype]
+    if row.kind == "f":
+        return row.accumulate
+    return "float64" if spec.mode == "lp" else "uint64" if row.kind == "u" else "int64"
+
+
+class Planes:
+    """How many of the ``batch * channels`` planes are taken at a time, and what that costs."""
+
+    def __init__(self, spec: PoolSpec, per_plane: int, workspace_limit: int | None) -> None:
+        self.count = spec.batch * spec.channels
+        traffic = sum(shape.nbytes for shape in spec.shapes(Op.POOL)) // max(self.count, 1) + per_plane
+        if workspace_limit is not None and per_plane > workspace_limit:
+            raise Unsupported(f"needs {per_plane} bytes of scratch for one plane", workspace=per_plane)
+        step = max(TARGET_BYTES // max(traffic, 1), 1)
+        if workspace_limit is not None and per_plane:
+            step = min(step, workspace_limit // per_plane)
+        self.step = max(min(step, self.count), 1)
+        self.workspace = self.step * per_plane
+
+    def __iter__(self) -> Iterator[slice]:
+        return (slice(start, start + self.step) for start in range(0, self.count, self.step))
+
+
+def _flat(spec: PoolSpec, array: Array, sizes: tuple[int, ...]) -> Array:
+    """(N, C, *sizes) as (planes, *sizes); a copy where the layout leaves no other way."""
+    return array.reshape(spec.batch * spec.channels, *sizes)
+
+
+# ---------------------------------------------------------------------------- which elements meet which
+
+
+def _taps(spec: PoolSpec) -> Iterator[tuple[Index, Index]]:
+    """For every kernel tap: the windows whose tap lies inside the input, and the elements it reads."""
+    axes = []
+    for size, out, k, s, d, (before, _) in zip(
+        spec.in_size, spec.out_size, spec.kernel_size, spec.stride, spec.dilation, spec.padding, strict=True
+    ):
+        pairs = []
+        for tap in range(k):
+            offset = tap * d - before  # output q reads input q * s + offset
+            first = max(-(-(-offset) // s), 0) if offset < 0 else 0
+            last = min((size - 1 - offset) // s, out - 1)
+            if first <= last:
+                start = first * s + offset
+                pairs.append((slice(first, last + 1), slice(start, last * s + offset + 1, s)))
+        axes.append(pairs)
+    for pairs in itertools.product(*axes):
+        yield (..., *(pair[0] for pair in pairs)), (..., *(pair[1] for pair in pairs))
+
+
+def _cells(spec: PoolSpec) -> Iterator[tuple[tuple[int, ...], Index]]:
+    """For every output cell: its position, and its window as an index."""
+    axes = [
+        [slice(w.start, w.stop, w.step) for w in spec.windows(axis)] for axis in range(spec.rank)
+    ]
+    for q in itertools.product(*map(range, spec.out_size)):
+        yield q, (..., *(axes[a][i] for a, i in enumerate(q)))
+
+
+@functools.cache
+def _positions(sizes: tuple[int, ...]) -> Array:
+    """Flat position of every element of a plane."""
+    positions = np.arange(math.prod(sizes)).reshape(sizes)
+    positions.flags.writeable = False
+    return positions
+
+
+def _divisors(spec: PoolSpec, dtype: str) -> Array:
+    """What each window's sum is divided by, shaped like a plane of outputs."""
+    if spec.divisor_override:
+        return np.asarray(spec.divisor_override, dtype)
+    axes = [np.asarray(spec.divisors(axis), dtype) for axis in range(spec.rank)]
+    return functools.reduce(np.multiply.outer, axes)
+
+
+def _lp_scale(spec: PoolSpec, dtype: str) -> Array:
+    """What torch multiplies a sum by where ceil mode cut the window short: kernel size over elements left."""
+    axes = [
+        np.asarray([k / len(w) for w in spec.windows(axis)], dtype)
+        for axis, k in enumerate(spec.kernel_size)
+    ]
+    return functools.reduce(np.multiply.outer, axes)
+
+
+# ---------------------------------------------------------------------------- forward
+
+
+def _lowest(dtype: np.dtype[Any]) -> Any:
+    return np.iinfo(dtype).min if dtype.kind in "iu" else -np.inf
+
+
+def _max_taps(spec: PoolSpec, x: Array, y: Array, indices: Array | None) -> None:
+    y[...] = _lowest(y.dtype)
+    if indices is None:
+        for to, at in _taps(spec):
+            np.maximum(y[to], x[at], out=y[to])
+        return
+    positions = _positions(spec.in_size)
+    first = np.ix_(*([w.start for w in spec.windows(axis)] for axis in range(spec.rank)))
+    indices[...] = positions[first]  # a window of -inf keeps its first element
+    for to, at in _taps(spec):
+        better = x[at] > y[to]
+        better |= x[at] != x[at]  # a NaN beats everything, the last NaN wins
+        np.copyto(y[to], x[at], where=better)
+        np.copyto(indices[to], positions[at], where=better)
+        del better
+
+
+def _max_cells(spec: PoolSpec, x: Array, y: Array, indices: Array | None) -> None:
+    positions = _positions(spec.in_size)
+    for q, at in _cells(spec):
+        window = x[at].reshape(len(x), -1)
+        if indices is None:
+            y[(slice(None), *q)] = window.max(axis=1)
+            continue
+        best = window.argmax(axis=1)  # the first maximum, or the first NaN where there is one
+        values = window[np.arange(len(x)), best]
+        for row in np.flatnonzero(values != values):
+            best[row] = np.flatnonzero(window[row] != window[row])[-1]
+        y[(slice(None), *q)] = values
+        indices[(slice(None), *q)] = positions[at].reshape(-1)[best]
+
+
+def _sum_taps(spec: PoolSpec, x: Array, total: Array, scratch_dtype: str) -> None:
+    total[...] = 0
+    for to, at in _taps(spec):
+        total[to] += _power(spec, x[at], scratch_dtype)
+
+
+def _sum_cells(spec: PoolSpec, x: Array, total: Array, scratch_dtype: str) -> None:
+    for q, at in _cells(spec):
+        part = _power(spec, x[at], scratch_dtype)
+        total[(slice(None), *q)] = part.sum(axis=tuple(range(1, part.ndim)), dtype=total.dtype)
+
+
+def _power(spec: PoolSpec, values: Array, dtype: str) -> Array:
+    """|x|**p of an Lp pool's elements, the elements themselves of an average's."""
+    if spec.mode == "avg":
+        return values
+    magnitudes = np.abs(values.astype(dtype))
+    return np.square(magnitudes, out=magnitudes) if spec.norm_type == 2 else magnitudes**spec.norm_type
+
+
+def _finish(spec: PoolSpec, total: Array, y: Array) -> None:
+    """From sums to averages or norms, rounded once into `y`."""
+    wide = DTYPES[spec.out_dtype].accumulate
+    if spec.mode == "avg":
+        divided = np.true_divide(total, _divisors(spec, wide), out=y if y.dtype.name == wide else None, dtype=wide)
+    else:
+        total *= _lp_scale(spec, total.dtype.name)
+        divided = np.sqrt(total, out=total) if spec.norm_type == 2 else total ** (1 / spec.norm_type)
+    if divided is not y:
+        np.copyto(y, divided, casting="unsafe")
+
+
+def _forward(spec: PoolSpec, by: str, workspace_limit: int | None) -> Run:
+    area = math.prod(spec.out_size)
+    accumulator = _accumulator(spec)
+    wide = DTYPES[accumulator].itemsize
+    biggest = math.prod(max(map(len, spec.windows(axis))) for axis in range(spec.rank))
+    in_place = spec.mode == "avg" and spec.out_dtype == accumulator
+    if spec.mode == "max":
+        per_plane = area * (2 if spec.indices else 0)  # two masks of a byte
+        if by == "cells":
+            # A window is gathered to be reduced; argmax adds an index and a value.
+            per_plane = (biggest * DTYPES[spec.dtype].itemsize) + (24 if spec.indices else 8)
+    elif by == "taps":
+        per_plane = area * ((0 if in_place else 2 * wide) + (2 * wide if spec.mode == "lp" else 0))
+    else:
+        per_plane = (0 if in_place else 2 * area * wide) + (2 * biggest * wide if spec.mode == "lp" else 0) + 8
+    planes = Planes(spec, per_plane, workspace_limit)
+
+    def call(x: Array, y: Array, indices: Array | None = None) -> None:
+        if not spec.batch:
+            return
+        source, target = _flat(spec, x, spec.in_size), _flat(spec, y, spec.out_size)
+        places = None if indices is None else _flat(spec, indices, spec.out_size)
+        for some in planes:
+            if spec.mode == "max":
+                reduce = _max_taps if by == "taps" else _max_cells
+                reduce(spec, source[some], target[some], None if places is None else places[some])
+            else:
+                total = target[some] if in_place else np.empty(target[some].shape, accumulator)
+                add = _sum_taps if by == "taps" else _sum_cells
+                add(spec, source[some], total, accumulator)
+                _finish(spec, total, target[some])
+
+    return Run(call=call, seconds=_seconds(spec, by, planes), workspace=planes.workspace, note=_note(planes))
+
+
+def _seconds(spec: PoolSpec, by: str, planes: Planes) -> float:
+    steps = math.prod(spec.kernel_size) if by == "taps" else 2 * math.prod(spec.out_size)
+    passes = -(-planes.count // planes.step)
+    return spec.flops() / ELEMENTS + passes * steps * CALL_SECONDS * (2 if spec.indices else 1)
+
+
+def _note(planes: Planes) -> str:
+    return f"{planes.step} of {planes.count} planes at a time"
+
+
+# ---------------------------------------------------------------------------- backward
+
+
+def _max_back(spec: PoolSpec, dy: Array, x: Array, total: Array, by: str) -> None:
+    values = np.empty(dy.shape, x.dtype)
+    indices = np.empty(dy.shape, np.int64)
+    (_max_taps if by == "taps" else _max_cells)(spec, x, values, indices)
+    del values
+    _scatter_add(dy, indices, total)
+
+
+def _scatter_add(dy: Array, indices: Array, total: Array) -> None:
+    """Add each gradient where its maximum stood, in the order of the windows."""
+    flat = total.reshape(len(total), -1)
+    offsets = np.arange(len(total))[:, None] * flat.shape[1]
+    np.add.at(flat.reshape(-1), (indices.reshape(len(total), -1) + offsets).reshape(-1), dy.reshape(-1))
+
+
+def _spread(spec: PoolSpec, share: Array, x: Array | None, total: Array, by: str) -> None:
+    """Add each window's share to every element of it; an Lp pool weighs it by the element."""
+    pairs: Iterator[tuple[Index, Index]] = (
+        _taps(spec) if by == "taps" else (((slice(None), *q, *(None,) * spec.rank), at) for q, at in _cells(spec))
+    )
+    for to, at in pairs:
+        if x is None:
+            total[at] += share[to]
+        else:
+            values = x[at].astype(total.dtype)
+            slope = np.abs(values) ** (spec.norm_type - 1)
+            np.copysign(slope, values, out=slope)
+            slope[values == 0] = 0
+            total[at] += slope * share[to]
+
+
+def _backward(spec: PoolSpec, by: str, workspace_limit: int | None) -> Run:
+    area, plane = math.prod(spec.out_size), math.prod(spec.in_size)
+    accumulator = DTYPES[spec.out_dtype].accumulate
+    wide = DTYPES[accumulator].itemsize
+    in_place = spec.out_dtype == accumulator
+    per_plane = 0 if in_place else plane * wide
+    if spec.mode == "max":
+        # Indices, the same made flat, and forward values or masks; add.at casts in small pieces.
+        per_plane += area * 16 if spec.indices else area * (16 + max(DTYPES[spec.dtype].itemsize + 2, wide))
+        per_plane += 0 if in_place else area * wide
+    elif spec.mode == "avg":
+        per_plane += area * wide * (1 if in_place else 2)
+    else:
+        biggest = area if by == "taps" else math.prod(max(map(len, spec.windows(a))) for a in range(spec.rank))
+        per_plane += area * wide * 4 + biggest * (4 * wide + 1)
+    planes = Planes(spec, per_plane, workspace_limit)
+
+    def call(dy: Array, x: Array, dx: Array) -> None:
+        if not spec.batch:
+            return
+        grads, target = _flat(spec, dy, spec.out_size), _flat(spec, dx, spec.in_size)
+        second = _flat(spec, x, spec.out_size if spec.indices else spec.in_size)
+        for some in planes:
+            total = target[some] if in_place else np.empty(target[some].shape, accumulator)
+            total[...] = 0
+            grad = grads[some].astype(accumulator, copy=False)
+            if spec.mode == "max" and spec.indices:
+                _scatter_add(grad, second[some], total)
+            elif spec.mode == "max":
+                _max_back(spec, grad, second[some], total, by)
+            elif spec.mode == "avg":
+                _spread(spec, grad / _divisors(spec, accumulator), None, total, by)
+            else:
+                _spread(spec, grad * _lp_share(spec, second[some], accumulator, by), second[some], total, by)
+            if not in_place:
+                np.copyto(target[some], total, casting="unsafe")
+
+    seconds = 2 * _seconds(spec, by, planes)
+    return Run(call=call, seconds=seconds, workspace=planes.workspace, note=_note(planes))
+
+
+def _lp_share(spec: PoolSpec, x: Array, dtype: str, by: str) -> Array:
+    """``scale * y**(1 - p)`` of every window, 0 where the window is all zeros."""
+    y = np.empty((len(x), *spec.out_size), dtype)
+    (_sum_taps if by == "taps" else _sum_cells)(spec, x, y, dtype)
+    scale = _lp_scale(spec, dtype)
+    y *= scale
+    share = np.where(y == 0, 0, scale * y ** ((1 - spec.norm_type) / spec.norm_type))
+    return share.astype(dtype, copy=False)
+
+
+# ---------------------------------------------------------------------------- planners
+
+
+def _needs_kernel(spec: PoolSpec) -> None:
+    if not spec.kernel_size:
+        raise Unsupported("adaptive bins differ in size, needs a kernel")
+
+
+def taps(spec: PoolSpec, precision: str, workspace_limit: int | None) -> Run:
+    """Forward, one pass per kernel tap."""
+    _needs_kernel(spec)
+    return _forward(spec, "taps", workspace_limit)
+
+
+def cells(spec: PoolSpec, precision: str, workspace_limit: int | None) -> Run:
+    """Forward, one reduction per output cell."""
+    return _forward(spec, "cells", workspace_limit)
+
+
+@algorithm("taps")
+def taps_back(spec: PoolSpec, precision: str, workspace_limit: int | None) -> Run:
+    """Backward, one pass per kernel tap."""
+    _needs_kernel(spec)
+    return _backward(spec, "taps", workspace_limit)
+
+
+@algorithm("cells")
+def cells_back(spec: PoolSpec, precision: str, workspace_limit: int | None) -> Run:
+    """Backward, one step per output cell."""
+    return _backward(spec, "cells", workspace_limit)
+
+
+def scatter(spec: PoolSpec, precision: str, workspace_limit: int | None) -> Run:
+    """Unpool: write each number where its index points, zeros elsewhere."""
+
+    def call(y: Array, indices: Array, x: Array) -> None:
+        planes = spec.batch * spec.channels
+        x[...] = 0
+        if planes:
+            to = x.reshape(planes, -1)
+            np.put_along_axis(to, indices.reshape(planes, -1), y.reshape(planes, -1), axis=1)
+
+    return Run(call=call, seconds=spec.nbytes(Op.UNPOOL) / ELEMENTS)
+
+
+def gather(spec: PoolSpec, precision: str, workspace_limit: int | None) -> Run:
+    """Unpool's gradient: read where each index points."""
+
+    def call(dx: Array, indices: Array, dy: Array) -> None:
+        planes = spec.batch * spec.channels
+        if planes:
+            values = np.take_along_axis(dx.reshape(planes, -1), indices.reshape(planes, -1), axis=1)
+            dy[...] = values.reshape(dy.shape)
+
+    return Run(call=call, seconds=spec.nbytes(Op.UNPOOL) / ELEMENTS)
