@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextvars import ContextVar
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Concatenate, NamedTuple, ParamSpec, TypeVar
 
 import numpy as np
 
-from fastconv import arguments, spec as specs
+from fastconv import arguments
+from fastconv import spec as specs
 from fastconv.arguments import Array, IntOrSizes, Options, Padding
 from fastconv.plan import Plan, plan
 from fastconv.spec import DTYPES, ConvSpec, Op, PoolSpec, Shape, Spec
@@ -50,7 +50,9 @@ def by_rank(
         )
         del bound.__dict__["__wrapped__"]
         bound.__name__ = bound.__qualname__ = _name(function.__name__, rank)
-        bound.__doc__ = functools.reduce(lambda text, word: text.replace(*word), words.items(), function.__doc__ or "")
+        bound.__doc__ = functools.reduce(
+            lambda text, word: text.replace(*word), words.items(), function.__doc__ or ""
+        )
         bound.__annotations__ = {k: v for k, v in function.__annotations__.items() if k != "rank"}
         return bound
 
@@ -162,7 +164,9 @@ def _check_outs(out: Any, results: Sequence[Shape], kind: str, batched: bool) ->
 def _target(out: Array, operands: Sequence[Array]) -> Array | None:
     """`out` itself if a kernel may write it directly: C order, native, and apart from what is read."""
     if isinstance(out, np.ndarray):
-        direct = out.flags.c_contiguous and out.flags.aligned and out.dtype.isnative and type(out) is np.ndarray
+        direct = (
+            out.flags.c_contiguous and out.flags.aligned and out.dtype.isnative and type(out) is np.ndarray
+        )
         return out if direct and not any(np.may_share_memory(out, array) for array in operands) else None
     return out if out.flags.c_contiguous else None
 
@@ -212,7 +216,10 @@ def _conv_dtypes(bias: Array | None, **arrays: Array) -> tuple[str, str]:
 def _check_int32(spec: ConvSpec, op: Op, first: Array, second: Array) -> None:
     """Refuse sums of 8-bit products that could pass 2**31 - 1: nothing is ever wrapped silently."""
     if spec.out_dtype == "int32":
-        largest = [max(abs(int(np.iinfo(array.dtype).min)), int(np.iinfo(array.dtype).max)) for array in (first, second)]
+        largest = [
+            max(abs(int(np.iinfo(array.dtype).min)), int(np.iinfo(array.dtype).max))
+            for array in (first, second)
+        ]
         bound = largest[0] * largest[1] * spec.dot_length(op)
         if bound > 2**31 - 1:
             raise ValueError(
@@ -223,7 +230,9 @@ def _check_int32(spec: ConvSpec, op: Op, first: Array, second: Array) -> None:
 
 def _check_bias(bias: Array | None, channels: int) -> None:
     if bias is not None and tuple(bias.shape) != (channels,):
-        raise ValueError(f"bias: got shape {tuple(bias.shape)}, expected ({channels},), one number per channel")
+        raise ValueError(
+            f"bias: got shape {tuple(bias.shape)}, expected ({channels},), one number per channel"
+        )
 
 
 def _divided(groups: object, **channels: int) -> int:
@@ -414,7 +423,9 @@ def transposed_spec(
     if min(size) < 1:
         raise ValueError(f"input: got spatial size {tuple(size)}, expected every entry to be at least 1")
     if min(out_size) < 1:
-        raise ValueError(f"padding: got {padding!r}, which leaves an output of size {out_size}, expected at least 1")
+        raise ValueError(
+            f"padding: got {padding!r}, which leaves an output of size {out_size}, expected at least 1"
+        )
     return ConvSpec(
         batch=batch,
         in_channels=per_group * number,
@@ -476,15 +487,20 @@ def conv_transpose(
 # ---------------------------------------------------------------------------- im2col and col2im
 
 
-def unfold_call(
-    input: Array, kernel_size: object, dilation: object, padding: object, stride: object
-) -> Call:
+def unfold_call(input: Array, kernel_size: object, dilation: object, padding: object, stride: object) -> Call:
     """Columns of sliding windows, checked; the rank is the length of `kernel_size`, two for an int."""
     kind = arguments.same_kind(input=input)
     rank = arguments.rank_of("kernel_size", kernel_size, 2)
     x, batched = _batched("input", input, rank)
     spec = _columns_spec(
-        x.shape[0], x.shape[1], x.shape[2:], kernel_size, dilation, padding, stride, arguments.dtype_name("input", x)
+        x.shape[0],
+        x.shape[1],
+        x.shape[2:],
+        kernel_size,
+        dilation,
+        padding,
+        stride,
+        arguments.dtype_name("input", x),
     )
     return Call(spec, Op.UNFOLD, (x,), kind, None, batched)
 
@@ -556,13 +572,19 @@ def fold_call(
     rank = arguments.rank_of("output_size", output_size, arguments.rank_of("kernel_size", kernel_size, 2))
     size = arguments.sizes("output_size", output_size, rank, 1)
     if input.ndim not in (2, 3):
-        raise ValueError(f"input: got shape {tuple(input.shape)}, expected (N, C * prod(kernel_size), L) or without N")
+        raise ValueError(
+            f"input: got shape {tuple(input.shape)}, expected (N, C * prod(kernel_size), L) or without N"
+        )
     columns, batched = (input, True) if input.ndim == 3 else (input[None], False)
     taps = int(np.prod(arguments.sizes("kernel_size", kernel_size, rank, 1)))
     if columns.shape[1] < 1 or columns.shape[1] % taps:
-        raise ValueError(f"input: got {columns.shape[1]} rows, expected a multiple of prod(kernel_size), {taps}")
+        raise ValueError(
+            f"input: got {columns.shape[1]} rows, expected a multiple of prod(kernel_size), {taps}"
+        )
     dtype = arguments.dtype_name("input", columns)
-    spec = _columns_spec(columns.shape[0], columns.shape[1] // taps, size, kernel_size, dilation, padding, stride, dtype)
+    spec = _columns_spec(
+        columns.shape[0], columns.shape[1] // taps, size, kernel_size, dilation, padding, stride, dtype
+    )
     if columns.shape != spec.columns_shape:
         raise ValueError(
             f"input: got {columns.shape[2]} columns, expected {spec.columns_shape[2]}, the windows of a {spec.in_size} image"
@@ -599,7 +621,9 @@ def fold(
     ------
     ValueError, TypeError
     """
-    return run(fold_call(input, output_size, kernel_size, dilation, padding, stride), arguments.options(options))
+    return run(
+        fold_call(input, output_size, kernel_size, dilation, padding, stride), arguments.options(options)
+    )
 
 
 # ---------------------------------------------------------------------------- pooling
@@ -711,7 +735,15 @@ def max_pool(
     ValueError, TypeError
     """
     call = pool_call(
-        rank, "max", input, kernel_size, stride, padding, dilation, ceil_mode=ceil_mode, indices=return_indices
+        rank,
+        "max",
+        input,
+        kernel_size,
+        stride,
+        padding,
+        dilation,
+        ceil_mode=ceil_mode,
+        indices=return_indices,
     )
     return run(call, arguments.options(options))
 
@@ -789,7 +821,9 @@ def lp_pool(
     ------
     ValueError, TypeError
     """
-    call = pool_call(rank, "lp", input, kernel_size, stride, ceil_mode=ceil_mode, norm_type=lp_norm(norm_type))
+    call = pool_call(
+        rank, "lp", input, kernel_size, stride, ceil_mode=ceil_mode, norm_type=lp_norm(norm_type)
+    )
     return run(call, arguments.options(options))
 
 
@@ -844,7 +878,9 @@ def adaptive_avg_pool(rank: int, input: Array, output_size: Any, **options: Unpa
 def unpool_spec(rank: int, small: Array, indices: Array, large: tuple[int, ...], name: str) -> PoolSpec:
     """The planes of an unpool: `small` holds one number for each index into a plane of size `large`."""
     if tuple(indices.shape) != tuple(small.shape):
-        raise ValueError(f"indices: got shape {tuple(indices.shape)}, expected {name}'s, {tuple(small.shape)}")
+        raise ValueError(
+            f"indices: got shape {tuple(indices.shape)}, expected {name}'s, {tuple(small.shape)}"
+        )
     if indices.dtype.kind not in "iu":
         raise TypeError(f"indices: got dtype {indices.dtype.name}, expected an integer type")
     area = int(np.prod(large))
@@ -912,7 +948,7 @@ def max_unpool(
         tail = list(output_size)[-rank:] if len(output_size) in (rank + 1, rank + 2) else output_size
         size = arguments.sizes("output_size", tail, rank, 1)
     for got, middle, s in zip(size, usual, strides, strict=True):
-        if got < 1 or abs(got - middle) >= max(s, 1) and got != middle:
+        if got < 1 or (abs(got - middle) >= s and got != middle):
             raise ValueError(f"output_size: got {size}, expected within one stride {strides} of {usual}")
     spec = unpool_spec(rank, x, indices if batched else indices[None], size, "input")
     call = Call(spec, Op.UNPOOL, (x, indices if batched else indices[None]), kind, None, batched)

@@ -63,9 +63,7 @@ def options(given: Options) -> Options:
     if not isinstance(full["algorithm"], str):
         raise TypeError(f"algorithm: got {full['algorithm']!r}, expected a name or 'auto'")
     if full["precision"] not in PRECISIONS:
-        raise ValueError(
-            f"precision: got {full['precision']!r}, expected one of {', '.join(PRECISIONS)}"
-        )
+        raise ValueError(f"precision: got {full['precision']!r}, expected one of {', '.join(PRECISIONS)}")
     if full["workspace_limit"] is not None:
         full["workspace_limit"] = integer("workspace_limit", full["workspace_limit"], 0)
     return full
@@ -99,9 +97,11 @@ def sizes(name: str, value: object, rank: int, minimum: int) -> Sizes:
     """One int per spatial axis, from an int or a sequence of them."""
     if not _is_sequence(value):
         return (integer(name, value, minimum),) * rank
-    entries = tuple(value)  # type: ignore[arg-type]
+    entries: tuple[object, ...] = tuple(value)  # type: ignore[arg-type]
     if len(entries) != rank:
-        raise ValueError(f"{name}: got {value!r} with {len(entries)} entries, expected an int or {rank} of them")
+        raise ValueError(
+            f"{name}: got {value!r} with {len(entries)} entries, expected an int or {rank} of them"
+        )
     return tuple(integer(name, entry, minimum) for entry in entries)
 
 
@@ -148,7 +148,9 @@ def pads(value: object, in_size: Sizes, kernel: Sizes, stride: Sizes, dilation: 
     for entry in entries:
         pair = tuple(entry) if _is_sequence(entry) else (entry, entry)
         if len(pair) != 2:
-            raise ValueError(f"padding: got {entry!r} for one axis, expected an int or a (before, after) pair")
+            raise ValueError(
+                f"padding: got {entry!r} for one axis, expected an int or a (before, after) pair"
+            )
         pairs.append((integer("padding", pair[0], 0), integer("padding", pair[1], 0)))
     return tuple(pairs)
 
@@ -159,7 +161,9 @@ def kind_of(name: str, array: object) -> str:
     if module == "cupy":
         return "cupy"
     if isinstance(array, np.ma.MaskedArray):
-        raise TypeError(f"{name}: got a masked array, expected a plain one; fill it first with .filled(value)")
+        raise TypeError(
+            f"{name}: got a masked array, expected a plain one; fill it first with .filled(value)"
+        )
     if isinstance(array, np.ndarray):
         return "numpy"
     raise TypeError(
@@ -215,7 +219,9 @@ def common_dtype(**arrays: Array) -> str:
     integers = all(DTYPES[dtype].kind in "iu" for dtype in names.values())
     if result not in DTYPES or (integers and DTYPES[result].kind == "f"):
         text = ", ".join(f"{name} {dtype}" for name, dtype in names.items())
-        raise TypeError(f"dtype: got {text}, which NumPy has no common type for without loss; cast one of them")
+        raise TypeError(
+            f"dtype: got {text}, which NumPy has no common type for without loss; cast one of them"
+        )
     return result
 
 
@@ -238,7 +244,9 @@ def check_out(out: Array, expected: Shape, kind: str) -> None:
     if kind_of("out", out) != kind:
         raise TypeError(f"out: got a {kind_of('out', out)} array, expected a {kind} array like the operands")
     if tuple(out.shape) != expected.shape:
-        raise ValueError(f"out: got shape {tuple(out.shape)}, expected {expected.shape} for the {expected.name}")
+        raise ValueError(
+            f"out: got shape {tuple(out.shape)}, expected {expected.shape} for the {expected.name}"
+        )
     if out.dtype.name != expected.dtype:
         raise TypeError(f"out: got dtype {out.dtype.name}, expected {expected.dtype} for the {expected.name}")
     if isinstance(out, np.ndarray) and not out.flags.writeable:

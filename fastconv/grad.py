@@ -6,6 +6,7 @@ Each plans from the spec of the forward call it belongs to, so its arguments are
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from fastconv import api, arguments
@@ -20,7 +21,9 @@ if TYPE_CHECKING:
 def _spatial(name: str, size: object, channels: int | None, batch: int, rank: int) -> tuple[int, ...]:
     """The spatial part of a full shape, its batch and channels checked against what is known."""
     if not isinstance(size, Sequence) or isinstance(size, str) or len(size) not in (rank + 1, rank + 2):
-        raise ValueError(f"{name}: got {size!r}, expected a shape of {rank + 2} entries (or {rank + 1} unbatched)")
+        raise ValueError(
+            f"{name}: got {size!r}, expected a shape of {rank + 2} entries (or {rank + 1} unbatched)"
+        )
     entries = [arguments.integer(name, entry, 0) for entry in size]
     if len(entries) == rank + 2 and entries[0] != batch:
         raise ValueError(f"{name}: got a batch of {entries[0]}, expected grad_output's, {batch}")
@@ -276,7 +279,7 @@ def unfold(
     ------
     ValueError, TypeError
     """
-    return api.fold(grad_output, input_size, kernel_size, dilation, padding, stride, **options)  # type: ignore[arg-type]
+    return api.fold(grad_output, input_size, kernel_size, dilation, padding, stride, **options)
 
 
 def fold(
@@ -323,13 +326,13 @@ def _pool_grad(
         dtype = arguments.common_dtype(grad_output=dy, input=forward.operands[0])
         if DTYPES[dtype].kind != "f":
             raise TypeError(f"grad_output: got dtype {dy.dtype.name}, expected {spec.out_dtype}")
-        spec = api.replace(spec, dtype=dtype)
+        spec = replace(spec, dtype=dtype)
     second = forward.operands[0]
     if indices is not None:
         second = indices if batched else indices[None]
         made = api.unpool_spec(rank, dy, second, spec.in_size, "grad_output")
         assert made.output_shape == spec.output_shape
-        spec = api.replace(spec, indices=True)
+        spec = replace(spec, indices=True)
     call = Call(spec, Op.POOL_INPUT_GRAD, (dy, second), forward.kind, None, batched)
     return run(call, arguments.options(options))
 
@@ -529,7 +532,7 @@ def max_unpool(rank: int, grad_output: Array, indices: Array, **options: Unpack[
     dx, batched = api._batched("grad_output", grad_output, rank)
     places, _ = api._batched("indices", indices, rank)
     _expect("indices", places, (dx.shape[0], dx.shape[1], *places.shape[2:]))
-    spec = api.replace(
+    spec = replace(
         api.unpool_spec(rank, places, places, dx.shape[2:], "indices"),
         dtype=arguments.dtype_name("grad_output", dx),
     )

@@ -21,7 +21,11 @@ class PreparedConv:
     """
 
     def __init__(
-        self, call_for: Callable[[Array, Array, Array | None], Call], weight: Array, bias: Array | None, options: Options
+        self,
+        call_for: Callable[[Array, Array, Array | None], Call],
+        weight: Array,
+        bias: Array | None,
+        options: Options,
     ) -> None:
         self._call_for = call_for
         self._weight = weight.copy()

@@ -97,12 +97,11 @@ class Shape(NamedTuple):
 
     @property
     def nbytes(self) -> int:
+        """Bytes of such an array."""
         return math.prod(self.shape) * DTYPES[self.dtype].itemsize
 
 
-def _window_count(
-    size: int, extent: int, stride: int, pads: tuple[int, int], ceil_mode: bool = False
-) -> int:
+def _window_count(size: int, extent: int, stride: int, pads: tuple[int, int], ceil_mode: bool = False) -> int:
     """How many windows of `extent` fit along an axis: the only place an output size is computed.
 
     In ceil mode a last window that would start in the right padding is dropped (torch's rule).
@@ -160,7 +159,9 @@ def _check_axes(spec: ConvSpec | PoolSpec, kernel_size: Sizes) -> None:
 def _check_bytes(*shapes: Shape) -> None:
     for name, shape, dtype in shapes:
         if math.prod(shape) * DTYPES[dtype].itemsize > MAX_BYTES:
-            raise ValueError(f"{name}: an array of shape {shape} and type {dtype} has more than 2**63 - 1 bytes")
+            raise ValueError(
+                f"{name}: an array of shape {shape} and type {dtype} has more than 2**63 - 1 bytes"
+            )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -239,6 +240,7 @@ class ConvSpec:
 
     @property
     def rank(self) -> int:
+        """How many spatial axes there are."""
         return len(self.in_size)
 
     @property
@@ -248,20 +250,22 @@ class ConvSpec:
 
     @property
     def out_size(self) -> Sizes:
-        return tuple(
-            map(_window_count, self.in_size, self.kernel_extent, self.stride, self.padding)
-        )
+        """Output positions along each axis."""
+        return tuple(map(_window_count, self.in_size, self.kernel_extent, self.stride, self.padding))
 
     @property
     def input_shape(self) -> Sizes:
+        """Shape of the input, batch and channels first."""
         return (self.batch, self.in_channels, *self.in_size)
 
     @property
     def weight_shape(self) -> Sizes:
+        """O, C / groups and the kernel's size."""
         return (self.out_channels, self.in_channels // self.groups, *self.kernel_size)
 
     @property
     def output_shape(self) -> Sizes:
+        """Shape of the output, batch and channels first."""
         return (self.batch, self.out_channels, *self.out_size)
 
     @property
@@ -324,6 +328,7 @@ class ConvSpec:
         return (Op.CONV, Op.CONV_INPUT_GRAD, Op.CONV_WEIGHT_GRAD, Op.UNFOLD, Op.FOLD)
 
     def with_batch(self, batch: int) -> ConvSpec:
+        """Return the same problem for another number of images."""
         return replace(self, batch=batch)
 
     def __str__(self) -> str:
@@ -425,6 +430,7 @@ class PoolSpec:
 
     @property
     def rank(self) -> int:
+        """How many spatial axes there are."""
         return len(self.in_size)
 
     @property
@@ -434,6 +440,7 @@ class PoolSpec:
 
     @property
     def out_size(self) -> Sizes:
+        """Output positions along each axis."""
         ceil_mode = (self.ceil_mode,) * self.rank
         return self.output_size or tuple(
             map(_window_count, self.in_size, self.kernel_extent, self.stride, self.padding, ceil_mode)
@@ -441,14 +448,17 @@ class PoolSpec:
 
     @property
     def input_shape(self) -> Sizes:
+        """Shape of the input, batch and channels first."""
         return (self.batch, self.channels, *self.in_size)
 
     @property
     def output_shape(self) -> Sizes:
+        """Shape of the output, batch and channels first."""
         return (self.batch, self.channels, *self.out_size)
 
     @property
     def out_dtype(self) -> str:
+        """Type of the result: a maximum keeps the input's, averages of integers are float64."""
         return self.dtype if self.mode == "max" else DTYPES[self.dtype].mean
 
     def windows(self, axis: int) -> tuple[range, ...]:
@@ -519,6 +529,7 @@ class PoolSpec:
         return (Op.POOL, Op.POOL_INPUT_GRAD, *unpool)
 
     def with_batch(self, batch: int) -> PoolSpec:
+        """Return the same problem for another number of images."""
         return replace(self, batch=batch)
 
     def __str__(self) -> str:
@@ -608,7 +619,9 @@ def parse(text: str) -> Spec:
         else:
             raise ValueError(f"problem: cannot read {word!r} in {text!r}")
     if "c" not in words or not {"k", "o"} & words.keys():
-        raise ValueError(f"problem: {text!r} needs c<channels>x<size> and k<kernel> (or o<output> for a pool)")
+        raise ValueError(
+            f"problem: {text!r} needs c<channels>x<size> and k<kernel> (or o<output> for a pool)"
+        )
     try:
         return _from_words(words, flags, fields)
     except (ValueError, TypeError) as error:
@@ -627,7 +640,7 @@ def _from_words(words: dict[str, str], flags: list[str], fields: dict[str, objec
         fields["padding"] = _spread(tuple((pad[0], pad[-1]) for pad in pads), rank)
     fields |= {"batch": int(words.get("n", "1")), "in_size": tuple(in_size)}
     if not pool:
-        stray = [flag for flag in flags] + [w for w in ("o", "divisor") if w in words]
+        stray = list(flags) + [w for w in ("o", "divisor") if w in words]
         if stray:
             raise ValueError(f"{stray[0]!r} belongs to a pool, which begins with max, avg or lp<p>")
         out_channels, *kernel = _numbers(words["k"])
@@ -635,7 +648,12 @@ def _from_words(words: dict[str, str], flags: list[str], fields: dict[str, objec
         return ConvSpec(groups=int(words.get("g", "1")), **fields)  # type: ignore[arg-type]
     if "g" in words or "padding_mode" in fields or "out_dtype" in fields:
         raise ValueError("a pool has no groups, no padding mode and no output type of its own")
-    fields |= {"mode": pool, "channels": channels, "ceil_mode": "ceil" in flags, "indices": "indices" in flags}
+    fields |= {
+        "mode": pool,
+        "channels": channels,
+        "ceil_mode": "ceil" in flags,
+        "indices": "indices" in flags,
+    }
     fields |= {"count_include_pad": "exclude_pad" not in flags}
     fields |= {"divisor_override": int(words.get("divisor", "0")), "norm_type": float(words.get("lp", "2"))}
     for name, letter in (("kernel_size", "k"), ("output_size", "o")):

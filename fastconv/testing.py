@@ -42,8 +42,9 @@ def numpy_dtype(name: str) -> np.dtype[Any]:
     if name == "bfloat16":
         import ml_dtypes
 
-        return np.dtype(ml_dtypes.bfloat16)
-    return np.dtype(name)
+        name = ml_dtypes.bfloat16
+    dtype: np.dtype[Any] = np.dtype(name)
+    return dtype
 
 
 def operands(spec: Spec, op: Op, kind: str = "normal", seed: int = 0) -> tuple[Array, ...]:
@@ -98,7 +99,9 @@ def _widened(spec: Spec) -> Spec:
     return replace(spec, dtype="float64")
 
 
-def reference(spec: Spec, op: Op, given: Sequence[Array], bias: Array | None = None, backend: str = "naive") -> Any:
+def reference(
+    spec: Spec, op: Op, given: Sequence[Array], bias: Array | None = None, backend: str = "naive"
+) -> Any:
     """The answer: the definition on these very operands, in float64 (exactly for integers).
 
     Parameters
@@ -161,7 +164,9 @@ def tolerance(plan: Plan, given: Sequence[Array], bias: Array | None = None) -> 
     return 2 * u * terms * bound + u_out * bound + 2 * plan.run.error * bound
 
 
-def _pool_tolerance(spec: PoolSpec, op: Op, values: Sequence[Array], terms: int, u: float, u_out: float) -> float:
+def _pool_tolerance(
+    spec: PoolSpec, op: Op, values: Sequence[Array], terms: int, u: float, u_out: float
+) -> float:
     if spec.mode == "max":  # a gradient that adds where windows overlap
         bound = terms * _largest(values[0])
         return 0.0 if _whole(values[0]) and bound * u < 1 else 2 * u * terms * bound + u_out * bound
@@ -206,6 +211,7 @@ class Agreement:
 
     @property
     def ok(self) -> bool:
+        """Whether plan and definition agree."""
         return not self.detail
 
     @property

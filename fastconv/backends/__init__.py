@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, NamedTuple, Protocol, TypeVar
 
-from fastconv.spec import Op, Spec
+from fastconv.spec import Op
 
 __all__ = ["BackendUnavailable", "Run", "Unsupported", "backends", "check", "default_for", "get", "reason"]
 

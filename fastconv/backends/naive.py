@@ -14,7 +14,7 @@ import itertools
 import math
 from collections.abc import Iterator
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -53,10 +53,14 @@ def meetings(spec: ConvSpec) -> Iterator[tuple[Position, Position, Position | No
     for q in positions(spec.out_size):
         for k in positions(spec.kernel_size):
             i = tuple(
-                source(q[a] * spec.stride[a] + k[a] * spec.dilation[a] - spec.padding[a][0], size, spec.padding_mode)
+                source(
+                    q[a] * spec.stride[a] + k[a] * spec.dilation[a] - spec.padding[a][0],
+                    size,
+                    spec.padding_mode,
+                )
                 for a, size in enumerate(spec.in_size)
             )
-            yield q, k, None if None in i else i  # type: ignore[arg-type]
+            yield q, k, None if None in i else cast("Position", i)
 
 
 def convolve(spec: ConvSpec, x: Array, w: Array, y: Array, solve_for: str) -> None:
@@ -175,7 +179,11 @@ def pool_input_grad(spec: PoolSpec, dy: Array, x: Array, dx: Array) -> None:
         for q, window, divisor in windows(spec):
             grad = grads[(n, c, *q)]
             if spec.mode == "max":
-                best = argmax(values[n, c], window) if values is not None else np.unravel_index(x[(n, c, *q)], spec.in_size)
+                best = (
+                    argmax(values[n, c], window)
+                    if values is not None
+                    else np.unravel_index(x[(n, c, *q)], spec.in_size)
+                )
                 total[(n, c, *best)] += grad
             elif spec.mode == "avg":
                 for i in window:

@@ -30,10 +30,11 @@ class Block(NamedTuple):
 
     @property
     def positions(self) -> int:
+        """Output positions of all its images together: the columns' count."""
         return self.images * math.prod(self.sizes)
 
     def halves(self) -> Iterator[Block]:
-        """This block, then ever smaller ones: fewer images first, then fewer rows, columns last."""
+        """Itself, then ever smaller ones: fewer images first, then fewer rows, columns last."""
         images, sizes = self
         yield self
         while images > 1:
@@ -85,7 +86,9 @@ def _region(spec: ConvSpec, window: Window) -> list[tuple[int, int]]:
     """The positions [low, high) of the padded input that a block of output positions reads."""
     return [
         (o.start * s - before, (o.stop - 1) * s - before + extent)
-        for o, s, (before, _), extent in zip(window, spec.stride, spec.padding, spec.kernel_extent, strict=True)
+        for o, s, (before, _), extent in zip(
+            window, spec.stride, spec.padding, spec.kernel_extent, strict=True
+        )
     ]
 
 
@@ -123,7 +126,10 @@ def slab_size(spec: ConvSpec, block: Block) -> int:
     """Elements of a padded block's slab; 0 if no block reaches into the padding."""
     if all(before <= 0 and after <= 0 for before, after in spec.padding):
         return 0
-    lengths = [(o - 1) * s + extent for o, s, extent in zip(block.sizes, spec.stride, spec.kernel_extent, strict=True)]
+    lengths = [
+        (o - 1) * s + extent
+        for o, s, extent in zip(block.sizes, spec.stride, spec.kernel_extent, strict=True)
+    ]
     return block.images * spec.in_channels * math.prod(lengths)
 
 

@@ -54,15 +54,18 @@ def fft(spec: ConvSpec, precision: str, workspace_limit: int | None) -> Run:
         forward = s.c * points * s.itemsize
         inverse = 2 * frequencies * pair + points * s.itemsize
         packed = 0 if s.same_in else math.prod(spec.weight_shape) * s.itemsize
-        return spectra + max(forward, inverse) + blocks.slab_size(spec, Block(1, block.sizes)) * s.stored + packed
+        return (
+            spectra
+            + max(forward, inverse)
+            + blocks.slab_size(spec, Block(1, block.sizes)) * s.stored
+            + packed
+        )
 
     block = blocks.choose(spec, lambda b: cost(Block(1, b.sizes)), TARGET_BYTES, workspace_limit)
     block = Block(1, block.sizes)
     shape = lengths(block)
     axes = tuple(range(1, 1 + spec.rank))
-    crop = tuple(
-        slice(0, (o - 1) * step + 1, step) for o, step in zip(block.sizes, spec.stride, strict=True)
-    )
+    crop = tuple(slice(0, (o - 1) * step + 1, step) for o, step in zip(block.sizes, spec.stride, strict=True))
 
     def call(x: Array, weight: Array, bias: Array | None, y: Array) -> None:
         from scipy import fft as scipy_fft

@@ -72,13 +72,16 @@ class Gemm:
         self.same_in, self.same_out = spec.dtype == self.dtype, spec.out_dtype == self.dtype
 
     def columns(self, block: Block) -> int:
+        """Bytes of one block's columns."""
         return self.g * self.k * block.positions * self.itemsize
 
     def pixels(self, spec: ConvSpec, block: Block) -> int:
+        """Bytes of one block of the output, in the accumulation type."""
         return spec.out_channels * block.positions * self.itemsize
 
     def seconds(self, spec: ConvSpec, op: Op, block: Block, copies: int) -> float:
-        count = math.prod(map(lambda n, size: -(-n // size), spec.out_size, block.sizes))
+        """Estimate: arithmetic at BLAS's rate, `copies` bytes into or out of columns, calls for each block."""
+        count = math.prod(-(-n // size) for n, size in zip(spec.out_size, block.sizes, strict=True))
         count *= -(-spec.batch // block.images)
         rate = GEMM_FLOPS if self.dtype == "float32" else GEMM_FLOPS / 2 if self.dtype == "float64" else 1e9
         return spec.flops(op) / rate + copies / COPY_BYTES + count * 8 * CALL_SECONDS
@@ -252,7 +255,10 @@ def add_columns(spec: ConvSpec, columns: Array, window: Window, total: Array) ->
     if index is not None:
         values = total[(..., *index)]
     else:
-        lengths = [(o - 1) * step + extent for o, step, extent in zip(sizes, spec.stride, spec.kernel_extent, strict=True)]
+        lengths = [
+            (o - 1) * step + extent
+            for o, step, extent in zip(sizes, spec.stride, spec.kernel_extent, strict=True)
+        ]
         values = np.zeros((n, spec.in_channels, *lengths), total.dtype)
     view = blocks.windows(spec, values, window)
     # Tap by tap: within one tap no two windows touch the same element.
@@ -318,7 +324,9 @@ def unfold(spec: ConvSpec, precision: str, workspace_limit: int | None) -> Run:
         target = columns.reshape(spec.batch, spec.in_channels, *spec.kernel_size, *spec.out_size)
         for some in blocks.images(spec, block):
             for window in blocks.output_windows(spec, block):
-                target[some][(..., *window)] = blocks.windows(spec, blocks.slab(spec, x[some], window), window)
+                target[some][(..., *window)] = blocks.windows(
+                    spec, blocks.slab(spec, x[some], window), window
+                )
 
     seconds = spec.nbytes(Op.UNFOLD) / COPY_BYTES
     return Run(call=call, seconds=seconds, workspace=cost(block), note=_note(spec, block))

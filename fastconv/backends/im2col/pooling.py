@@ -73,23 +73,21 @@ def _taps(spec: PoolSpec) -> Iterator[tuple[Index, Index]]:
         pairs = []
         for tap in range(k):
             offset = tap * d - before  # output q reads input q * s + offset
-            first = max(-(-(-offset) // s), 0) if offset < 0 else 0
+            first = max((s - 1 - offset) // s, 0)
             last = min((size - 1 - offset) // s, out - 1)
             if first <= last:
                 start = first * s + offset
                 pairs.append((slice(first, last + 1), slice(start, last * s + offset + 1, s)))
         axes.append(pairs)
-    for pairs in itertools.product(*axes):
-        yield (..., *(pair[0] for pair in pairs)), (..., *(pair[1] for pair in pairs))
+    for met in itertools.product(*axes):
+        yield (..., *(pair[0] for pair in met)), (..., *(pair[1] for pair in met))
 
 
 def _cells(spec: PoolSpec) -> Iterator[tuple[tuple[int, ...], Index]]:
     """For every output cell: its position, and its window as an index."""
-    axes = [
-        [slice(w.start, w.stop, w.step) for w in spec.windows(axis)] for axis in range(spec.rank)
-    ]
+    axes = [[slice(w.start, w.stop, w.step) for w in spec.windows(axis)] for axis in range(spec.rank)]
     for q in itertools.product(*map(range, spec.out_size)):
-        yield q, (..., *(axes[a][i] for a, i in enumerate(q)))
+        yield q, (..., *(axis[i] for axis, i in zip(axes, q, strict=True)))
 
 
 @functools.cache
@@ -111,8 +109,7 @@ def _divisors(spec: PoolSpec, dtype: str) -> Array:
 def _lp_scale(spec: PoolSpec, dtype: str) -> Array:
     """What torch multiplies a sum by where ceil mode cut the window short: kernel size over elements left."""
     axes = [
-        np.asarray([k / len(w) for w in spec.windows(axis)], dtype)
-        for axis, k in enumerate(spec.kernel_size)
+        np.asarray([k / len(w) for w in spec.windows(axis)], dtype) for axis, k in enumerate(spec.kernel_size)
     ]
     return functools.reduce(np.multiply.outer, axes)
 
@@ -180,7 +177,9 @@ def _finish(spec: PoolSpec, total: Array, y: Array) -> None:
     """From sums to averages or norms, rounded once into `y`."""
     wide = DTYPES[spec.out_dtype].accumulate
     if spec.mode == "avg":
-        divided = np.true_divide(total, _divisors(spec, wide), out=y if y.dtype.name == wide else None, dtype=wide)
+        divided = np.true_divide(
+            total, _divisors(spec, wide), out=y if y.dtype.name == wide else None, dtype=wide
+        )
     else:
         total *= _lp_scale(spec, total.dtype.name)
         divided = np.sqrt(total, out=total) if spec.norm_type == 2 else total ** (1 / spec.norm_type)
@@ -202,7 +201,9 @@ def _forward(spec: PoolSpec, by: str, workspace_limit: int | None) -> Run:
     elif by == "taps":
         per_plane = area * ((0 if in_place else 2 * wide) + (2 * wide if spec.mode == "lp" else 0))
     else:
-        per_plane = (0 if in_place else 2 * area * wide) + (2 * biggest * wide if spec.mode == "lp" else 0) + 8
+        per_plane = (
+            (0 if in_place else 2 * area * wide) + (2 * biggest * wide if spec.mode == "lp" else 0) + 8
+        )
     planes = Planes(spec, per_plane, workspace_limit)
 
     def call(x: Array, y: Array, indices: Array | None = None) -> None:
@@ -254,7 +255,9 @@ def _scatter_add(dy: Array, indices: Array, total: Array) -> None:
 def _spread(spec: PoolSpec, share: Array, x: Array | None, total: Array, by: str) -> None:
     """Add each window's share to every element of it; an Lp pool weighs it by the element."""
     pairs: Iterator[tuple[Index, Index]] = (
-        _taps(spec) if by == "taps" else (((slice(None), *q, *(None,) * spec.rank), at) for q, at in _cells(spec))
+        _taps(spec)
+        if by == "taps"
+        else (((slice(None), *q, *(None,) * spec.rank), at) for q, at in _cells(spec))
     )
     for to, at in pairs:
         if x is None:
@@ -280,7 +283,9 @@ def _backward(spec: PoolSpec, by: str, workspace_limit: int | None) -> Run:
     elif spec.mode == "avg":
         per_plane += area * wide * (1 if in_place else 2)
     else:
-        biggest = area if by == "taps" else math.prod(max(map(len, spec.windows(a))) for a in range(spec.rank))
+        biggest = (
+            area if by == "taps" else math.prod(max(map(len, spec.windows(a))) for a in range(spec.rank))
+        )
         per_plane += area * wide * 4 + biggest * (4 * wide + 1)
     planes = Planes(spec, per_plane, workspace_limit)
 
