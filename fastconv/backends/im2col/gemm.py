@@ -28,14 +28,21 @@ from fastconv.spec import DTYPES, ConvSpec, Op
 
 Array = Any
 
-# Columns of one block. Beyond a core's L2 (1 MB on the reference machine) a block costs DRAM traffic twice,
-# under it BLAS gets too few columns at a time; benchmarks/test_blocks.py holds the measurements.
+# Columns of one block. From 1 MB to 8 MB VGG16's conv1_2 gains 1.4x, because BLAS gets more columns at a time;
+# at 256 MB, the whole matrix, it has lost that again to memory traffic (benchmarks/test_blocks.py).
 TARGET_BYTES = 8 << 20
 
-# The reference machine, for estimates only: one core's float32 GEMM, copying into columns, and one NumPy call.
-GEMM_FLOPS = 9e10
-COPY_BYTES = 4e9
+# The reference machine, for estimates only: float32 GEMM, copying into columns, and one NumPy call. Fitted on
+# 15 problems from 3x3 on a photograph to 1001 taps in 1-D: the choice between im2col and fft is right, or
+# costs at most 1.3x.
+GEMM_FLOPS = 1.5e11
+COPY_BYTES = 1.4e10
 CALL_SECONDS = 3e-6
+
+# What OpenBLAS, as NumPy ships it, allocates for every product it spreads over threads: a job table for 64
+# threads. Products of up to 2**18 multiplications run in one thread and allocate nothing.
+BLAS_BYTES = 512 << 10
+BLAS_SINGLE = 1 << 18
 
 
 @cache
@@ -78,6 +85,11 @@ class Gemm:
     def pixels(self, spec: ConvSpec, block: Block) -> int:
         """Bytes of one block of the output, in the accumulation type."""
         return spec.out_channels * block.positions * self.itemsize
+
+    def product(self, block: Block) -> int:
+        """Bytes BLAS allocates for itself to multiply one block."""
+        threaded = self.dtype in ("float32", "float64") and self.o * self.k * block.positions > BLAS_SINGLE
+        return BLAS_BYTES if threaded else 0
 
     def seconds(self, spec: ConvSpec, op: Op, block: Block, copies: int) -> float:
         """Estimate: arithmetic at BLAS's rate, `copies` bytes into or out of columns, calls for each block."""
@@ -138,7 +150,7 @@ def im2col(spec: ConvSpec, precision: str, workspace_limit: int | None) -> Run:
         return not s.same_out or block.images > 1 or not _is_flat(spec, block)
 
     def cost(block: Block) -> int:
-        stage = s.pixels(spec, block) if staged(block) else 0
+        stage = (s.pixels(spec, block) if staged(block) else 0) + s.product(block)
         return (
             s.columns(block) + max(blocks.slab_size(spec, block) * s.stored, stage) + _packed_bytes(spec, s)
         )
@@ -201,6 +213,7 @@ def pointwise(spec: ConvSpec, precision: str, workspace_limit: int | None) -> Ru
     return Run(
         call=call,
         seconds=s.seconds(spec, Op.CONV, Block(1, spec.out_size), 0),
+        workspace=s.product(Block(1, spec.out_size)),
         note="one matrix product, no columns",
         pack=general.pack,
         packing=general.packing,
@@ -217,7 +230,7 @@ def input_grad(spec: ConvSpec, precision: str, workspace_limit: int | None) -> R
         grads = s.pixels(spec, block) if copied else 0
         total = 0 if s.same_out else block.images * spec.in_channels * math.prod(spec.in_size) * s.itemsize
         slab = blocks.slab_size(spec, block) * s.itemsize
-        return s.columns(block) + max(grads, slab) + total + _packed_bytes(spec, s)
+        return s.columns(block) + max(grads + s.product(block), slab) + total + _packed_bytes(spec, s)
 
     block = blocks.choose(spec, cost, TARGET_BYTES, workspace_limit)
 
@@ -279,7 +292,7 @@ def weight_grad(spec: ConvSpec, precision: str, workspace_limit: int | None) -> 
         grads = s.pixels(spec, block) if copied else 0
         several = block.images < spec.batch or block.sizes != spec.out_size
         sums = weights * ((not s.same_out) + several)
-        return s.columns(block) + max(blocks.slab_size(spec, block) * s.stored, grads + sums)
+        return s.columns(block) + max(blocks.slab_size(spec, block) * s.stored, grads + sums + s.product(block))
 
     block = blocks.choose(spec, cost, max(TARGET_BYTES, 4 * weights), workspace_limit)
 

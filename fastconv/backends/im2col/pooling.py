@@ -25,6 +25,12 @@ Index = tuple[Any, ...]
 # Planes of one pass: input, output and masks together stay in a 1 MB L2.
 TARGET_BYTES = 512 << 10
 
+# NumPy walks strided operands through a buffer of this many elements for each operand it must gather.
+BUFFERED = np.getbufsize()
+
+# np.add.at copies its indices and values; in pieces, so that this stays under a buffer's size.
+PIECE = 1024
+
 # The reference machine, for estimates only: one NumPy call, and elements combined per second.
 CALL_SECONDS = 3e-6
 ELEMENTS = 1e9
@@ -41,16 +47,17 @@ def _accumulator(spec: PoolSpec) -> str:
 class Planes:
     """How many of the ``batch * channels`` planes are taken at a time, and what that costs."""
 
-    def __init__(self, spec: PoolSpec, per_plane: int, workspace_limit: int | None) -> None:
+    def __init__(self, spec: PoolSpec, per_plane: int, fixed: int, workspace_limit: int | None) -> None:
         self.count = spec.batch * spec.channels
         traffic = sum(shape.nbytes for shape in spec.shapes(Op.POOL)) // max(self.count, 1) + per_plane
-        if workspace_limit is not None and per_plane > workspace_limit:
-            raise Unsupported(f"needs {per_plane} bytes of scratch for one plane", workspace=per_plane)
+        if workspace_limit is not None and per_plane + fixed > workspace_limit:
+            need = per_plane + fixed
+            raise Unsupported(f"needs {need} bytes of scratch for one plane", workspace=need)
         step = max(TARGET_BYTES // max(traffic, 1), 1)
         if workspace_limit is not None and per_plane:
-            step = min(step, workspace_limit // per_plane)
+            step = min(step, (workspace_limit - fixed) // per_plane)
         self.step = max(min(step, self.count), 1)
-        self.workspace = self.step * per_plane
+        self.workspace = self.step * per_plane + fixed
 
     def __iter__(self) -> Iterator[slice]:
         return (slice(start, start + self.step) for start in range(0, self.count, self.step))
@@ -90,12 +97,21 @@ def _cells(spec: PoolSpec) -> Iterator[tuple[tuple[int, ...], Index]]:
         yield q, (..., *(axis[i] for axis, i in zip(axes, q, strict=True)))
 
 
-@functools.cache
-def _positions(sizes: tuple[int, ...]) -> Array:
-    """Flat position of every element of a plane."""
-    positions = np.arange(math.prod(sizes)).reshape(sizes)
-    positions.flags.writeable = False
-    return positions
+def _positions(spec: PoolSpec, index: Index) -> Array:
+    """Flat position in the input plane of every element `index` selects."""
+    steps = [math.prod(spec.in_size[axis + 1 :]) for axis in range(spec.rank)]
+    axes = [
+        np.arange(at.start, at.stop, at.step or 1) * step
+        for at, step in zip(index[1:], steps, strict=True)
+    ]
+    return functools.reduce(np.add.outer, axes)
+
+
+def _first_positions(spec: PoolSpec) -> Array:
+    """Flat position of every window's first element."""
+    steps = [math.prod(spec.in_size[axis + 1 :]) for axis in range(spec.rank)]
+    axes = [np.array([w.start for w in spec.windows(axis)]) * step for axis, step in enumerate(steps)]
+    return functools.reduce(np.add.outer, axes)
 
 
 def _divisors(spec: PoolSpec, dtype: str) -> Array:
@@ -127,19 +143,16 @@ def _max_taps(spec: PoolSpec, x: Array, y: Array, indices: Array | None) -> None
         for to, at in _taps(spec):
             np.maximum(y[to], x[at], out=y[to])
         return
-    positions = _positions(spec.in_size)
-    first = np.ix_(*([w.start for w in spec.windows(axis)] for axis in range(spec.rank)))
-    indices[...] = positions[first]  # a window of -inf keeps its first element
+    indices[...] = _first_positions(spec)  # a window of -inf keeps its first element
     for to, at in _taps(spec):
         better = x[at] > y[to]
         better |= x[at] != x[at]  # a NaN beats everything, the last NaN wins
         np.copyto(y[to], x[at], where=better)
-        np.copyto(indices[to], positions[at], where=better)
+        np.copyto(indices[to], _positions(spec, at), where=better)
         del better
 
 
 def _max_cells(spec: PoolSpec, x: Array, y: Array, indices: Array | None) -> None:
-    positions = _positions(spec.in_size)
     for q, at in _cells(spec):
         window = x[at].reshape(len(x), -1)
         if indices is None:
@@ -150,7 +163,7 @@ def _max_cells(spec: PoolSpec, x: Array, y: Array, indices: Array | None) -> Non
         for row in np.flatnonzero(values != values):
             best[row] = np.flatnonzero(window[row] != window[row])[-1]
         y[(slice(None), *q)] = values
-        indices[(slice(None), *q)] = positions[at].reshape(-1)[best]
+        indices[(slice(None), *q)] = _positions(spec, at).reshape(-1)[best]
 
 
 def _sum_taps(spec: PoolSpec, x: Array, total: Array, scratch_dtype: str) -> None:
@@ -204,7 +217,8 @@ def _forward(spec: PoolSpec, by: str, workspace_limit: int | None) -> Run:
         per_plane = (
             (0 if in_place else 2 * area * wide) + (2 * biggest * wide if spec.mode == "lp" else 0) + 8
         )
-    planes = Planes(spec, per_plane, workspace_limit)
+    fixed = BUFFERED * DTYPES[spec.dtype].itemsize + (8 * area if spec.indices and by == "taps" else 0)
+    planes = Planes(spec, per_plane, fixed, workspace_limit)
 
     def call(x: Array, y: Array, indices: Array | None = None) -> None:
         if not spec.batch:
@@ -238,18 +252,28 @@ def _note(planes: Planes) -> str:
 
 
 def _max_back(spec: PoolSpec, dy: Array, x: Array, total: Array, by: str) -> None:
+    """Find the maxima again and add each gradient where its maximum stands."""
     values = np.empty(dy.shape, x.dtype)
     indices = np.empty(dy.shape, np.int64)
     (_max_taps if by == "taps" else _max_cells)(spec, x, values, indices)
     del values
-    _scatter_add(dy, indices, total)
+    if by == "taps":
+        for to, at in _taps(spec):
+            here = indices[to] == _positions(spec, at)
+            np.add(total[at], dy[to], out=total[at], where=here)
+            del here
+    else:
+        planes, flat = np.arange(len(total)), total.reshape(len(total), -1)
+        for q in itertools.product(*map(range, spec.out_size)):
+            flat[planes, indices[(slice(None), *q)]] += dy[(slice(None), *q)]
 
 
 def _scatter_add(dy: Array, indices: Array, total: Array) -> None:
-    """Add each gradient where its maximum stood, in the order of the windows."""
-    flat = total.reshape(len(total), -1)
-    offsets = np.arange(len(total))[:, None] * flat.shape[1]
-    np.add.at(flat.reshape(-1), (indices.reshape(len(total), -1) + offsets).reshape(-1), dy.reshape(-1))
+    """Add each gradient where its index points, in the order of the windows."""
+    for plane, places, grads in zip(total.reshape(len(total), -1), indices, dy, strict=True):
+        places, grads = places.reshape(-1), grads.reshape(-1)
+        for start in range(0, len(places), PIECE):
+            np.add.at(plane, places[start : start + PIECE], grads[start : start + PIECE])
 
 
 def _spread(spec: PoolSpec, share: Array, x: Array | None, total: Array, by: str) -> None:
@@ -277,8 +301,8 @@ def _backward(spec: PoolSpec, by: str, workspace_limit: int | None) -> Run:
     in_place = spec.out_dtype == accumulator
     per_plane = 0 if in_place else plane * wide
     if spec.mode == "max":
-        # Indices, the same made flat, and forward values or masks; add.at casts in small pieces.
-        per_plane += area * 16 if spec.indices else area * (16 + max(DTYPES[spec.dtype].itemsize + 2, wide))
+        # Indices and forward values with their two masks.
+        per_plane += 0 if spec.indices else area * (8 + DTYPES[spec.dtype].itemsize + 2)
         per_plane += 0 if in_place else area * wide
     elif spec.mode == "avg":
         per_plane += area * wide * (1 if in_place else 2)
@@ -287,7 +311,10 @@ def _backward(spec: PoolSpec, by: str, workspace_limit: int | None) -> Run:
             area if by == "taps" else math.prod(max(map(len, spec.windows(a))) for a in range(spec.rank))
         )
         per_plane += area * wide * 4 + biggest * (4 * wide + 1)
-    planes = Planes(spec, per_plane, workspace_limit)
+    fixed = 2 * BUFFERED * wide
+    if spec.mode == "max" and not spec.indices and by == "taps":
+        fixed = max(BUFFERED * DTYPES[spec.dtype].itemsize, BUFFERED * wide) + 8 * area
+    planes = Planes(spec, per_plane, fixed, workspace_limit)
 
     def call(dy: Array, x: Array, dx: Array) -> None:
         if not spec.batch:
@@ -331,6 +358,13 @@ def _needs_kernel(spec: PoolSpec) -> None:
         raise Unsupported("adaptive bins differ in size, needs a kernel")
 
 
+def _needs_few_cells(spec: PoolSpec) -> None:
+    # A cell costs two to four NumPy calls, a tap one: past this ratio taps is always faster.
+    cells, taps = math.prod(spec.out_size), math.prod(spec.kernel_size)
+    if spec.kernel_size and cells > 16 * taps:
+        raise Unsupported(f"walks {cells} output cells one by one, needs at most 16 for each of {taps} taps")
+
+
 def taps(spec: PoolSpec, precision: str, workspace_limit: int | None) -> Run:
     """Forward, one pass per kernel tap."""
     _needs_kernel(spec)
@@ -339,6 +373,7 @@ def taps(spec: PoolSpec, precision: str, workspace_limit: int | None) -> Run:
 
 def cells(spec: PoolSpec, precision: str, workspace_limit: int | None) -> Run:
     """Forward, one reduction per output cell."""
+    _needs_few_cells(spec)
     return _forward(spec, "cells", workspace_limit)
 
 
@@ -352,6 +387,7 @@ def taps_back(spec: PoolSpec, precision: str, workspace_limit: int | None) -> Ru
 @algorithm("cells")
 def cells_back(spec: PoolSpec, precision: str, workspace_limit: int | None) -> Run:
     """Backward, one step per output cell."""
+    _needs_few_cells(spec)
     return _backward(spec, "cells", workspace_limit)
 
 

@@ -1,0 +1,127 @@
+"""Peak memory of a plan, measured in a clean process by a tracker that sees native allocations.
+
+``peaks`` starts ``python -m fastconv.compare.memory``, hands it one request after another, and reads one
+number each: the most bytes that were allocated above operands and results while the plan ran. With memray
+every malloc and mmap counts, NumPy's, SciPy's and BLAS's alike. Without it the process's high-water mark has
+to do: then each request gets a process of its own, and pages touched by the warm-up hide what they can.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from fastconv.plan import plan
+from fastconv.settings import set_num_threads
+from fastconv.spec import Op, parse
+from fastconv.testing import operands, poisoned
+
+# Tracked calls of which the least counts: Python now and then opens a 1 MB arena for its own objects.
+ROUNDS = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One plan to measure, in words a pipe can carry."""
+
+    problem: str
+    op: str
+    backend: str
+    algorithm: str
+    workspace_limit: int | None = None
+    threads: int | None = None
+
+
+def tracker() -> str:
+    """How peaks are measured here: the name goes into the report."""
+    if importlib.util.find_spec("memray"):
+        return "memray (every native allocation)"
+    return "process high-water mark (memray is not installed)"
+
+
+def peaks(requests: Sequence[Request]) -> Iterator[int | None]:
+    """The measured peak of each request in turn; None where it could not be measured.
+
+    Yields
+    ------
+    int or None
+        Bytes above operands and results.
+    """
+    groups = [requests] if importlib.util.find_spec("memray") else [[request] for request in requests]
+    for group in groups:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "fastconv.compare.memory"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        assert process.stdin is not None
+        assert process.stdout is not None
+        try:
+            for request in group:
+                process.stdin.write(json.dumps(asdict(request)) + "\n")
+                process.stdin.flush()
+                answer = process.stdout.readline()
+                yield json.loads(answer) if answer else None
+        finally:
+            process.stdin.close()
+            process.stdout.close()
+            process.kill()
+            process.wait()
+
+
+def _prepared_call(request: Request) -> Callable[[], Any]:
+    if request.threads is not None:
+        set_num_threads(request.threads)
+    spec, op = parse(request.problem), Op(request.op)
+    made = plan(spec, op, request.backend, request.algorithm, "default", request.workspace_limit)
+    given = operands(spec, op)
+    shapes = spec.shapes(op)[len(given) :]
+    outs = tuple(map(poisoned, shapes))
+    out = outs if len(outs) == 2 else outs[0]
+    return lambda: made(*given, out=out)
+
+
+def _by_memray(call: Callable[[], Any]) -> int:
+    import memray
+
+    call()  # BLAS buffers, FFT plans and Python's arenas exist from here on
+    least = None
+    with tempfile.TemporaryDirectory() as folder:
+        for number in range(ROUNDS):
+            path = Path(folder) / f"{number}.bin"
+            with memray.Tracker(path):
+                call()
+            peak = memray.FileReader(path).metadata.peak_memory
+            least = peak if least is None else min(least, peak)
+    assert least is not None
+    return int(least)
+
+
+def _by_high_water(call: Callable[[], Any]) -> int:
+    import resource
+
+    unit = 1 if sys.platform == "darwin" else 1024
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    call()
+    return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * unit
+
+
+def main() -> None:
+    """Answer requests from standard input until it closes."""
+    measure = _by_memray if importlib.util.find_spec("memray") else _by_high_water
+    for line in sys.stdin:
+        answer = measure(_prepared_call(Request(**json.loads(line))))
+        sys.stdout.write(json.dumps(answer) + "\n")
+        sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    main()
