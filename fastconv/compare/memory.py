@@ -1,6 +1,6 @@
 """Peak memory of a plan, measured in a clean process by a tracker that sees native allocations.
 
-``peaks`` starts ``python -m fastconv.compare.memory``, hands it one request after another, and reads one
+``peaks`` starts a new Python that runs :func:`main`, hands it one request after another, and reads one
 number each: the most bytes that were allocated above operands and results while the plan ran. With memray
 every malloc and mmap counts, NumPy's, SciPy's and BLAS's alike. Without it the process's high-water mark has
 to do: then each request gets a process of its own, and pages touched by the warm-up hide what they can.
@@ -57,7 +57,7 @@ def peaks(requests: Sequence[Request]) -> Iterator[int | None]:
     groups = [requests] if importlib.util.find_spec("memray") else [[request] for request in requests]
     for group in groups:
         process = subprocess.Popen(
-            [sys.executable, "-m", "fastconv.compare.memory"],
+            [sys.executable, "-c", "from fastconv.compare.memory import main; main()"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -122,6 +122,3 @@ def main() -> None:
         sys.stdout.write(json.dumps(answer) + "\n")
         sys.stdout.flush()
 
-
-if __name__ == "__main__":
-    main()

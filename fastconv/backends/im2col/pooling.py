@@ -107,6 +107,11 @@ def _positions(spec: PoolSpec, index: Index) -> Array:
     return functools.reduce(np.add.outer, axes)
 
 
+def _positions_bytes(area: int) -> int:
+    """Scratch of :func:`_positions` for one tap of a plane: the result, and two buffers to add its axes in."""
+    return 8 * (area + 2 * min(area, BUFFERED))
+
+
 def _first_positions(spec: PoolSpec) -> Array:
     """Flat position of every window's first element."""
     steps = [math.prod(spec.in_size[axis + 1 :]) for axis in range(spec.rank)]
@@ -217,7 +222,9 @@ def _forward(spec: PoolSpec, by: str, workspace_limit: int | None) -> Run:
         per_plane = (
             (0 if in_place else 2 * area * wide) + (2 * biggest * wide if spec.mode == "lp" else 0) + 8
         )
-    fixed = BUFFERED * DTYPES[spec.dtype].itemsize + (8 * area if spec.indices and by == "taps" else 0)
+    fixed = BUFFERED * DTYPES[spec.dtype].itemsize
+    if spec.indices and by == "taps":
+        fixed = max(2 * fixed, _positions_bytes(area))
     planes = Planes(spec, per_plane, fixed, workspace_limit)
 
     def call(x: Array, y: Array, indices: Array | None = None) -> None:
@@ -313,7 +320,7 @@ def _backward(spec: PoolSpec, by: str, workspace_limit: int | None) -> Run:
         per_plane += area * wide * 4 + biggest * (4 * wide + 1)
     fixed = 2 * BUFFERED * wide
     if spec.mode == "max" and not spec.indices and by == "taps":
-        fixed = max(BUFFERED * DTYPES[spec.dtype].itemsize, BUFFERED * wide) + 8 * area
+        fixed = max(fixed, _positions_bytes(area))
     planes = Planes(spec, per_plane, fixed, workspace_limit)
 
     def call(dy: Array, x: Array, dx: Array) -> None:

@@ -1,0 +1,218 @@
+"""The command ``fastconv``: compare, check, explain, info."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+from fastconv.backends import BackendUnavailable, backends
+from fastconv.backends import check as check_backend
+
+app = typer.Typer(
+    help="Convolution and pooling for NumPy and CuPy arrays.", no_args_is_help=True, add_completion=False,
+    pretty_exceptions_enable=False,
+)  # fmt: skip
+console = Console()
+
+# sysexits of a Unix tool: 0 well, 1 the answer is no, 2 asked wrongly, 130 stopped by Ctrl-C.
+NO, USAGE, STOPPED = 1, 2, 130
+
+Backend = Annotated[list[str] | None, typer.Option("--backend", help="Only this backend; may be repeated.")]
+Problem = Annotated[
+    list[str] | None,
+    typer.Option("--problem", help='A problem such as "n1 c64x56x56 k64x3x3 s1 p1 f32"; may be repeated.'),
+]
+
+
+def _usage(error: Exception) -> NoReturn:
+    Console(stderr=True).print(f"fastconv: {error}", style="red", highlight=False, soft_wrap=True)
+    raise typer.Exit(USAGE)
+
+
+@contextmanager
+def _asked() -> Iterator[None]:
+    """Show what the user got wrong as one line, not as a traceback."""
+    try:
+        yield
+    except (ValueError, TypeError, BackendUnavailable) as error:
+        _usage(error)
+
+
+def _only(names: Iterable[str] | None) -> list[str] | None:
+    if not names:
+        return None
+    for name in names:
+        check_backend(name, "--backend")
+        if name == "auto":
+            raise ValueError("--backend: got 'auto', expected the name of a backend")
+    return list(names)
+
+
+def _progress() -> Progress:
+    return Progress(
+        TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(),
+        console=Console(stderr=True), transient=True,
+    )  # fmt: skip
+
+
+def _percentage(text: str) -> float:
+    try:
+        value = float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
+    except ValueError:
+        value = -1.0
+    if value < 0:
+        raise ValueError(f"--fail-slower: got {text!r}, expected a share such as 10% or 0.1")
+    return value
+
+
+@app.command()
+def compare(
+    workload: Annotated[
+        str | None, typer.Option(help="lenet, simple, alexnet, vgg16, googlenet, resnet50 or mobilenet.")
+    ] = None,
+    problem: Problem = None,
+    backend: Backend = None,
+    threads: Annotated[int | None, typer.Option(help="Threads a call may use; all CPUs by default.")] = None,
+    gradients: Annotated[bool, typer.Option("--gradients", help="Compare the gradients too.")] = False,
+    repeat: Annotated[int, typer.Option(min=1, help="Timed calls of each candidate, at most.")] = 7,
+    output: Annotated[Path, typer.Option(help="The page to write; .md and .json go beside it.")] = Path("report.html"),
+    json: Annotated[Path | None, typer.Option(help="Where the JSON goes instead.")] = None,
+    against: Annotated[Path | None, typer.Option(help="JSON of an earlier run to compare with.")] = None,
+    fail_slower: Annotated[str, typer.Option(help="With --against: exit with 1 past this.", metavar="SHARE")] = "10%",
+) -> None:
+    """Check every backend, time it, measure its memory, and write a report.
+
+    By default a photograph and scanned digits go through filter banks and the first layers of known networks.
+    """
+    from fastconv import compare as comparing
+    from fastconv.compare import report
+
+    with _asked():
+        if workload and problem:
+            raise ValueError("--workload and --problem: got both, expected one of them")
+        if threads is not None and threads < 1:
+            raise ValueError(f"--threads: got {threads}, expected at least 1")
+        cases: Any = comparing.default
+        name = "a photograph and a hundred digits"
+        if workload:
+            name, cases = f"the layers of {workload}", comparing.named(workload)
+        elif problem:
+            name, cases = f"{len(problem)} chosen problem{'s' * (len(problem) > 1)}", comparing.problems(problem)
+        only, share = _only(backend), _percentage(fail_slower)
+        before = comparing.read(against) if against else None
+        for path in (output, *([json] if json else [])):
+            if not path.absolute().parent.is_dir():
+                raise ValueError(f"--output: got {str(path)!r}, expected a path in a folder that exists")
+        with _progress() as bar:
+            task = bar.add_task("starting", total=None)
+
+            def show(done: float, total: float, text: str) -> None:
+                bar.update(task, completed=done, total=total, description=text)
+
+            try:
+                run = comparing.compare(
+                    cases, workload=name, only=only, repeat=repeat, threads=threads, gradients=gradients, report=show
+                )
+            except ImportError as error:
+                raise ValueError(f'{error}; the default workload needs scikit-learn: pip install "fastconv[learn]"') from None
+    console.print(report.terminal(run, console.width))
+    for sentence in report.summary(run):
+        console.print(f"- {sentence}", highlight=False)
+    written = report.write(run, output, json)
+    console.print("wrote " + ", ".join(map(str, written)), highlight=False, soft_wrap=True)
+    failed = not run.ok
+    if before is not None:
+        found = comparing.slower(run, before, share)
+        if found:
+            console.print(report.slower_table(found, share))
+        else:
+            console.print(f"nothing is slower than in {against} by more than {share:.0%}")
+        failed = failed or bool(found)
+    if run.interrupted:
+        raise typer.Exit(STOPPED)
+    if failed:
+        raise typer.Exit(NO)
+
+
+@app.command()
+def check(backend: Backend = None, problem: Problem = None) -> None:
+    """Compare every backend, algorithm and op with the definition; exit with 1 if any disagrees."""
+    from fastconv import testing
+    from fastconv.spec import parse
+
+    with _asked():
+        names = _only(backend)
+        for text in problem or ():
+            parse(text)
+        problems = problem or list(testing.PROBLEMS["edges"])
+        tally: dict[tuple[str, str, str], list[testing.Agreement]] = {}
+        with _progress() as bar:
+            for text in bar.track(problems, description="checking"):
+                for agreement in testing.checks(names, [text]):
+                    key = agreement.backend, agreement.op.value, agreement.algorithm
+                    tally.setdefault(key, []).append(agreement)
+    table = Table(title=f"{len(problems)} problems against the definition", title_justify="left")
+    for name in ("backend", "op", "algorithm"):
+        table.add_column(name)
+    for name in ("comparisons", "agree", "largest error", "of what is allowed"):
+        table.add_column(name, justify="right")
+    for key, found in sorted(tally.items()):
+        good = sum(a.ok for a in found)
+        worst = max(a.error for a in found)
+        share = max((a.error / a.allowed for a in found if a.allowed), default=0.0)
+        style = "" if good == len(found) else "bold red"
+        table.add_row(*key, str(len(found)), str(good), f"{worst:.1e}", f"{share:.0%}", style=style)
+    console.print(table)
+    wrong = [agreement for found in tally.values() for agreement in found if not agreement.ok]
+    for agreement in wrong:
+        console.print(f"{agreement.backend}/{agreement.algorithm} {agreement.op}: {agreement.detail}", style="red")
+        console.print(f"  {agreement.repeat}", highlight=False, soft_wrap=True)
+    total = sum(map(len, tally.values()))
+    console.print(f"{total - len(wrong)} of {total} comparisons agree", style="red" if wrong else "green")
+    if wrong:
+        raise typer.Exit(NO)
+
+
+@app.command()
+def explain(
+    problem: Annotated[str, typer.Argument(help='Such as "n1 c64x56x56 k64x3x3 s1 p1 f32".')],
+    op: Annotated[str | None, typer.Option(help='"conv", "conv input grad", "pool", ...')] = None,
+    backend: Annotated[str | None, typer.Option(help="Backend; the current one by default.")] = None,
+    algorithm: Annotated[str, typer.Option(help="Algorithm; chosen by the cost model by default.")] = "auto",
+    precision: Annotated[str, typer.Option(help="default, highest or tf32.")] = "default",
+    workspace_limit: Annotated[int | None, typer.Option(help="Bytes of scratch.")] = None,
+) -> None:
+    """Show the plan that a problem would run, what it costs, and who declined."""
+    from fastconv.api import explain as explain_problem
+
+    with _asked():
+        made = explain_problem(
+            problem, op=op, backend=backend, algorithm=algorithm, precision=precision, workspace_limit=workspace_limit
+        )
+        console.print(str(made), highlight=False, soft_wrap=True)
+
+
+@app.command()
+def info() -> None:
+    """Show versions, processor, threads and backends."""
+    from fastconv.compare import machine
+    from fastconv.settings import get_backend, get_num_threads
+
+    table = Table(show_header=False, box=None)
+    table.add_row("processor", machine.cpu_name())
+    table.add_row("threads", str(get_num_threads()))
+    table.add_row("BLAS", machine.blas_name())
+    for name, version in machine.versions().items():
+        table.add_row(name, version)
+    table.add_row("default backend", get_backend())
+    for name, state in backends().items():
+        table.add_row(f"backend {name}", state)
+    console.print(table, highlight=False)
+
