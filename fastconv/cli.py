@@ -125,7 +125,8 @@ def compare(
     console.print(report.terminal(run, console.width))
     for sentence in report.summary(run):
         console.print(f"- {sentence}", highlight=False)
-    written = report.write(run, output, json)
+    pictures = comparing.pictures() if cases is comparing.default else ()
+    written = report.write(run, output, json, pictures)
     console.print("wrote " + ", ".join(map(str, written)), highlight=False, soft_wrap=True)
     failed = not run.ok
     if before is not None:

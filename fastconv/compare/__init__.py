@@ -17,11 +17,11 @@ from fastconv.compare import measure
 from fastconv.compare.machine import Machine, describe
 from fastconv.compare.measure import Progress, Row
 from fastconv.compare.memory import tracker
-from fastconv.compare.workloads import NETWORKS, Case, default, named, problems, with_gradients
+from fastconv.compare.workloads import NETWORKS, Case, default, named, pictures, problems, with_gradients
 from fastconv.settings import set_num_threads
 from fastconv.testing import Agreement
 
-__all__ = ["NETWORKS", "Case", "Comparison", "Row", "Slower", "compare", "default", "named", "problems", "read", "slower"]
+__all__ = ["NETWORKS", "Case", "Comparison", "Row", "Slower", "compare", "default", "named", "pictures", "problems", "read", "slower"]
 
 FORMAT = 1
 

@@ -243,7 +243,7 @@ def summary(run: Comparison) -> list[str]:
         abs(row.peak / row.predicted - 1) for row in run.rows if row.backend != "naive" and row.peak and row.predicted
     ]
     if predicted:
-        said.append(f"Measured peak memory is within {max(predicted):.1%} of what the plans predict.")
+        said.append(f"Measured peak memory is within {share(max(predicted))} of what the plans predict.")
     if run.interrupted:
         said.append("The run was interrupted: what had been measured by then is shown.")
     return said
@@ -294,68 +294,83 @@ def _ways(run: Comparison) -> list[str]:
     return list(dict.fromkeys(way(row) for row in run.rows))
 
 
-def speed_chart(run: Comparison) -> dict[str, Any]:
-    """Bars of operations per second for each problem, fastest way first."""
+def _bars(run: Comparison, rows: Sequence[Row], value: Any, text: Any, hover: Any) -> list[dict[str, Any]]:
+    """One horizontal bar for each row, one colour for each way of computing."""
     data = []
-    for name in _ways(run):
-        rows = [row for row in run.rows if way(row) == name and row.backend != "naive"]
-        if rows:
-            data.append(
-                {
-                    "type": "bar", "orientation": "h", "name": name, "marker": {"color": colour(name)},
-                    "y": [_wrapped(_label(row, run)) for row in rows],
-                    "x": [row.rate / 1e9 for row in rows],
-                    "text": [f"{row.rate / 1e9:.3g}" for row in rows], "textposition": "outside", "cliponaxis": False,
-                    "customdata": [[seconds(row.seconds), row.problem, row.note] for row in rows],
-                    "hovertemplate": "%{customdata[1]}<br>%{x:.3g} GFLOP/s, %{customdata[0]}<br>%{customdata[2]}<extra>" + name + "</extra>",
-                }
-            )  # fmt: skip
-    count = len({(row.problem, row.op) for row in run.rows})
-    bars = sum(len(trace["x"]) for trace in data)
-    return {
-        "data": data,
-        "layout": {
-            "height": 150 + 22 * bars + 14 * count,
-            "xaxis": {"title": {"text": "GFLOP/s (longer is better)"}},
-            "yaxis": {"autorange": "reversed", "automargin": True},
-            "barmode": "group", "bargap": 0.25,
-        },
-    }  # fmt: skip
-
-
-def memory_chart(run: Comparison) -> dict[str, Any]:
-    """Measured scratch beside the textbook column matrix."""
-    rows = [row for row in run.rows if row.columns and row.backend != "naive" and row.peak]
-    chosen = [row for row in rows if row.chosen]
-    data: list[dict[str, Any]] = [
-        {
-            "type": "bar", "orientation": "h", "name": "textbook column matrix", "marker": {"color": "#999999"},
-            "y": [_wrapped(_label(row, run)) for row in chosen], "x": [row.columns for row in chosen],
-            "text": [size(row.columns) for row in chosen], "textposition": "outside", "cliponaxis": False,
-            "hovertemplate": "%{text}<extra>textbook column matrix</extra>",
-        }
-    ]  # fmt: skip
     for name in _ways(run):
         some = [row for row in rows if way(row) == name]
         if some:
             data.append(
                 {
-                    "type": "bar", "orientation": "h", "name": f"{name}, measured", "marker": {"color": colour(name)},
-                    "y": [_wrapped(_label(row, run)) for row in some], "x": [row.peak for row in some],
-                    "text": [size(row.peak) for row in some], "textposition": "outside", "cliponaxis": False,
-                    "customdata": [size(row.predicted) for row in some],
-                    "hovertemplate": "measured %{text}, predicted %{customdata}<extra>" + name + "</extra>",
+                    "type": "bar", "orientation": "h", "name": name, "marker": {"color": colour(name)},
+                    "y": [_wrapped(_label(row, run)) for row in some],
+                    "x": [value(row) for row in some],
+                    "text": [text(row) for row in some], "textposition": "outside", "cliponaxis": False,
+                    "customdata": [hover(row) for row in some],
+                    "hovertemplate": "%{customdata}<extra>" + name + "</extra>",
                 }
             )  # fmt: skip
+    return data
+
+
+def _bar_layout(data: Sequence[dict[str, Any]], axis: dict[str, Any]) -> dict[str, Any]:
+    groups = {label for trace in data for label in trace["y"]}
     return {
-        "data": data,
-        "layout": {
-            "height": 150 + 20 * (len(rows) + len(chosen)) + 12 * len(chosen),
-            "xaxis": {"type": "log", "title": {"text": "bytes (shorter is better)"}, "exponentformat": "SI"},
-            "yaxis": {"autorange": "reversed", "automargin": True},
-            "barmode": "group", "bargap": 0.25,
-        },
+        "height": 130 + 20 * sum(len(trace["x"]) for trace in data) + 14 * len(groups),
+        "xaxis": axis,
+        "yaxis": {"autorange": "reversed", "automargin": True},
+        "barmode": "group", "bargap": 0.25,
     }  # fmt: skip
+
+
+def _limit(value: float, name: str) -> dict[str, Any]:
+    """A line across a bar chart that says what the machine can do at most."""
+    line = {"type": "line", "x0": value, "x1": value, "yref": "paper", "y0": 0, "y1": 1, "line": {"color": "#888888", "dash": "dot"}}
+    note = {"x": value, "yref": "paper", "y": 0, "text": name, "showarrow": False, "xanchor": "right", "yanchor": "bottom"}
+    return {"shapes": [line], "annotations": [note]}
+
+
+def _hover(row: Row) -> str:
+    return f"{row.problem}<br>{row.rate / 1e9:.3g} GFLOP/s, {seconds(row.seconds)}<br>{row.note}"
+
+
+def speed_chart(run: Comparison) -> dict[str, Any]:
+    """Operations per second of every convolution."""
+    rows = [row for row in run.rows if row.columns and row.backend != "naive"]
+    data = _bars(run, rows, lambda row: row.rate / 1e9, lambda row: f"{row.rate / 1e9:.3g}", _hover)
+    layout = _bar_layout(data, {"title": {"text": "GFLOP/s (longer is better)"}})
+    return {"data": data, "layout": layout | _limit(run.machine.peak / 1e9, "matrix product")}
+
+
+def pool_chart(run: Comparison) -> dict[str, Any]:
+    """Bytes per second of every pool."""
+    rows = [row for row in run.rows if not row.columns and row.backend != "naive"]
+    data = _bars(
+        run, rows, lambda row: row.traffic / row.seconds / 1e9, lambda row: f"{row.traffic / row.seconds / 1e9:.3g}", _hover
+    )
+    layout = _bar_layout(data, {"title": {"text": "GB/s read and written (longer is better)"}})
+    return {"data": data, "layout": layout | _limit(run.machine.bandwidth / 1e9, "plain copy")}
+
+
+def memory_chart(run: Comparison) -> dict[str, Any]:
+    """Measured scratch beside the textbook column matrix."""
+    rows = [row for row in run.rows if row.columns and row.backend != "naive" and row.peak]
+    data = _bars(
+        run, rows, lambda row: row.peak, lambda row: size(row.peak),
+        lambda row: f"measured {size(row.peak)}, predicted {size(row.predicted)}",
+    )  # fmt: skip
+    textbook = _bars(run, [row for row in rows if row.chosen], lambda row: row.columns, lambda row: size(row.columns), _hover)
+    for trace in textbook[:1]:
+        everyone = [row for row in rows if row.chosen]
+        data.insert(0, trace | {
+            "name": "textbook columns", "marker": {"color": "#999999"}, "hovertemplate": "%{text}<extra>textbook columns</extra>",
+            "y": [_wrapped(_label(row, run)) for row in everyone], "x": [row.columns for row in everyone],
+            "text": [size(row.columns) for row in everyone],
+        })  # fmt: skip
+    values = [value for trace in data for value in trace["x"]] or [1.0]
+    span = [math.log10(min(values)) - 0.5, math.log10(max(values)) + 0.8]  # room for the longest bar's label
+    axis = {"type": "log", "range": span, "title": {"text": "bytes (shorter is better)"}, "exponentformat": "SI"}
+    return {"data": data, "layout": _bar_layout(data, axis)}
 
 
 def _points(run: Comparison, x: Any, y: Any, keep: Any) -> list[dict[str, Any]]:
@@ -416,8 +431,12 @@ def roofline_chart(run: Comparison) -> dict[str, Any]:
 CHARTS = (
     (
         "speed", "Speed", speed_chart,
-        "Operations of the plain sum per second. Pools do one operation an element, so their bars are short: memory "
-        "bounds them, not arithmetic. Plain loops are left out; their bars would be thinner than a line.",
+        "Operations of the plain sum per second, for every convolution. Plain loops are left out; their bars would be "
+        "thinner than a line.",
+    ),
+    (
+        "pooling", "Pooling", pool_chart,
+        "A pool does hardly any arithmetic, so what counts is how fast it moves bytes. The dotted line is a plain copy.",
     ),
     (
         "memory", "Memory", memory_chart,
@@ -461,8 +480,8 @@ def _table(run: Comparison) -> list[dict[str, Any]]:
     return made
 
 
-def html(run: Comparison) -> str:
-    """The report as one page: styles, charts and the chart library inside."""
+def html(run: Comparison, pictures: Sequence[tuple[str, str]] = ()) -> str:
+    """The report as one page: styles, charts, pictures and the chart library inside."""
     import jinja2
     from plotly.offline import get_plotlyjs
 
@@ -472,7 +491,7 @@ def html(run: Comparison) -> str:
     charts = [
         {"id": name, "title": title, "caption": caption, "figure": json.dumps(chart(run)).replace("<", "\\u003c")}
         for name, title, chart, caption in CHARTS
-        if run.rows
+        if chart(run)["data"]
     ]
     return environment.get_template("report.html.jinja").render(
         title=headline(run),
@@ -481,6 +500,7 @@ def html(run: Comparison) -> str:
         ok=run.ok,
         disagreements=run.disagreements,
         charts=charts,
+        pictures=pictures,
         columns=COLUMNS,
         rows=_table(run),
         notes=NOTES,
@@ -490,10 +510,12 @@ def html(run: Comparison) -> str:
     )
 
 
-def write(run: Comparison, output: Path, json_path: Path | None = None) -> list[Path]:
+def write(
+    run: Comparison, output: Path, json_path: Path | None = None, pictures: Sequence[tuple[str, str]] = ()
+) -> list[Path]:
     """Write page, Markdown table and JSON; return their paths."""
     texts = {
-        output: html(run),
+        output: html(run, pictures),
         output.with_suffix(".md"): markdown(run),
         json_path or output.with_suffix(".json"): run.as_json(),
     }

@@ -8,6 +8,8 @@ He-normal from a fixed seed: no trained weights ship with fastconv, and speed do
 
 from __future__ import annotations
 
+import base64
+import io
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from functools import cache
@@ -210,6 +212,45 @@ def digits() -> list[Case]:
         _pool("LeNet-5 pool1", first, "avg", 2, 2),
         lenet2,
     ]
+
+
+def pictures() -> list[tuple[str, str]]:
+    """What the default workload computes, to look at: captions and PNG images as data URIs."""
+    found: list[tuple[str, Array]] = [("The photograph", _china().transpose(1, 2, 0))]
+    cases = {case.name: case for case in default()}
+    for name, maps, caption in (
+        ("photo, 8 Sobel edges", slice(0, 8, 2), "Sobel edges: the strongest of four directions"),
+        ("photo, 12 Gaussian blurs", slice(3, 12, 4), "The widest Gaussian blur of each colour"),
+        ("photo, 16 Gabor filters", slice(8, 16), "Gabor filters, wavelength 12: the strongest of eight directions"),
+    ):
+        case = cases[name]
+        spec = case.spec
+        assert isinstance(spec, ConvSpec)
+        x, weight = case.operands()
+        result = conv2d(x, weight, padding=spec.padding, groups=spec.groups, backend="im2col")[0, maps]
+        if "blurs" in name:
+            found.append((caption, result.transpose(1, 2, 0)))
+        else:
+            strongest = np.abs(result).max(0)
+            found.append((caption, np.minimum(strongest / np.quantile(strongest, 0.995), 1)))
+    x, _ = cases["SimpleConvNet conv1"].operands()
+    rows = x[:40, 0].reshape(5, 8, 28, 28).transpose(0, 2, 1, 3).reshape(5 * 28, 8 * 28)
+    found.append(("Forty of the hundred digits, enlarged to 28 x 28", rows))
+    features, _ = cases["VGG16 conv1_2"].operands()
+    tiles = features[0, :24, ::2, ::2].reshape(4, 6, 112, 112).transpose(0, 2, 1, 3).reshape(4 * 112, 6 * 112)
+    found.append(("VGG16 conv1_1 with random weights: 24 of its 64 maps", np.minimum(tiles / np.quantile(tiles, 0.995), 1)))
+    return [(caption, _png(image)) for caption, image in found]
+
+
+def _png(image: Array, width: int = 420) -> str:
+    """An image of values from 0 to 1 as a data URI."""
+    from PIL import Image
+
+    made = Image.fromarray((np.clip(image, 0, 1) * 255).astype("uint8"))
+    made = made.resize((width, max(1, made.height * width // made.width)))
+    stream = io.BytesIO()
+    made.save(stream, "PNG", optimize=True)
+    return "data:image/png;base64," + base64.b64encode(stream.getvalue()).decode()
 
 
 # ---------------------------------------------------------------------------- smaller versions
