@@ -21,8 +21,9 @@ from fastconv.prepared import (
     prepare_conv1d, prepare_conv2d, prepare_conv3d,
     prepare_conv_transpose1d, prepare_conv_transpose2d, prepare_conv_transpose3d,
 )  # fmt: skip
-from fastconv.settings import get_backend, get_num_threads, set_backend, set_num_threads, use_backend
+from fastconv.settings import get_backend, set_backend, use_backend
 from fastconv.spec import ConvSpec, Op, PoolSpec, parse
+from fastconv.threads import get_num_threads, set_num_threads
 
 __all__ = [
     "BackendUnavailable", "ConvSpec", "Op", "Options", "Plan", "PoolSpec", "PreparedConv",

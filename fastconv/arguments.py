@@ -173,8 +173,12 @@ def kind_of(name: str, array: object) -> str:
 
 
 def same_kind(**arrays: object) -> str:
-    """The one kind all arrays are of; None entries are left out."""
-    kinds = {name: kind_of(name, array) for name, array in arrays.items() if array is not None}
+    """The one kind all arrays are of; a bias or indices may be None."""
+    kinds = {
+        name: kind_of(name, array)
+        for name, array in arrays.items()
+        if array is not None or name not in ("bias", "indices")
+    }
     first = next(iter(kinds))
     for name, kind in kinds.items():
         if kind != kinds[first]:

@@ -204,7 +204,8 @@ def explain(
 def info() -> None:
     """Show versions, processor, threads and backends."""
     from fastconv.compare import machine
-    from fastconv.settings import get_backend, get_num_threads
+    from fastconv.settings import get_backend
+    from fastconv.threads import get_num_threads
 
     table = Table(show_header=False, box=None)
     table.add_row("processor", machine.cpu_name())

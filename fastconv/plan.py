@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from fastconv.backends import Run, Unsupported, get
+from fastconv.threads import get_num_threads
 from fastconv.spec import Op, Spec
 
 __all__ = ["Plan", "plan"]
@@ -49,8 +50,8 @@ class Plan:
 
     @property
     def workspace(self) -> int:
-        """Peak bytes of scratch above operands and results."""
-        return self.run.workspace
+        """Peak bytes of scratch above operands and results, with the threads a call may use now."""
+        return self.run.workspace * min(self.run.at_once, get_num_threads()) + self.run.shared
 
     def pack(self, weight: Any) -> Any:
         """The weight in the form this plan's kernel reads; compute it once, pass it to :meth:`run_packed`."""
@@ -96,7 +97,7 @@ class Plan:
             f"{op} of {spec}",
             f"  runs as    {self.backend}/{self.algorithm}" + (f": {run.note}" if run.note else ""),
             f"  arithmetic {spec.flops(op):,} operations, operands and result {spec.nbytes(op):,} bytes",
-            f"  workspace  {run.workspace:,} bytes",
+            f"  workspace  {self.workspace:,} bytes",
             f"  error      {'plain sum' if not run.error else f'plain sum + {run.error:.1e} of max|result|'}",
         ]
         for name, seconds in sorted(self.estimates.items(), key=lambda item: item[1]):

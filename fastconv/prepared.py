@@ -13,6 +13,10 @@ if TYPE_CHECKING:
     from typing_extensions import Unpack
 
 
+# Arguments are checked before any input is known, on an image larger than any kernel.
+_ANY_SIZE = 1 << 12
+
+
 class PreparedConv:
     """A convolution with its weights fixed: call it with an input.
 
@@ -78,7 +82,12 @@ def prepare_conv(
     arguments.same_kind(weight=weight, bias=bias)
     api._check_weight(weight, rank)
     api._check_bias(bias, weight.shape[0])
-    api._divided(groups, out_channels=weight.shape[0])
+    number = api._divided(groups, out_channels=weight.shape[0])
+    dtypes = api._conv_dtypes(bias, weight=weight)
+    api._conv_spec(
+        rank, 1, weight.shape[1] * number, (_ANY_SIZE,) * rank, weight.shape, stride, padding, dilation, groups,
+        padding_mode, dtypes,
+    )  # fmt: skip
 
     def call_for(x: Array, w: Array, b: Array | None) -> Call:
         return api.conv_call(rank, x, w, b, stride, padding, dilation, groups, padding_mode)
@@ -119,6 +128,10 @@ def prepare_conv_transpose(
     arguments.same_kind(weight=weight, bias=bias)
     api._check_weight(weight, rank)
     api._check_bias(bias, weight.shape[1] * api._divided(groups, in_channels=weight.shape[0]))
+    dtypes = api._conv_dtypes(bias, weight=weight)
+    api.transposed_spec(
+        rank, 1, (_ANY_SIZE,) * rank, weight.shape, stride, padding, output_padding, groups, dilation, dtypes
+    )
 
     def call_for(x: Array, w: Array, b: Array | None) -> Call:
         return api.conv_transpose_call(rank, x, w, b, stride, padding, output_padding, groups, dilation)

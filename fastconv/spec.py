@@ -295,7 +295,7 @@ class ConvSpec:
             case Op.UNFOLD:
                 return x, columns
             case Op.FOLD:
-                return columns, x
+                return columns, Shape("image", self.input_shape, self.out_dtype)
         raise ValueError(f"op: got {op}, expected an op of a convolution")
 
     def dot_length(self, op: Op) -> int:

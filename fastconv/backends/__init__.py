@@ -57,7 +57,11 @@ class Run:
     seconds : float
         The cost model's estimate on the reference machine; only comparisons between algorithms count.
     workspace : int
-        Peak bytes of scratch that `call` and `pack` allocate together for operands in C order.
+        Peak bytes of scratch that one thread of `call` allocates, for operands in C order.
+    at_once : int
+        How many threads may work side by side, each with its own `workspace`.
+    shared : int
+        Bytes of scratch allocated once, however many threads: packed weights, sums.
     note : str
         What was decided and why, for people.
     error : float
@@ -74,6 +78,8 @@ class Run:
     call: Callable[..., None]
     seconds: float
     workspace: int = 0
+    at_once: int = 1
+    shared: int = 0
     note: str = ""
     error: float = 0.0
     finite_only: bool = False

@@ -18,7 +18,7 @@ from fastconv.compare.machine import Machine, describe
 from fastconv.compare.measure import Progress, Row
 from fastconv.compare.memory import tracker
 from fastconv.compare.workloads import NETWORKS, Case, default, named, pictures, problems, with_gradients
-from fastconv.settings import set_num_threads
+from fastconv.threads import set_num_threads
 from fastconv.testing import Agreement
 
 __all__ = ["NETWORKS", "Case", "Comparison", "Row", "Slower", "compare", "default", "named", "pictures", "problems", "read", "slower"]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.metadata
-import os
 import platform
 import time
 from dataclasses import asdict, dataclass
@@ -11,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from threadpoolctl import threadpool_info, threadpool_limits
 
-from fastconv.backends.im2col.gemm import blas_threads
-from fastconv.settings import get_num_threads
+from fastconv.threads import available_cpus, get_num_threads
 
 PACKAGES = ("fastconv", "numpy", "scipy", "ml_dtypes", "numba", "cupy", "torch", "onnxruntime")
 
@@ -75,8 +74,6 @@ def versions() -> dict[str, str]:
 
 def blas_name() -> str:
     """The BLAS NumPy was built with, and the kernels it chose."""
-    from threadpoolctl import threadpool_info
-
     names = [
         f"{row['internal_api']} {row.get('version') or ''} {row.get('architecture') or ''}".strip()
         for row in threadpool_info()
@@ -98,7 +95,7 @@ def measured_peak(size: int = 1024) -> float:
     """float32 operations per second in a matrix product, with the threads a run may use."""
     a = np.random.default_rng(0).standard_normal((size, size)).astype("float32")
     out = np.empty_like(a)
-    with blas_threads():
+    with threadpool_limits(limits=get_num_threads(), user_api="blas"):
         return 2 * size**3 / _best(lambda: np.matmul(a, a, out=out))
 
 
@@ -115,7 +112,7 @@ def describe() -> Machine:
         cpu=cpu_name(),
         system=f"{platform.system()} {platform.machine()}",
         python=platform.python_version(),
-        cpus=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
+        cpus=available_cpus(),
         threads=get_num_threads(),
         blas=blas_name(),
         packages=versions(),

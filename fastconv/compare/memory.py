@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from fastconv.plan import plan
-from fastconv.settings import set_num_threads
+from fastconv.threads import set_num_threads
 from fastconv.spec import Op, parse
 from fastconv.testing import operands, poisoned
 

@@ -2,8 +2,7 @@
 
 ``slab`` is that part of the padded input, ``windows`` its view as one window per output position (the
 column matrix, before it is copied), and ``add_slab`` the adjoint: it adds a slab's values back to where the
-input elements came from. Every array a block needs is made when the block is reached and freed after it,
-so a plan's peak is what one block costs.
+input elements came from. A thread's scratch is what one block costs, whatever the size of the problem.
 """
 
 from __future__ import annotations
@@ -16,7 +15,11 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from fastconv.backends import Unsupported
+from fastconv.backends.im2col.threads import Scratch
 from fastconv.spec import ConvSpec, Sizes, source
+
+# More threads than this gain nothing: blocks become memory-bound.
+MOST_THREADS = 64
 
 Array = Any
 Window = tuple[slice, ...]
@@ -67,19 +70,26 @@ def choose(spec: ConvSpec, cost: Callable[[Block], int], target: int, limit: int
     return Block(block.images, even)
 
 
-def images(spec: ConvSpec, block: Block) -> Iterator[slice]:
-    """The batch in blocks."""
-    for start in range(0, spec.batch, block.images):
-        yield slice(start, min(start + block.images, spec.batch))
+class Part(NamedTuple):
+    """One block of a problem: which images, which output positions."""
+
+    images: slice
+    window: Window
 
 
-def output_windows(spec: ConvSpec, block: Block) -> Iterator[Window]:
-    """The output positions in blocks."""
+def parts(spec: ConvSpec, block: Block) -> list[Part]:
+    """The whole problem in blocks, in C order."""
+    batches = [slice(n, min(n + block.images, spec.batch)) for n in range(0, spec.batch, block.images)]
     axes = [
         [slice(start, min(start + size, n)) for start in range(0, n, size)]
         for n, size in zip(spec.out_size, block.sizes, strict=True)
     ]
-    return itertools.product(*axes)
+    return [Part(some, window) for some in batches for window in itertools.product(*axes)]
+
+
+def at_once(cost: int, limit: int | None) -> int:
+    """How many threads may each hold `cost` bytes under `limit`."""
+    return MOST_THREADS if limit is None else max(min(limit // max(cost, 1), MOST_THREADS), 1)
 
 
 def _region(spec: ConvSpec, window: Window) -> list[tuple[int, int]]:
@@ -124,8 +134,12 @@ def inside(spec: ConvSpec, window: Window) -> tuple[slice, ...] | None:
 
 def slab_size(spec: ConvSpec, block: Block) -> int:
     """Elements of a padded block's slab; 0 if no block reaches into the padding."""
-    if all(before <= 0 and after <= 0 for before, after in spec.padding):
-        return 0
+    unpadded = all(before <= 0 and after <= 0 for before, after in spec.padding)
+    return 0 if unpadded else region_size(spec, block)
+
+
+def region_size(spec: ConvSpec, block: Block) -> int:
+    """Elements of the padded input that a block reads."""
     lengths = [
         (o - 1) * s + extent
         for o, s, extent in zip(block.sizes, spec.stride, spec.kernel_extent, strict=True)
@@ -133,14 +147,21 @@ def slab_size(spec: ConvSpec, block: Block) -> int:
     return block.images * spec.in_channels * math.prod(lengths)
 
 
-def slab(spec: ConvSpec, x: Array, window: Window) -> Array:
+def slab(spec: ConvSpec, x: Array, window: Window, scratch: Scratch) -> Array:
     """The padded input a block reads, (images, C, *lengths): a view where no padding is involved."""
     if (index := inside(spec, window)) is not None:
         return x[(..., *index)]
-    lengths = [high - low for low, high in _region(spec, window)]
-    values = np.zeros((*x.shape[:2], *lengths), x.dtype)
+    values = empty_slab(spec, x.shape[:2], window, x.dtype, scratch)
     for to, at in _parts(spec, window):
         values[to] = x[at]
+    return values
+
+
+def empty_slab(spec: ConvSpec, leading: tuple[int, ...], window: Window, dtype: Any, scratch: Scratch) -> Array:
+    """A slab of zeros for a block of output positions."""
+    lengths = [high - low for low, high in _region(spec, window)]
+    values = scratch.take("slab", (*leading, *lengths), dtype)
+    values[...] = 0
     return values
 
 

@@ -15,7 +15,8 @@ from fastconv.backends import Run, Unsupported
 from fastconv.backends.im2col import blocks
 from fastconv.backends.im2col.blocks import Block
 from fastconv.backends.im2col.gemm import COPY_BYTES, Gemm, pack
-from fastconv.settings import get_num_threads
+from fastconv.backends.im2col.threads import Scratch
+from fastconv.threads import get_num_threads
 from fastconv.spec import DTYPES, ConvSpec
 
 Array = Any
@@ -61,14 +62,14 @@ def fft(spec: ConvSpec, precision: str, workspace_limit: int | None) -> Run:
 
     block = blocks.choose(spec, lambda b: cost(Block(1, b.sizes)), TARGET_BYTES, workspace_limit)
     block = Block(1, block.sizes)
-    shape = lengths(block)
+    shape, one_image = lengths(block), spec.with_batch(1)
     axes = tuple(range(1, 1 + spec.rank))
     crop = tuple(slice(0, (o - 1) * step + 1, step) for o, step in zip(block.sizes, spec.stride, strict=True))
 
     def call(x: Array, weight: Array, bias: Array | None, y: Array) -> None:
         from scipy import fft as scipy_fft
 
-        workers = get_num_threads()
+        workers, scratch = get_num_threads(), Scratch()
         offset = None if bias is None else bias.astype(s.dtype)
         kernels = weight.reshape(s.g, s.o, s.c, *spec.kernel_size)
         taps = tuple(slice(0, extent, d) for extent, d in zip(spec.kernel_extent, spec.dilation, strict=True))
@@ -84,8 +85,8 @@ def fft(spec: ConvSpec, precision: str, workspace_limit: int | None) -> Run:
         for group in range(s.g):
             inputs = slice(group * s.c, (group + 1) * s.c)
             for n in range(spec.batch):
-                for window in blocks.output_windows(spec, block):
-                    slab = blocks.slab(spec, x[n : n + 1, inputs], window)[0]
+                for _, window in blocks.parts(one_image, block):
+                    slab = blocks.slab(spec, x[n : n + 1, inputs], window, scratch)[0]
                     spectra = transform(slab)
                     for o in range(s.o):
                         # Correlation: the conjugate turns the kernel around.
@@ -100,7 +101,7 @@ def fft(spec: ConvSpec, precision: str, workspace_limit: int | None) -> Run:
                             result += offset[group * s.o + o]
                         np.copyto(part, result, casting="unsafe")
                         del product, full, result
-                    del spectra, slab
+                    del spectra
 
     points = math.prod(shape)
     count = spec.batch * math.prod(-(-n // size) for n, size in zip(spec.out_size, block.sizes, strict=True))

@@ -6,61 +6,36 @@ With ``K = C/groups * prod(kernel)`` and P output positions, a block is
     columns (K x P) =  weight^T (K x O)  @  grad_output (O x P), then summed back (col2im)
     grad_weight (O x K)  +=  grad_output (O x P)  @  columns^T (P x K)
 
-for each group. Columns are made block by block, so scratch is bounded by the block and not by the image.
+for each group. Columns are made block by block, so scratch is bounded by the block and not by the image, and
+blocks run side by side.
 """
 
 from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
-from functools import cache
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
 from fastconv.backends import Run, Unsupported, algorithm
 from fastconv.backends.im2col import blocks
-from fastconv.backends.im2col.blocks import Block, Window
-from fastconv.settings import get_num_threads, threads_were_set
+from fastconv.backends.im2col.blocks import Block, Part
+from fastconv.backends.im2col.threads import Scratch, each, in_order
 from fastconv.spec import DTYPES, ConvSpec, Op
 
 Array = Any
 
-# Columns of one block. From 1 MB to 8 MB VGG16's conv1_2 gains 1.4x, because BLAS gets more columns at a time;
-# at 256 MB, the whole matrix, it has lost that again to memory traffic (benchmarks/test_blocks.py).
-TARGET_BYTES = 8 << 20
+# Columns of one block, which one thread makes and uses (benchmarks/test_blocks.py measures other sizes).
+TARGET_BYTES = 2 << 20
 
-# The reference machine, for estimates only: float32 GEMM, copying into columns, and one NumPy call. Fitted on
-# 15 problems from 3x3 on a photograph to 1001 taps in 1-D: the choice between im2col and fft is right, or
-# costs at most 1.3x.
+# The reference machine, for estimates only: float32 GEMM, copying into columns, and the calls of one block.
+# Fitted on 15 problems from 3x3 on a photograph to 1001 taps in 1-D: the choice between im2col and fft is
+# right, or costs at most 1.4x.
 GEMM_FLOPS = 1.5e11
 COPY_BYTES = 1.4e10
-CALL_SECONDS = 3e-6
-
-# What OpenBLAS, as NumPy ships it, allocates for every product it spreads over threads: a job table for 64
-# threads. Products of up to 2**18 multiplications run in one thread and allocate nothing.
-BLAS_BYTES = 512 << 10
-BLAS_SINGLE = 1 << 18
-
-
-@cache
-def _controller() -> Any:
-    from threadpoolctl import ThreadpoolController
-
-    return ThreadpoolController()
-
-
-@contextmanager
-def _limited() -> Iterator[None]:
-    with _controller().limit(limits=get_num_threads(), user_api="blas"):
-        yield
-
-
-def blas_threads() -> Any:
-    """A context in which BLAS uses as many threads as were set; nothing is touched if none were."""
-    return _limited() if threads_were_set() else nullcontext()
+BLOCK_SECONDS = 2.5e-5
 
 
 class Gemm:
@@ -77,6 +52,7 @@ class Gemm:
         self.stored = row.itemsize
         # Whether operands, or the result, are already of the type BLAS works in.
         self.same_in, self.same_out = spec.dtype == self.dtype, spec.out_dtype == self.dtype
+        self.packed = 0 if self.same_in else math.prod(spec.weight_shape) * self.itemsize
 
     def columns(self, block: Block) -> int:
         """Bytes of one block's columns."""
@@ -86,17 +62,11 @@ class Gemm:
         """Bytes of one block of the output, in the accumulation type."""
         return spec.out_channels * block.positions * self.itemsize
 
-    def product(self, block: Block) -> int:
-        """Bytes BLAS allocates for itself to multiply one block."""
-        threaded = self.dtype in ("float32", "float64") and self.o * self.k * block.positions > BLAS_SINGLE
-        return BLAS_BYTES if threaded else 0
-
     def seconds(self, spec: ConvSpec, op: Op, block: Block, copies: int) -> float:
         """Estimate: arithmetic at BLAS's rate, `copies` bytes into or out of columns, calls for each block."""
-        count = math.prod(-(-n // size) for n, size in zip(spec.out_size, block.sizes, strict=True))
-        count *= -(-spec.batch // block.images)
         rate = GEMM_FLOPS if self.dtype == "float32" else GEMM_FLOPS / 2 if self.dtype == "float64" else 1e9
-        return spec.flops(op) / rate + copies / COPY_BYTES + count * 8 * CALL_SECONDS
+        count = len(blocks.parts(spec, block))
+        return spec.flops(op) / rate + copies / COPY_BYTES + count * BLOCK_SECONDS
 
 
 def _is_flat(spec: ConvSpec, block: Block) -> bool:
@@ -105,34 +75,35 @@ def _is_flat(spec: ConvSpec, block: Block) -> bool:
     return not cut or all(size == 1 for size in block.sizes[: cut[-1]])
 
 
-def fill_columns(spec: ConvSpec, s: Gemm, x: Array, window: Window) -> Array:
-    """The columns of one block, (groups, K, images * positions)."""
-    view = blocks.windows(spec, blocks.slab(spec, x, window), window)
-    n, rank = view.shape[0], spec.rank
-    columns = np.empty((s.g, s.k, n * math.prod(view.shape[2 + rank :])), s.dtype)
-    # (images, C, kernel, block) -> (C, kernel, images, block); casts to the accumulation type on the way.
-    target = columns.reshape(spec.in_channels, *spec.kernel_size, n, *view.shape[2 + rank :])
-    np.copyto(target, np.moveaxis(view, 0, 1 + rank))
+def _is_staged(spec: ConvSpec, s: Gemm, block: Block) -> bool:
+    """Whether BLAS must read or write a copy of the output's block instead of the block itself."""
+    return not (s.same_in and s.same_out) or block.images > 1 or not _is_flat(spec, block)
+
+
+def fill_columns(spec: ConvSpec, s: Gemm, x: Array, part: Part, scratch: Scratch) -> Array:
+    """The columns of one block, (groups, K, images * positions), in the accumulation type."""
+    view = blocks.windows(spec, blocks.slab(spec, x[part.images], part.window, scratch), part.window)
+    n, sizes = view.shape[0], view.shape[2 + spec.rank :]
+    columns = scratch.take("columns", (s.g, s.k, n * math.prod(sizes)), s.dtype)
+    # (images, C, kernel, block) -> (C, kernel, images, block)
+    target = columns.reshape(spec.in_channels, *spec.kernel_size, n, *sizes)
+    np.copyto(target, np.moveaxis(view, 0, 1 + spec.rank))
     return columns
 
 
-def pixels_of(s: Gemm, dy: Array, window: Window) -> Array:
+def pixels_of(spec: ConvSpec, s: Gemm, dy: Array, part: Part, block: Block, scratch: Scratch) -> Array:
     """One block of an output-shaped array as (groups, O, images * positions), copied only if it must be."""
-    part = dy[(..., *window)]
-    if part.shape[0] == 1 and part.dtype.name == s.dtype and part.strides[-1] == part.itemsize:
-        return part.reshape(s.g, s.o, -1)
-    copy = np.empty((part.shape[1], part.shape[0], *part.shape[2:]), s.dtype)
-    np.copyto(copy, part.swapaxes(0, 1))
+    pixels = dy[part.images][(..., *part.window)]
+    if not _is_staged(spec, s, block) and pixels.strides[-1] == pixels.itemsize:
+        return pixels.reshape(s.g, s.o, -1)
+    copy = scratch.take("pixels", (pixels.shape[1], pixels.shape[0], *pixels.shape[2:]), s.dtype)
+    np.copyto(copy, pixels.swapaxes(0, 1))
     return copy.reshape(s.g, s.o, -1)
 
 
 def pack(s: Gemm, weight: Array) -> Array:
     """The weight as (groups, O, K) in the accumulation type, a view where it already is."""
     return np.ascontiguousarray(weight.reshape(s.g, s.o, s.k), dtype=s.dtype)
-
-
-def _packed_bytes(spec: ConvSpec, s: Gemm) -> int:
-    return 0 if s.same_in else math.prod(spec.weight_shape) * s.itemsize
 
 
 def _note(spec: ConvSpec, block: Block) -> str:
@@ -142,50 +113,64 @@ def _note(spec: ConvSpec, block: Block) -> str:
     return f"columns of {block.images} image{'s' * (block.images > 1)} x {shape} positions at a time"
 
 
+def _choose(
+    spec: ConvSpec, cost: Callable[[Block], int], shared: int, limit: int | None, target: int = TARGET_BYTES
+) -> Block:
+    """A block under the target, and with what is shared under the limit."""
+    left = None if limit is None else max(limit - shared, 0)
+    try:
+        return blocks.choose(spec, cost, target, left)
+    except Unsupported as refusal:
+        need = (refusal.workspace or 0) + shared
+        raise Unsupported(f"needs {need} bytes of scratch for one output position", workspace=need) from None
+
+
 def im2col(spec: ConvSpec, precision: str, workspace_limit: int | None) -> Run:
     """Unfold, multiply, for any forward convolution."""
     s = Gemm(spec)
 
-    def staged(block: Block) -> bool:
-        return not s.same_out or block.images > 1 or not _is_flat(spec, block)
-
     def cost(block: Block) -> int:
-        stage = (s.pixels(spec, block) if staged(block) else 0) + s.product(block)
-        return (
-            s.columns(block) + max(blocks.slab_size(spec, block) * s.stored, stage) + _packed_bytes(spec, s)
-        )
+        stage = s.pixels(spec, block) if _is_staged(spec, s, block) else 0
+        return s.columns(block) + blocks.slab_size(spec, block) * s.stored + stage
 
-    block = blocks.choose(spec, cost, TARGET_BYTES, workspace_limit)
+    block = _choose(spec, cost, s.packed, workspace_limit)
+    at_once = blocks.at_once(cost(block), None if workspace_limit is None else workspace_limit - s.packed)
+    staged = _is_staged(spec, s, block)
+    parts = blocks.parts(spec, block)
 
     def call(x: Array, weight: Array, bias: Array | None, y: Array) -> None:
         offset = None if bias is None else bias.reshape(s.g, s.o, 1).astype(s.dtype)
-        with blas_threads():
-            for some in blocks.images(spec, block):
-                for window in blocks.output_windows(spec, block):
-                    columns = fill_columns(spec, s, x[some], window)
-                    part = y[some][(..., *window)]
-                    if staged(block):
-                        result = weight @ columns
-                        if offset is not None:
-                            result += offset
-                        n = part.shape[0]
-                        result = result.reshape(spec.out_channels, n, *part.shape[2:])
-                        np.copyto(part, np.moveaxis(result, 1, 0), casting="unsafe")
-                    else:
-                        result = part.reshape(s.g, s.o, -1)  # a view: see _is_flat
-                        np.matmul(weight, columns, out=result)
-                        if offset is not None:
-                            result += offset
-                    del columns, result
+
+        def work(part: Part, scratch: Scratch) -> None:
+            columns = fill_columns(spec, s, x, part, scratch)
+            target = y[part.images][(..., *part.window)]
+            if staged:
+                result = scratch.take("result", (s.g, s.o, columns.shape[-1]), s.dtype)
+            else:
+                result = target.reshape(s.g, s.o, -1)  # a view: see _is_flat
+            np.matmul(weight, columns, out=result)
+            if offset is not None:
+                result += offset
+            if staged:
+                by_image = result.reshape(spec.out_channels, target.shape[0], *target.shape[2:])
+                np.copyto(target, by_image.swapaxes(0, 1), casting="unsafe")
+
+        each(parts, work, at_once)
 
     return Run(
         call=call,
         seconds=s.seconds(spec, Op.CONV, block, spec.columns_nbytes),
         workspace=cost(block),
+        at_once=min(at_once, max(len(parts), 1)),
+        shared=s.packed,
         note=_note(spec, block),
         pack=lambda weight: pack(s, weight),
         packing="matrix",
     )
+
+
+# Positions of one product of a 1x1 convolution: wide enough for BLAS, narrow enough for several threads.
+POINTWISE_POSITIONS = 1024
 
 
 def pointwise(spec: ConvSpec, precision: str, workspace_limit: int | None) -> Run:
@@ -199,21 +184,33 @@ def pointwise(spec: ConvSpec, precision: str, workspace_limit: int | None) -> Ru
         raise Unsupported(f"{spec.dtype} is summed in {s.dtype}, needs a type that is summed as it is stored")
     general = im2col(spec, precision, workspace_limit)
     positions = math.prod(spec.out_size)
+    width = -(-positions // -(-positions // POINTWISE_POSITIONS))
+    parts = [
+        (n, slice(start, min(start + width, positions)))
+        for n in range(spec.batch)
+        for start in range(0, positions, width)
+    ]
 
     def call(x: Array, weight: Array, bias: Array | None, y: Array) -> None:
         if not x.flags.c_contiguous:  # BLAS cannot read it; copy it in bounded blocks
             general.call(x, weight, bias, y)
             return
-        result = y.reshape(spec.batch, s.g, s.o, positions)
-        with blas_threads():
-            np.matmul(weight, x.reshape(spec.batch, s.g, s.c, positions), out=result)
-        if bias is not None:
-            result += bias.reshape(s.g, s.o, 1)
+        source = x.reshape(spec.batch, s.g, s.c, positions)
+        target = y.reshape(spec.batch, s.g, s.o, positions)
+        offset = None if bias is None else bias.reshape(s.g, s.o, 1)
+
+        def work(part: tuple[int, slice], scratch: Scratch) -> None:
+            n, some = part
+            result = target[n, :, :, some]
+            np.matmul(weight, source[n, :, :, some], out=result)
+            if offset is not None:
+                result += offset
+
+        each(parts, work, blocks.MOST_THREADS)
 
     return Run(
         call=call,
         seconds=s.seconds(spec, Op.CONV, Block(1, spec.out_size), 0),
-        workspace=s.product(Block(1, spec.out_size)),
         note="one matrix product, no columns",
         pack=general.pack,
         packing=general.packing,
@@ -224,61 +221,59 @@ def pointwise(spec: ConvSpec, precision: str, workspace_limit: int | None) -> Ru
 def input_grad(spec: ConvSpec, precision: str, workspace_limit: int | None) -> Run:
     """Multiply by the transposed weight, then sum the columns back into the image (col2im)."""
     s = Gemm(spec)
+    total = 0 if s.same_out else math.prod(spec.input_shape) * s.itemsize
+    shared = total + s.packed
 
     def cost(block: Block) -> int:
-        copied = not s.same_in or block.images > 1 or not _is_flat(spec, block)
-        grads = s.pixels(spec, block) if copied else 0
-        total = 0 if s.same_out else block.images * spec.in_channels * math.prod(spec.in_size) * s.itemsize
-        slab = blocks.slab_size(spec, block) * s.itemsize
-        return s.columns(block) + max(grads + s.product(block), slab) + total + _packed_bytes(spec, s)
+        pixels = s.pixels(spec, block) if _is_staged(spec, s, block) else 0
+        return s.columns(block) + pixels + blocks.region_size(spec, block) * s.itemsize
 
-    block = blocks.choose(spec, cost, TARGET_BYTES, workspace_limit)
+    block = _choose(spec, cost, shared, workspace_limit)
+    at_once = blocks.at_once(cost(block), None if workspace_limit is None else workspace_limit - shared)
+    parts = blocks.parts(spec, block)
 
     def call(dy: Array, weight: Array, bias: Array | None, dx: Array) -> None:
         transposed = weight.swapaxes(1, 2)
-        offset = None if bias is None else bias.reshape(-1, *(1,) * spec.rank).astype(s.dtype)
-        with blas_threads():
-            for some in blocks.images(spec, block):
-                total = dx[some] if s.same_out else np.empty(dx[some].shape, s.dtype)
-                total[...] = 0 if offset is None else offset
-                for window in blocks.output_windows(spec, block):
-                    columns = transposed @ pixels_of(s, dy[some], window)
-                    add_columns(spec, columns, window, total)
-                    del columns
-                if not s.same_out:
-                    np.copyto(dx[some], total, casting="unsafe")
+        sums = dx if s.same_out else np.empty(dx.shape, s.dtype)
+        sums[...] = 0 if bias is None else bias.reshape(-1, *(1,) * spec.rank).astype(s.dtype)
+
+        def work(part: Part, scratch: Scratch) -> Array:
+            pixels = pixels_of(spec, s, dy, part, block, scratch)
+            columns = scratch.take("columns", (s.g, s.k, pixels.shape[-1]), s.dtype)
+            np.matmul(transposed, pixels, out=columns)
+            return summed(spec, columns, part, scratch)
+
+        def finish(part: Part, values: Array) -> None:
+            blocks.add_slab(spec, values, part.window, sums[part.images])
+
+        in_order(parts, work, finish, at_once)
+        if sums is not dx:
+            np.copyto(dx, sums, casting="unsafe")
 
     return Run(
         call=call,
         seconds=s.seconds(spec, Op.CONV_INPUT_GRAD, block, 2 * spec.columns_nbytes),
         workspace=cost(block),
+        at_once=min(at_once, max(len(parts), 1)),
+        shared=shared,
         note=_note(spec, block),
         pack=lambda weight: pack(s, weight),
         packing="matrix",
     )
 
 
-def add_columns(spec: ConvSpec, columns: Array, window: Window, total: Array) -> None:
-    """Sum one block's columns into the images `total` they came from (col2im)."""
-    n = total.shape[0]
-    sizes = [o.stop - o.start for o in window]
+def summed(spec: ConvSpec, columns: Array, part: Part, scratch: Scratch) -> Array:
+    """One block's columns, (groups, K, images * positions), summed into a slab (col2im)."""
+    n = part.images.stop - part.images.start
+    sizes = [o.stop - o.start for o in part.window]
     # (C, kernel, images, block) -> (images, C, kernel, block)
     by_tap = np.moveaxis(columns.reshape(spec.in_channels, *spec.kernel_size, n, *sizes), 1 + spec.rank, 0)
-    index = blocks.inside(spec, window)
-    if index is not None:
-        values = total[(..., *index)]
-    else:
-        lengths = [
-            (o - 1) * step + extent
-            for o, step, extent in zip(sizes, spec.stride, spec.kernel_extent, strict=True)
-        ]
-        values = np.zeros((n, spec.in_channels, *lengths), total.dtype)
-    view = blocks.windows(spec, values, window)
+    values = blocks.empty_slab(spec, (n, spec.in_channels), part.window, columns.dtype, scratch)
+    view = blocks.windows(spec, values, part.window)
     # Tap by tap: within one tap no two windows touch the same element.
     for tap in itertools.product(*map(range, spec.kernel_size)):
         view[(slice(None), slice(None), *tap)] += by_tap[(slice(None), slice(None), *tap)]
-    if index is None:
-        blocks.add_slab(spec, values, window, total)
+    return values
 
 
 @algorithm("im2col")
@@ -286,39 +281,40 @@ def weight_grad(spec: ConvSpec, precision: str, workspace_limit: int | None) -> 
     """Sum grad_output times the transposed columns over all blocks."""
     s = Gemm(spec)
     weights = math.prod(spec.weight_shape) * s.itemsize
+    shared = 0 if s.same_out else weights
 
     def cost(block: Block) -> int:
-        copied = not s.same_in or block.images > 1 or not _is_flat(spec, block)
-        grads = s.pixels(spec, block) if copied else 0
-        several = block.images < spec.batch or block.sizes != spec.out_size
-        sums = weights * ((not s.same_out) + several)
-        return s.columns(block) + max(blocks.slab_size(spec, block) * s.stored, grads + sums + s.product(block))
+        pixels = s.pixels(spec, block) if _is_staged(spec, s, block) else 0
+        return s.columns(block) + blocks.slab_size(spec, block) * s.stored + pixels + weights
 
-    block = blocks.choose(spec, cost, max(TARGET_BYTES, 4 * weights), workspace_limit)
+    # Each block adds a whole weight: blocks should be large beside it.
+    block = _choose(spec, cost, shared, workspace_limit, max(TARGET_BYTES, 4 * weights))
+    at_once = blocks.at_once(cost(block), None if workspace_limit is None else workspace_limit - shared)
+    parts = blocks.parts(spec, block)
 
     def call(x: Array, dy: Array, dw: Array) -> None:
-        total = dw.reshape(s.g, s.o, s.k) if s.same_out else np.empty((s.g, s.o, s.k), s.dtype)
-        first = True
-        with blas_threads():
-            for some in blocks.images(spec, block):
-                for window in blocks.output_windows(spec, block):
-                    columns = fill_columns(spec, s, x[some], window)
-                    grads = pixels_of(s, dy[some], window)
-                    if first:
-                        np.matmul(grads, columns.swapaxes(1, 2), out=total)
-                    else:
-                        total += grads @ columns.swapaxes(1, 2)
-                    first = False
-                    del columns, grads
-        if first:  # an empty batch
-            total[...] = 0
+        sums = dw.reshape(s.g, s.o, s.k) if s.same_out else np.empty((s.g, s.o, s.k), s.dtype)
+        sums[...] = 0
+
+        def work(part: Part, scratch: Scratch) -> Array:
+            columns = fill_columns(spec, s, x, part, scratch)
+            pixels = pixels_of(spec, s, dy, part, block, scratch)
+            product = scratch.take("product", (s.g, s.o, s.k), s.dtype)
+            return np.matmul(pixels, columns.swapaxes(1, 2), out=product)
+
+        def finish(part: Part, product: Array) -> None:
+            np.add(sums, product, out=sums)
+
+        in_order(parts, work, finish, at_once)
         if not s.same_out:
-            np.copyto(dw.reshape(s.g, s.o, s.k), total, casting="unsafe")
+            np.copyto(dw.reshape(s.g, s.o, s.k), sums, casting="unsafe")
 
     return Run(
         call=call,
         seconds=s.seconds(spec, Op.CONV_WEIGHT_GRAD, block, spec.columns_nbytes),
         workspace=cost(block),
+        at_once=min(at_once, max(len(parts), 1)),
+        shared=shared,
         note=_note(spec, block),
     )
 
@@ -332,40 +328,67 @@ def unfold(spec: ConvSpec, precision: str, workspace_limit: int | None) -> Run:
         return blocks.slab_size(spec, block) * stored
 
     block = blocks.choose(spec, cost, TARGET_BYTES, workspace_limit)
+    at_once = blocks.at_once(cost(block), workspace_limit)
+    parts = blocks.parts(spec, block)
 
     def call(x: Array, columns: Array) -> None:
         target = columns.reshape(spec.batch, spec.in_channels, *spec.kernel_size, *spec.out_size)
-        for some in blocks.images(spec, block):
-            for window in blocks.output_windows(spec, block):
-                target[some][(..., *window)] = blocks.windows(
-                    spec, blocks.slab(spec, x[some], window), window
-                )
 
-    seconds = spec.nbytes(Op.UNFOLD) / COPY_BYTES
-    return Run(call=call, seconds=seconds, workspace=cost(block), note=_note(spec, block))
+        def work(part: Part, scratch: Scratch) -> None:
+            view = blocks.windows(spec, blocks.slab(spec, x[part.images], part.window, scratch), part.window)
+            target[part.images][(..., *part.window)] = view
+
+        each(parts, work, at_once)
+
+    return Run(
+        call=call,
+        seconds=spec.nbytes(Op.UNFOLD) / COPY_BYTES,
+        workspace=cost(block),
+        at_once=min(at_once, max(len(parts), 1)),
+        note=_note(spec, block),
+    )
 
 
 @algorithm("col2im")
 def fold(spec: ConvSpec, precision: str, workspace_limit: int | None) -> Run:
     """Sum columns into images, one tap at a time."""
     s = Gemm(spec)
+    same = spec.dtype == s.dtype
+    total = 0 if spec.out_dtype == s.dtype else math.prod(spec.input_shape) * s.itemsize
 
     def cost(block: Block) -> int:
-        total = 0 if s.same_out else block.images * spec.in_channels * math.prod(spec.in_size) * s.itemsize
-        return blocks.slab_size(spec, block) * s.itemsize + total
+        cast = 0 if same else s.columns(block)
+        return blocks.region_size(spec, block) * s.itemsize + cast
 
-    block = blocks.choose(spec, cost, TARGET_BYTES, workspace_limit)
+    block = _choose(spec, cost, total, workspace_limit)
+    at_once = blocks.at_once(cost(block), None if workspace_limit is None else workspace_limit - total)
+    parts = blocks.parts(spec, block)
 
     def call(columns: Array, x: Array) -> None:
         source = columns.reshape(spec.batch, spec.in_channels, *spec.kernel_size, *spec.out_size)
-        for some in blocks.images(spec, block):
-            total = x[some] if s.same_out else np.empty(x[some].shape, s.dtype)
-            total[...] = 0
-            for window in blocks.output_windows(spec, block):
-                part = np.moveaxis(source[some][(..., *window)], 0, 1 + spec.rank)
-                add_columns(spec, part, window, total)
-            if not s.same_out:
-                np.copyto(x[some], total, casting="unsafe")
+        sums = x if spec.out_dtype == s.dtype else np.empty(x.shape, s.dtype)
+        sums[...] = 0
 
-    seconds = 2 * spec.nbytes(Op.FOLD) / COPY_BYTES
-    return Run(call=call, seconds=seconds, workspace=cost(block), note=_note(spec, block))
+        def work(part: Part, scratch: Scratch) -> Array:
+            taken = np.moveaxis(source[part.images][(..., *part.window)], 0, 1 + spec.rank)
+            if not same:
+                cast = scratch.take("columns", taken.shape, s.dtype)
+                np.copyto(cast, taken)
+                taken = cast
+            return summed(spec, taken, part, scratch)
+
+        def finish(part: Part, values: Array) -> None:
+            blocks.add_slab(spec, values, part.window, sums[part.images])
+
+        in_order(parts, work, finish, at_once)
+        if sums is not x:
+            np.copyto(x, sums, casting="unsafe")
+
+    return Run(
+        call=call,
+        seconds=2 * spec.nbytes(Op.FOLD) / COPY_BYTES,
+        workspace=cost(block),
+        at_once=min(at_once, max(len(parts), 1)),
+        shared=total,
+        note=_note(spec, block),
+    )

@@ -1,0 +1,148 @@
+"""Blocks on several threads, with the same bits for any number of them.
+
+OpenBLAS spread over threads splits a product where the thread count says, and its edge kernels round
+differently: the same call gave other bits with one thread than with two. So BLAS runs in one thread here, on
+blocks whose shape the plan fixed, and the blocks run side by side (NumPy releases the GIL while it copies and
+multiplies). Each thread has its own scratch, made once for all its blocks.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from functools import cache
+from itertools import islice
+from typing import Any, TypeVar
+
+import numpy as np
+
+from fastconv.threads import get_num_threads
+
+T = TypeVar("T")
+
+
+class Scratch:
+    """One thread's buffers by name, each as large as the largest block needed it."""
+
+    def __init__(self) -> None:
+        self._buffers: dict[str, Any] = {}
+
+    def take(self, name: str, shape: tuple[int, ...], dtype: Any) -> Any:
+        """An uninitialised array in buffer `name`, valid until the name is taken again."""
+        nbytes = math.prod(shape) * np.dtype(dtype).itemsize
+        if name not in self._buffers or self._buffers[name].nbytes < nbytes:
+            self._buffers[name] = np.empty(nbytes, np.uint8)
+        return self._buffers[name][:nbytes].view(dtype).reshape(shape)
+
+
+_lock = threading.Lock()
+_pool: ThreadPoolExecutor | None = None
+_inside = 0
+_blas_limit: Any = None
+
+
+@cache
+def _blas() -> Any:
+    from threadpoolctl import ThreadpoolController
+
+    return ThreadpoolController().select(user_api="blas")
+
+
+@contextmanager
+def single_threaded_blas() -> Iterator[None]:
+    """BLAS in one thread while anybody is inside; the last to leave restores what was."""
+    global _inside, _blas_limit
+    with _lock:
+        if _inside == 0:
+            _blas_limit = _blas().limit(limits=1)
+            _blas_limit.__enter__()
+        _inside += 1
+    try:
+        yield
+    finally:
+        with _lock:
+            _inside -= 1
+            if _inside == 0:
+                _blas_limit.__exit__(None, None, None)
+
+
+def _workers() -> ThreadPoolExecutor:
+    global _pool
+    with _lock:
+        if _pool is None:
+            _pool = ThreadPoolExecutor(max(os.cpu_count() or 1, 1), thread_name_prefix="fastconv")
+        return _pool
+
+
+def _after_fork() -> None:
+    """A child has none of its parent's threads."""
+    global _lock, _pool, _inside
+    _lock, _pool, _inside = threading.Lock(), None, 0
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
+
+
+def _gather(futures: Sequence[Future[None]]) -> None:
+    """Wait for all, then raise what the first of them raised."""
+    errors = [error for future in futures if (error := future.exception()) is not None]
+    if errors:
+        raise errors[0]
+
+
+def each(items: Sequence[T], work: Callable[[T, Scratch], None], at_once: int) -> None:
+    """Do `work(item, scratch)` for items that do not touch each other's results, in any order."""
+    count = min(at_once, len(items), get_num_threads())
+    left = iter(items)
+    turn, stop = threading.Lock(), threading.Event()
+
+    def loop() -> None:
+        scratch = Scratch()
+        while not stop.is_set():
+            with turn:
+                item = next(left, None)
+            if item is None:
+                return
+            work(item, scratch)
+
+    with single_threaded_blas():
+        if count <= 1:
+            loop()
+            return
+        futures = [_workers().submit(loop) for _ in range(count - 1)]
+        try:
+            loop()
+        finally:
+            stop.set()  # all done, or interrupted: nobody starts another block
+            _gather(futures)
+
+
+def in_order(
+    items: Sequence[T],
+    work: Callable[[T, Scratch], Any],
+    finish: Callable[[T, Any], None],
+    at_once: int,
+) -> None:
+    """Do `work` side by side, but `finish(item, result)` in the order of the items: sums keep their bits."""
+    count = max(min(at_once, len(items), get_num_threads()), 1)
+    scratches = [Scratch() for _ in range(count)]
+    left = iter(items)
+    with single_threaded_blas():
+        while group := list(islice(left, count)):
+            results: list[Any] = [None] * len(group)
+
+            def one(place: int, group: Sequence[T] = group, results: list[Any] = results) -> None:
+                results[place] = work(group[place], scratches[place])
+
+            futures = [_workers().submit(one, place) for place in range(1, len(group))]
+            try:
+                one(0)
+            finally:
+                _gather(futures)
+            for item, result in zip(group, results, strict=True):
+                finish(item, result)
