@@ -82,10 +82,14 @@ def compare(
     threads: Annotated[int | None, typer.Option(help="Threads a call may use; all CPUs by default.")] = None,
     gradients: Annotated[bool, typer.Option("--gradients", help="Compare the gradients too.")] = False,
     repeat: Annotated[int, typer.Option(min=1, help="Timed calls of each candidate, at most.")] = 7,
-    output: Annotated[Path, typer.Option(help="The page to write; .md and .json go beside it.")] = Path("report.html"),
+    output: Annotated[Path, typer.Option(help="The page to write; .md and .json go beside it.")] = Path(
+        "report.html"
+    ),
     json: Annotated[Path | None, typer.Option(help="Where the JSON goes instead.")] = None,
     against: Annotated[Path | None, typer.Option(help="JSON of an earlier run to compare with.")] = None,
-    fail_slower: Annotated[str, typer.Option(help="With --against: exit with 1 past this.", metavar="SHARE")] = "10%",
+    fail_slower: Annotated[
+        str, typer.Option(help="With --against: exit with 1 past this.", metavar="SHARE")
+    ] = "10%",
 ) -> None:
     """Check every backend, time it, measure its memory, and write a report.
 
@@ -104,7 +108,10 @@ def compare(
         if workload:
             name, cases = f"the layers of {workload}", comparing.named(workload)
         elif problem:
-            name, cases = f"{len(problem)} chosen problem{'s' * (len(problem) > 1)}", comparing.problems(problem)
+            name, cases = (
+                f"{len(problem)} chosen problem{'s' * (len(problem) > 1)}",
+                comparing.problems(problem),
+            )
         only, share = _only(backend), _percentage(fail_slower)
         before = comparing.read(against) if against else None
         for path in (output, *([json] if json else [])):
@@ -118,10 +125,18 @@ def compare(
 
             try:
                 run = comparing.compare(
-                    cases, workload=name, only=only, repeat=repeat, threads=threads, gradients=gradients, report=show
+                    cases,
+                    workload=name,
+                    only=only,
+                    repeat=repeat,
+                    threads=threads,
+                    gradients=gradients,
+                    report=show,
                 )
             except ImportError as error:
-                raise ValueError(f'{error}; the default workload needs scikit-learn: pip install "fastconv[learn]"') from None
+                raise ValueError(
+                    f'{error}; the default workload needs scikit-learn: pip install "fastconv[learn]"'
+                ) from None
     console.print(report.terminal(run, console.width))
     for sentence in report.summary(run):
         console.print(f"- {sentence}", highlight=False)
@@ -173,7 +188,9 @@ def check(backend: Backend = None, problem: Problem = None) -> None:
     console.print(table)
     wrong = [agreement for found in tally.values() for agreement in found if not agreement.ok]
     for agreement in wrong:
-        console.print(f"{agreement.backend}/{agreement.algorithm} {agreement.op}: {agreement.detail}", style="red")
+        console.print(
+            f"{agreement.backend}/{agreement.algorithm} {agreement.op}: {agreement.detail}", style="red"
+        )
         console.print(f"  {agreement.repeat}", highlight=False, soft_wrap=True)
     total = sum(map(len, tally.values()))
     console.print(f"{total - len(wrong)} of {total} comparisons agree", style="red" if wrong else "green")
@@ -195,7 +212,12 @@ def explain(
 
     with _asked():
         made = explain_problem(
-            problem, op=op, backend=backend, algorithm=algorithm, precision=precision, workspace_limit=workspace_limit
+            problem,
+            op=op,
+            backend=backend,
+            algorithm=algorithm,
+            precision=precision,
+            workspace_limit=workspace_limit,
         )
         console.print(str(made), highlight=False, soft_wrap=True)
 
@@ -217,4 +239,3 @@ def info() -> None:
     for name, state in backends().items():
         table.add_row(f"backend {name}", state)
     console.print(table, highlight=False)
-

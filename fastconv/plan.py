@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 
 from fastconv.backends import Run, Unsupported, get
-from fastconv.threads import get_num_threads
 from fastconv.spec import Op, Spec
+from fastconv.threads import get_num_threads
 
 __all__ = ["Plan", "plan"]
 

@@ -9,7 +9,9 @@ from fastconv.backends import backends
 
 # Deadlines off: one slow moment of a shared machine is no failure. Examples of the oracles add up to more
 # than 1,000 a run (tests/test_oracles.py), and to ten times that with `-m nightly`.
-settings.register_profile("default", deadline=None, suppress_health_check=[HealthCheck.too_slow], print_blob=True)
+settings.register_profile(
+    "default", deadline=None, suppress_health_check=[HealthCheck.too_slow], print_blob=True
+)
 settings.load_profile("default")
 
 

@@ -64,12 +64,17 @@ def test_zero_size_batch(backend: str) -> None:
 # --- padding
 
 
-@pytest.mark.parametrize(("size", "k", "s", "d"), list(itertools.product((5, 6, 7), (1, 2, 3, 4), (1, 2, 3), (1, 2))))
+@pytest.mark.parametrize(
+    ("size", "k", "s", "d"), list(itertools.product((5, 6, 7), (1, 2, 3, 4), (1, 2, 3), (1, 2)))
+)
 def test_same_is_same_upper_at_any_stride(size: int, k: int, s: int, d: int) -> None:
     """The name same (= SAME_UPPER, any stride: total = max((ceil(H/s)-1)s + d(k-1) + 1 - H, 0), the odd one after)."""
     total = max((-(-size // s) - 1) * s + d * (k - 1) + 1 - size, 0)
     x, w = whole(1, 2, size), whole(3, 2, k)
-    for name, pads in (("same", (total // 2, total - total // 2)), ("same_lower", (total - total // 2, total // 2))):
+    for name, pads in (
+        ("same", (total // 2, total - total // 2)),
+        ("same_lower", (total - total // 2, total // 2)),
+    ):
         expected = fc.conv1d(np.pad(x, ((0, 0), (0, 0), pads)), w, stride=s, dilation=d)
         result = fc.conv1d(x, w, stride=s, dilation=d, padding=name)
         assert result.shape[-1] == -(-size // s)
@@ -79,7 +84,12 @@ def test_same_is_same_upper_at_any_stride(size: int, k: int, s: int, d: int) -> 
 def test_padding_forms(backend: str) -> None:
     """padding: int, one int per axis, one (before, after) pair per axis, "valid"."""
     x, w = whole(1, 2, 5, 6), whole(3, 2, 3, 2)
-    for padding, pads in ((1, ((1, 1), (1, 1))), ((1, 2), ((1, 1), (2, 2))), (((0, 2), (1, 0)), ((0, 2), (1, 0))), ("valid", ((0, 0), (0, 0)))):
+    for padding, pads in (
+        (1, ((1, 1), (1, 1))),
+        ((1, 2), ((1, 1), (2, 2))),
+        (((0, 2), (1, 0)), ((0, 2), (1, 0))),
+        ("valid", ((0, 0), (0, 0))),
+    ):
         padded = np.pad(x, ((0, 0), (0, 0), *pads))
         np.testing.assert_array_equal(fc.conv2d(x, w, padding=padding), fc.conv2d(padded, w))
 
@@ -279,7 +289,10 @@ def test_fft_is_never_chosen_for_data_it_would_spread(value: float) -> None:
     """FFT is never chosen for integers or on its own for non-finite data."""
     x, w = np.zeros((1, 1, 96, 96), "f4"), np.ones((1, 1, 33, 33), "f4")
     x[0, 0, 0, 0] = value
-    assert fc.explain(fc.conv2d, x * 0 if value == 1e38 else np.zeros_like(x), w, backend="im2col").algorithm == "fft"
+    assert (
+        fc.explain(fc.conv2d, x * 0 if value == 1e38 else np.zeros_like(x), w, backend="im2col").algorithm
+        == "fft"
+    )
     result = fc.conv2d(x, w, backend="im2col")
     assert np.count_nonzero(result) + np.count_nonzero(np.isnan(result)) == (2 if np.isnan(value) else 1)
     assert fc.explain(fc.conv2d, x, w, backend="im2col").algorithm == "im2col"
@@ -287,7 +300,9 @@ def test_fft_is_never_chosen_for_data_it_would_spread(value: float) -> None:
     assert "float" in fc.explain(integers, backend="im2col").declined["fft"]
 
 
-@pytest.mark.parametrize("problem", ["n3 c16x20x20 k24x3x3 p1", "n1 c64x9x9 k64x1x1", "n2 c1x64x64 k2x31x31", "n1 c300x1x1 k1x1x1"])
+@pytest.mark.parametrize(
+    "problem", ["n3 c16x20x20 k24x3x3 p1", "n1 c64x9x9 k64x1x1", "n2 c1x64x64 k2x31x31", "n1 c300x1x1 k1x1x1"]
+)
 def test_same_bits_with_any_number_of_threads(backend: str, problem: str) -> None:
     """Same inputs, same machine, same settings -> same bits, whatever the number of threads."""
     if backend == "naive":
@@ -341,16 +356,27 @@ def test_unavailable_says_why() -> None:
 
 @pytest.mark.parametrize(
     ("stride", "padding", "output_padding", "dilation", "groups"),
-    [(1, 0, 0, 1, 1), (2, 1, 1, 1, 1), (3, 2, 2, 2, 2), (1, 0, 1, 2, 1), ((2, 1), (0, 1), (1, 0), (1, 2), 2), (1, 0, 1, 3, 1)],
+    [
+        (1, 0, 0, 1, 1),
+        (2, 1, 1, 1, 1),
+        (3, 2, 2, 2, 2),
+        (1, 0, 1, 2, 1),
+        ((2, 1), (0, 1), (1, 0), (1, 2), 2),
+        (1, 0, 1, 3, 1),
+    ],
 )
-def test_transposed_convolution_is_the_adjoint(backend: str, stride: Any, padding: Any, output_padding: Any, dilation: Any, groups: int) -> None:
+def test_transposed_convolution_is_the_adjoint(
+    backend: str, stride: Any, padding: Any, output_padding: Any, dilation: Any, groups: int
+) -> None:
     """A transposed convolution is the input gradient of its spec."""
     x, w = whole(2, 4, 4, 5, dtype="f8"), whole(4, 6 // groups, 3, 2, dtype="f8")
     y = fc.conv_transpose2d(x, w, None, stride, padding, output_padding, groups, dilation)
     other = whole(*y.shape, dtype="f8", seed=1)
     back = grad.conv_transpose2d_input(x.shape, w, other, stride, padding, output_padding, groups, dilation)
     assert np.vdot(y, other) == np.vdot(x, back)
-    weight_grad = grad.conv_transpose2d_weight(x, w.shape, other, stride, padding, output_padding, groups, dilation)
+    weight_grad = grad.conv_transpose2d_weight(
+        x, w.shape, other, stride, padding, output_padding, groups, dilation
+    )
     assert np.vdot(weight_grad, w) == np.vdot(y, other)
     bias = whole(6, dtype="f8")
     with_bias = fc.conv_transpose2d(x, w, bias, stride, padding, output_padding, groups, dilation)

@@ -18,10 +18,23 @@ from fastconv.compare.machine import Machine, describe
 from fastconv.compare.measure import Progress, Row
 from fastconv.compare.memory import tracker
 from fastconv.compare.workloads import NETWORKS, Case, default, named, pictures, problems, with_gradients
-from fastconv.threads import set_num_threads
 from fastconv.testing import Agreement
+from fastconv.threads import set_num_threads
 
-__all__ = ["NETWORKS", "Case", "Comparison", "Row", "Slower", "compare", "default", "named", "pictures", "problems", "read", "slower"]
+__all__ = [
+    "NETWORKS",
+    "Case",
+    "Comparison",
+    "Row",
+    "Slower",
+    "compare",
+    "default",
+    "named",
+    "pictures",
+    "problems",
+    "read",
+    "slower",
+]
 
 FORMAT = 1
 
@@ -79,7 +92,9 @@ def read(path: Path) -> Comparison:
         data["rows"] = [Row(**row) for row in data["rows"]]
         return Comparison(**data)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"against: got {str(path)!r}, expected a JSON file of `fastconv compare` ({error})") from None
+        raise ValueError(
+            f"against: got {str(path)!r}, expected a JSON file of `fastconv compare` ({error})"
+        ) from None
 
 
 def compare(

@@ -123,7 +123,9 @@ def candidates(case: Case, only: Sequence[str] | None = None) -> list[Plan]:
     return made
 
 
-def cross_check(cases: Sequence[Case], only: Sequence[str] | None, progress: Progress) -> list[testing.Agreement]:
+def cross_check(
+    cases: Sequence[Case], only: Sequence[str] | None, progress: Progress
+) -> list[testing.Agreement]:
     """Every algorithm against the definition, on a small version of every case."""
     found = []
     for case in cases:
@@ -184,9 +186,9 @@ def time_case(case: Case, only: Sequence[str] | None, repeat: int, progress: Pro
     runners = [(made, _runner(case, made)) for made in candidates(case, only)]
     for _, runner in runners:
         runner.start()
-    rounds = True
-    while rounds:
-        rounds = any([runner.time(repeat) for _, runner in runners])
+    more = [True]
+    while any(more):  # everybody once, then everybody again
+        more = [runner.time(repeat) for _, runner in runners]
     wide = in_float64(case)
     answer = plan(wide.spec, wide.op, "im2col", "auto", "highest")(*wide.operands())
     for made, runner in runners:

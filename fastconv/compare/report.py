@@ -143,7 +143,9 @@ def terminal(run: Comparison, width: int) -> Table:
         last = (row.case, row.op)
         texts = dict(zip(COLUMNS, cells(row, run, base), strict=True))
         if shown is NARROW:
-            texts["algorithm"] = f"{row.backend}/{texts['algorithm']}" if row.backend == "naive" else texts["algorithm"]
+            texts["algorithm"] = (
+                f"{row.backend}/{texts['algorithm']}" if row.backend == "naive" else texts["algorithm"]
+            )
         table.add_row(*(texts[name] for name in shown), style="" if row.agrees else "bold red")
     return table
 
@@ -152,7 +154,10 @@ def markdown(run: Comparison) -> str:
     """The table, the summary and the machine as Markdown."""
     base = baselines(run)
     lines = [f"# {headline(run)}", "", *(f"- {sentence}" for sentence in summary(run)), ""]
-    lines += ["| " + " | ".join(COLUMNS) + " |", "|" + "|".join([" --- "] * 3 + [" ---: "] * (len(COLUMNS) - 3)) + "|"]
+    lines += [
+        "| " + " | ".join(COLUMNS) + " |",
+        "|" + "|".join([" --- "] * 3 + [" ---: "] * (len(COLUMNS) - 3)) + "|",
+    ]
     lines += ["| " + " | ".join(cells(row, run, base)).replace("*", "\\*") + " |" for row in run.rows]
     lines += ["", *(f"{note}  ".replace("* the", "\\* the") for note in NOTES), ""]
     lines += [f"- {name}: {value}" for name, value in facts(run)]
@@ -167,7 +172,12 @@ def slower_table(found: Sequence[Slower], by: float) -> Table:
     for pair in found:
         row = pair.row
         table.add_row(
-            row.problem, row.op, way(row), seconds(pair.before.seconds), seconds(row.seconds), f"{pair.ratio:.2f}x"
+            row.problem,
+            row.op,
+            way(row),
+            seconds(pair.before.seconds),
+            seconds(row.seconds),
+            f"{pair.ratio:.2f}x",
         )
     return table
 
@@ -203,7 +213,11 @@ def summary(run: Comparison) -> list[str]:
         key = (row.problem, row.op)
         if key not in best or row.seconds < best[key].seconds:
             best[key] = row
-    gains = {key: gain for key, row in best.items() if (gain := against(row, base, "naive")) and row.backend != "naive"}
+    gains = {
+        key: gain
+        for key, row in best.items()
+        if (gain := against(row, base, "naive")) and row.backend != "naive"
+    }
     if gains:
         most = best[max(gains, key=lambda key: gains[key])]
         said.append(
@@ -215,7 +229,11 @@ def summary(run: Comparison) -> list[str]:
         said.append(
             f"The highest rate is {fastest.rate / 1e9:.3g} GFLOP/s, on {_label(fastest, run)} with {way(fastest)}: "
             f"{share(fastest.rate / run.machine.peak)} of what a large matrix product reaches on this machine."
-            + (" A transform needs fewer operations than are counted." if fastest.algorithm in ("fft", "winograd") else "")
+            + (
+                " A transform needs fewer operations than are counted."
+                if fastest.algorithm in ("fft", "winograd")
+                else ""
+            )
         )
     missed = [
         (row, chosen)
@@ -240,7 +258,9 @@ def summary(run: Comparison) -> list[str]:
             f"with {size(large.peak)} of scratch."
         )
     predicted = [
-        abs(row.peak / row.predicted - 1) for row in run.rows if row.backend != "naive" and row.peak and row.predicted
+        abs(row.peak / row.predicted - 1)
+        for row in run.rows
+        if row.backend != "naive" and row.peak and row.predicted
     ]
     if predicted:
         said.append(f"Measured peak memory is within {share(max(predicted))} of what the plans predict.")
@@ -271,7 +291,7 @@ METHOD = (
     "Operations are those of the plain sum, a multiplication and an addition counted as two, so a transform can pass "
     "100 % of the peak. Plain Python loops are timed on a smaller problem of the same kind.",
     "Peak memory is what is allocated above operands and result while a plan runs, measured in a process of its own "
-    "after a warm-up, the least of three calls.",
+    "after a warm-up, the largest of three calls.",
     "Layers of networks run on real activations where a photograph or digits feed them; their weights are He-normal "
     "from a fixed seed, since speed does not depend on them.",
 )
@@ -325,8 +345,24 @@ def _bar_layout(data: Sequence[dict[str, Any]], axis: dict[str, Any]) -> dict[st
 
 def _limit(value: float, name: str) -> dict[str, Any]:
     """A line across a bar chart that says what the machine can do at most."""
-    line = {"type": "line", "x0": value, "x1": value, "yref": "paper", "y0": 0, "y1": 1, "line": {"color": "#888888", "dash": "dot"}}
-    note = {"x": value, "yref": "paper", "y": 0, "text": name, "showarrow": False, "xanchor": "right", "yanchor": "bottom"}
+    line = {
+        "type": "line",
+        "x0": value,
+        "x1": value,
+        "yref": "paper",
+        "y0": 0,
+        "y1": 1,
+        "line": {"color": "#888888", "dash": "dot"},
+    }
+    note = {
+        "x": value,
+        "yref": "paper",
+        "y": 0,
+        "text": name,
+        "showarrow": False,
+        "xanchor": "right",
+        "yanchor": "bottom",
+    }
     return {"shapes": [line], "annotations": [note]}
 
 
@@ -346,7 +382,11 @@ def pool_chart(run: Comparison) -> dict[str, Any]:
     """Bytes per second of every pool."""
     rows = [row for row in run.rows if not row.columns and row.backend != "naive"]
     data = _bars(
-        run, rows, lambda row: row.traffic / row.seconds / 1e9, lambda row: f"{row.traffic / row.seconds / 1e9:.3g}", _hover
+        run,
+        rows,
+        lambda row: row.traffic / row.seconds / 1e9,
+        lambda row: f"{row.traffic / row.seconds / 1e9:.3g}",
+        _hover,
     )
     layout = _bar_layout(data, {"title": {"text": "GB/s read and written (longer is better)"}})
     return {"data": data, "layout": layout | _limit(run.machine.bandwidth / 1e9, "plain copy")}
@@ -359,7 +399,13 @@ def memory_chart(run: Comparison) -> dict[str, Any]:
         run, rows, lambda row: row.peak, lambda row: size(row.peak),
         lambda row: f"measured {size(row.peak)}, predicted {size(row.predicted)}",
     )  # fmt: skip
-    textbook = _bars(run, [row for row in rows if row.chosen], lambda row: row.columns, lambda row: size(row.columns), _hover)
+    textbook = _bars(
+        run,
+        [row for row in rows if row.chosen],
+        lambda row: row.columns,
+        lambda row: size(row.columns),
+        _hover,
+    )
     for trace in textbook[:1]:
         everyone = [row for row in rows if row.chosen]
         data.insert(0, trace | {
@@ -369,7 +415,12 @@ def memory_chart(run: Comparison) -> dict[str, Any]:
         })  # fmt: skip
     values = [value for trace in data for value in trace["x"]] or [1.0]
     span = [math.log10(min(values)) - 0.5, math.log10(max(values)) + 0.8]  # room for the longest bar's label
-    axis = {"type": "log", "range": span, "title": {"text": "bytes (shorter is better)"}, "exponentformat": "SI"}
+    axis = {
+        "type": "log",
+        "range": span,
+        "title": {"text": "bytes (shorter is better)"},
+        "exponentformat": "SI",
+    }
     return {"data": data, "layout": _bar_layout(data, axis)}
 
 
@@ -398,7 +449,11 @@ def error_chart(run: Comparison) -> dict[str, Any]:
         "layout": {
             "height": 460,
             "xaxis": {"type": "log", "title": {"text": "GFLOP/s (right is faster)"}},
-            "yaxis": {"type": "log", "title": {"text": "relative error (down is better)"}, "exponentformat": "power"},
+            "yaxis": {
+                "type": "log",
+                "title": {"text": "relative error (down is better)"},
+                "exponentformat": "power",
+            },
         },
     }
 
@@ -406,7 +461,12 @@ def error_chart(run: Comparison) -> dict[str, Any]:
 def roofline_chart(run: Comparison) -> dict[str, Any]:
     """Operations per second against operations per byte, under what the machine can do."""
     peak, bandwidth = run.machine.peak, run.machine.bandwidth
-    data = _points(run, lambda row: row.flops / row.traffic, lambda row: row.rate / 1e9, lambda row: row.backend != "naive")
+    data = _points(
+        run,
+        lambda row: row.flops / row.traffic,
+        lambda row: row.rate / 1e9,
+        lambda row: row.backend != "naive",
+    )
     xs = [x for trace in data for x in trace["x"]] or [1.0]
     low, high = min(*xs, peak / bandwidth) / 3, max(*xs, peak / bandwidth) * 3
     data.insert(
@@ -486,10 +546,17 @@ def html(run: Comparison, pictures: Sequence[tuple[str, str]] = ()) -> str:
     from plotly.offline import get_plotlyjs
 
     environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("fastconv.compare", "."), autoescape=True, undefined=jinja2.StrictUndefined
+        loader=jinja2.PackageLoader("fastconv.compare", "."),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
     )
     charts = [
-        {"id": name, "title": title, "caption": caption, "figure": json.dumps(chart(run)).replace("<", "\\u003c")}
+        {
+            "id": name,
+            "title": title,
+            "caption": caption,
+            "figure": json.dumps(chart(run)).replace("<", "\\u003c"),
+        }
         for name, title, chart, caption in CHARTS
         if chart(run)["data"]
     ]

@@ -198,7 +198,9 @@ def digits() -> list[Case]:
     from sklearn.datasets import load_digits
 
     small = load_digits().images[:100].astype("float32") / 16
-    images = np.ascontiguousarray(zoom(small, (1, 3.5, 3.5), order=1, grid_mode=True, mode="nearest"))[:, None]
+    images = np.ascontiguousarray(zoom(small, (1, 3.5, 3.5), order=1, grid_mode=True, mode="nearest"))[
+        :, None
+    ]
     simple = _conv("SimpleConvNet conv1", images, _he((30, 1, 5, 5)))
     framed = np.pad(images, ((0, 0), (0, 0), (2, 2), (2, 2)))
     lenet1 = _conv("LeNet-5 conv1", framed, _he((6, 1, 5, 5)))
@@ -221,7 +223,11 @@ def pictures() -> list[tuple[str, str]]:
     for name, maps, caption in (
         ("photo, 8 Sobel edges", slice(0, 8, 2), "Sobel edges: the strongest of four directions"),
         ("photo, 12 Gaussian blurs", slice(3, 12, 4), "The widest Gaussian blur of each colour"),
-        ("photo, 16 Gabor filters", slice(8, 16), "Gabor filters, wavelength 12: the strongest of eight directions"),
+        (
+            "photo, 16 Gabor filters",
+            slice(8, 16),
+            "Gabor filters, wavelength 12: the strongest of eight directions",
+        ),
     ):
         case = cases[name]
         spec = case.spec
@@ -238,7 +244,12 @@ def pictures() -> list[tuple[str, str]]:
     found.append(("Forty of the hundred digits, enlarged to 28 x 28", rows))
     features, _ = cases["VGG16 conv1_2"].operands()
     tiles = features[0, :24, ::2, ::2].reshape(4, 6, 112, 112).transpose(0, 2, 1, 3).reshape(4 * 112, 6 * 112)
-    found.append(("VGG16 conv1_1 with random weights: 24 of its 64 maps", np.minimum(tiles / np.quantile(tiles, 0.995), 1)))
+    found.append(
+        (
+            "VGG16 conv1_1 with random weights: 24 of its 64 maps",
+            np.minimum(tiles / np.quantile(tiles, 0.995), 1),
+        )
+    )
     return [(caption, _png(image)) for caption, image in found]
 
 

@@ -21,6 +21,9 @@ from fastconv.spec import ConvSpec, Sizes, source
 # More threads than this gain nothing: blocks become memory-bound.
 MOST_THREADS = 64
 
+# NumPy walks strided operands through a buffer of this many elements for each operand it must gather.
+BUFFERED = np.getbufsize()
+
 Array = Any
 Window = tuple[slice, ...]
 
@@ -157,7 +160,9 @@ def slab(spec: ConvSpec, x: Array, window: Window, scratch: Scratch) -> Array:
     return values
 
 
-def empty_slab(spec: ConvSpec, leading: tuple[int, ...], window: Window, dtype: Any, scratch: Scratch) -> Array:
+def empty_slab(
+    spec: ConvSpec, leading: tuple[int, ...], window: Window, dtype: Any, scratch: Scratch
+) -> Array:
     """A slab of zeros for a block of output positions."""
     lengths = [high - low for low, high in _region(spec, window)]
     values = scratch.take("slab", (*leading, *lengths), dtype)

@@ -16,8 +16,8 @@ from fastconv.backends.im2col import blocks
 from fastconv.backends.im2col.blocks import Block
 from fastconv.backends.im2col.gemm import COPY_BYTES, Gemm, pack
 from fastconv.backends.im2col.threads import Scratch
-from fastconv.threads import get_num_threads
 from fastconv.spec import DTYPES, ConvSpec
+from fastconv.threads import get_num_threads
 
 Array = Any
 
@@ -25,7 +25,7 @@ Array = Any
 TARGET_BYTES = 64 << 20
 
 # Transform plans, line buffers and index objects of one call: 2 to 4 KB measured.
-FIXED_BYTES = 3 << 10
+FIXED_BYTES = 4 << 10
 
 # The reference machine, for estimates only: scipy.fft's float32 rate by the usual count 2.5 N log2 N.
 FFT_FLOPS = 1.5e10

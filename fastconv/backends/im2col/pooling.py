@@ -11,12 +11,14 @@ from __future__ import annotations
 import functools
 import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 
 from fastconv.backends import Run, Unsupported, algorithm
+from fastconv.backends.im2col.blocks import BUFFERED, at_once
+from fastconv.backends.im2col.threads import Scratch, each
 from fastconv.spec import DTYPES, Op, PoolSpec
 
 Array = Any
@@ -24,9 +26,6 @@ Index = tuple[Any, ...]
 
 # Planes of one pass: input, output and masks together stay in a 1 MB L2.
 TARGET_BYTES = 512 << 10
-
-# NumPy walks strided operands through a buffer of this many elements for each operand it must gather.
-BUFFERED = np.getbufsize()
 
 # np.add.at copies its indices and values; in pieces, so that this stays under a buffer's size.
 PIECE = 1024
@@ -58,9 +57,8 @@ class Planes:
             step = min(step, (workspace_limit - fixed) // per_plane)
         self.step = max(min(step, self.count), 1)
         self.workspace = self.step * per_plane + fixed
-
-    def __iter__(self) -> Iterator[slice]:
-        return (slice(start, start + self.step) for start in range(0, self.count, self.step))
+        self.parts = [slice(start, start + self.step) for start in range(0, self.count, self.step)]
+        self.at_once = min(at_once(self.workspace, workspace_limit), max(len(self.parts), 1))
 
 
 def _flat(spec: PoolSpec, array: Array, sizes: tuple[int, ...]) -> Array:
@@ -101,8 +99,7 @@ def _positions(spec: PoolSpec, index: Index) -> Array:
     """Flat position in the input plane of every element `index` selects."""
     steps = [math.prod(spec.in_size[axis + 1 :]) for axis in range(spec.rank)]
     axes = [
-        np.arange(at.start, at.stop, at.step or 1) * step
-        for at, step in zip(index[1:], steps, strict=True)
+        np.arange(at.start, at.stop, at.step or 1) * step for at, step in zip(index[1:], steps, strict=True)
     ]
     return functools.reduce(np.add.outer, axes)
 
@@ -232,7 +229,8 @@ def _forward(spec: PoolSpec, by: str, workspace_limit: int | None) -> Run:
             return
         source, target = _flat(spec, x, spec.in_size), _flat(spec, y, spec.out_size)
         places = None if indices is None else _flat(spec, indices, spec.out_size)
-        for some in planes:
+
+        def work(some: slice, scratch: Scratch) -> None:
             if spec.mode == "max":
                 reduce = _max_taps if by == "taps" else _max_cells
                 reduce(spec, source[some], target[some], None if places is None else places[some])
@@ -242,7 +240,9 @@ def _forward(spec: PoolSpec, by: str, workspace_limit: int | None) -> Run:
                 add(spec, source[some], total, accumulator)
                 _finish(spec, total, target[some])
 
-    return Run(call=call, seconds=_seconds(spec, by, planes), workspace=planes.workspace, note=_note(planes))
+        each(planes.parts, work, planes.at_once)
+
+    return _run(call, _seconds(spec, by, planes), planes)
 
 
 def _seconds(spec: PoolSpec, by: str, planes: Planes) -> float:
@@ -251,8 +251,14 @@ def _seconds(spec: PoolSpec, by: str, planes: Planes) -> float:
     return spec.flops() / ELEMENTS + passes * steps * CALL_SECONDS * (2 if spec.indices else 1)
 
 
-def _note(planes: Planes) -> str:
-    return f"{planes.step} of {planes.count} planes at a time"
+def _run(call: Callable[..., None], seconds: float, planes: Planes) -> Run:
+    return Run(
+        call=call,
+        seconds=seconds,
+        workspace=planes.workspace,
+        at_once=planes.at_once,
+        note=f"{planes.step} of {planes.count} planes at a time",
+    )
 
 
 # ---------------------------------------------------------------------------- backward
@@ -328,7 +334,8 @@ def _backward(spec: PoolSpec, by: str, workspace_limit: int | None) -> Run:
             return
         grads, target = _flat(spec, dy, spec.out_size), _flat(spec, dx, spec.in_size)
         second = _flat(spec, x, spec.out_size if spec.indices else spec.in_size)
-        for some in planes:
+
+        def work(some: slice, scratch: Scratch) -> None:
             total = target[some] if in_place else np.empty(target[some].shape, accumulator)
             total[...] = 0
             grad = grads[some].astype(accumulator, copy=False)
@@ -343,8 +350,9 @@ def _backward(spec: PoolSpec, by: str, workspace_limit: int | None) -> Run:
             if not in_place:
                 np.copyto(target[some], total, casting="unsafe")
 
-    seconds = 2 * _seconds(spec, by, planes)
-    return Run(call=call, seconds=seconds, workspace=planes.workspace, note=_note(planes))
+        each(planes.parts, work, planes.at_once)
+
+    return _run(call, 2 * _seconds(spec, by, planes), planes)
 
 
 def _lp_share(spec: PoolSpec, x: Array, dtype: str, by: str) -> Array:

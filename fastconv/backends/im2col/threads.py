@@ -14,6 +14,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
+from contextvars import copy_context
 from functools import cache
 from itertools import islice
 from typing import Any, TypeVar
@@ -78,6 +79,11 @@ def _workers() -> ThreadPoolExecutor:
         return _pool
 
 
+def _start(work: Callable[..., None], *arguments: Any) -> Future[None]:
+    """Run `work` on another thread in this one's context, which holds NumPy's error handling."""
+    return _workers().submit(copy_context().run, work, *arguments)
+
+
 def _after_fork() -> None:
     """A child has none of its parent's threads."""
     global _lock, _pool, _inside
@@ -114,7 +120,7 @@ def each(items: Sequence[T], work: Callable[[T, Scratch], None], at_once: int) -
         if count <= 1:
             loop()
             return
-        futures = [_workers().submit(loop) for _ in range(count - 1)]
+        futures = [_start(loop) for _ in range(count - 1)]
         try:
             loop()
         finally:
@@ -139,7 +145,7 @@ def in_order(
             def one(place: int, group: Sequence[T] = group, results: list[Any] = results) -> None:
                 results[place] = work(group[place], scratches[place])
 
-            futures = [_workers().submit(one, place) for place in range(1, len(group))]
+            futures = [_start(one, place) for place in range(1, len(group))]
             try:
                 one(0)
             finally:
