@@ -145,10 +145,9 @@ def _check_axes(spec: ConvSpec | PoolSpec, kernel_size: Sizes) -> None:
     ):
         if min(values) < 1:
             raise ValueError(f"{name}: got {values}, expected every entry to be at least 1")
-    for axis, (size, extent, pads) in enumerate(
-        zip(spec.in_size, spec.kernel_extent, spec.padding, strict=True)
-    ):
-        if size + sum(pads) < extent:
+    for axis, count in enumerate(spec.out_size):
+        if count < 1:
+            size, pads, extent = spec.in_size[axis], spec.padding[axis], spec.kernel_extent[axis]
             raise ValueError(
                 f"kernel_size: along axis {axis} the kernel spans {extent} (size {kernel_size[axis]}, "
                 f"dilation {spec.dilation[axis]}), expected at most the padded input, "
