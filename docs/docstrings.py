@@ -1,15 +1,16 @@
-"""Reads docstrings for the API pages: Sphinx roles become links, and ``by_rank`` functions get their source.
+"""Prepares docstrings for the API pages: roles become links, types stay as written, sources are the right ones.
 
-A Griffe extension, loaded by ``.mkdocs.yml``.
+A Griffe extension and a MkDocs hook, both loaded by ``.mkdocs.yml``.
 """
 
 from __future__ import annotations
 
 import inspect
+import pydoc
 import re
 from typing import Any
 
-from griffe import Extension, Function, Object, ObjectNode
+from griffe import Docstring, DocstringSection, Extension, Function, Object, ObjectNode
 
 ROLE = re.compile(r":(?:func|class|meth|mod):`~?([\w.]+)`")
 
@@ -19,6 +20,43 @@ def definition(function: Any) -> Any:
     if inspect.isfunction(function) and function.__code__.co_qualname.startswith("by_rank."):
         return inspect.getclosurevars(function).nonlocals["function"]
     return function
+
+
+def bare(text: str) -> str:
+    """`text` without what Griffe drops or adds when it reads a type as Python."""
+    return re.sub(r"""[\s()\[\]{}'",]""", "", text)
+
+
+def sections(docstring: Docstring) -> list[DocstringSection]:
+    """The parsed docstring with every type as it was written, and ``a, b : int`` as one entry.
+
+    Griffe reads ``array, shape (N, C)`` as a tuple and a call; the signature above shows defaults already.
+    """
+    written = {}
+    for line in docstring.value.splitlines():
+        head, _, tail = line.rstrip().partition(" : ")
+        text = (tail or head).removesuffix(", optional")
+        written[bare(text)] = text.replace("`", "")
+    groups = {tuple(line.partition(" : ")[0].split(", ")): " : " in line for line in docstring.value.splitlines()}
+    made = docstring.parse("numpy", warnings=False)
+    for section in made:
+        if section.kind.value not in ("parameters", "attributes", "returns", "yields", "raises"):
+            continue
+        for item in section.value:
+            text = written.get(bare(str(item.annotation)))
+            if text is not None and text != str(item.annotation):
+                item.annotation = text
+        for names, typed in groups.items():
+            items = [item for item in section.value if getattr(item, "name", None) in names]
+            if len(names) > 1 and len(items) == len(names):
+                items[0].name = ", ".join(names)
+                if not typed:
+                    items[0].annotation = None
+                section.value[:] = [item for item in section.value if item not in items[1:]]
+        for item in section.value:
+            if hasattr(item, "value"):
+                item.value = None
+    return made
 
 
 class Docstrings(Extension):
@@ -31,12 +69,14 @@ class Docstrings(Extension):
 
         def link(found: re.Match[str]) -> str:
             name = found[1]
-            if "." not in name:  # a sibling: fastconv.grad's own, or the public name
-                module = "fastconv.grad" if obj.path.startswith("fastconv.grad.") else "fastconv"
-                name = f"{obj.path}.{name}" if obj.is_class else f"{module}.{name}"
+            if "." not in name:  # a neighbour: in the class, in the module, or else a public name
+                around = [obj.path, obj.path.rpartition(".")[0], "fastconv"]
+                home = next(path for path in around if hasattr(pydoc.locate(path), name))
+                name = f"{home}.{name}"
             return f"[`{found[1].removeprefix('fastconv.')}`][{name}]"
 
         obj.docstring.value = ROLE.sub(link, obj.docstring.value)
+        obj.docstring.parsed = sections(obj.docstring)
 
     def on_function_instance(self, *, node: Any, func: Function, **kwargs: Any) -> None:
         """Show the definition, not the three-line wrapper that binds its rank."""
@@ -45,3 +85,8 @@ class Docstrings(Extension):
             if made is not node.obj:
                 lines, first = inspect.getsourcelines(made)
                 func.lineno, func.endlineno = first, first + len(lines) - 1
+
+
+def on_page_content(html: str, **kwargs: Any) -> str:
+    """Drop the dash that the theme puts before a description where there is none."""
+    return re.sub(r"–\s*<div class=\"doc-md-description\">\s*</div>", "", html)

@@ -53,14 +53,21 @@ def _blas() -> Any:
     return ThreadpoolController().select(user_api="blas")
 
 
+def _take_control() -> None:
+    """Let this thread set OpenBLAS's threads: newer threadpoolctl heeds only the thread that did it last."""
+    for library in _blas().lib_controllers:
+        if hasattr(library, "clear_controlling_thread"):
+            library.clear_controlling_thread(force=True)
+
+
 @contextmanager
 def single_threaded_blas() -> Iterator[None]:
     """BLAS in one thread while anybody is inside; the last to leave restores what was."""
     global _inside, _blas_limit
     with _lock:
         if _inside == 0:
+            _take_control()
             _blas_limit = _blas().limit(limits=1)
-            _blas_limit.__enter__()
         _inside += 1
     try:
         yield
@@ -68,7 +75,9 @@ def single_threaded_blas() -> Iterator[None]:
         with _lock:
             _inside -= 1
             if _inside == 0:
-                _blas_limit.__exit__(None, None, None)
+                _take_control()
+                _blas_limit.restore_original_limits()
+                _take_control()
 
 
 def _workers() -> ThreadPoolExecutor:
