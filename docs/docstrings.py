@@ -37,15 +37,17 @@ def sections(docstring: Docstring) -> list[DocstringSection]:
         head, _, tail = line.rstrip().partition(" : ")
         text = (tail or head).removesuffix(", optional")
         written[bare(text)] = text.replace("`", "")
-    groups = {tuple(line.partition(" : ")[0].split(", ")): " : " in line for line in docstring.value.splitlines()}
+    groups = {
+        tuple(line.partition(" : ")[0].split(", ")): " : " in line for line in docstring.value.splitlines()
+    }
     made = docstring.parse("numpy", warnings=False)
     for section in made:
         if section.kind.value not in ("parameters", "attributes", "returns", "yields", "raises"):
             continue
         for item in section.value:
-            text = written.get(bare(str(item.annotation)))
-            if text is not None and text != str(item.annotation):
-                item.annotation = text
+            as_written = written.get(bare(str(item.annotation)))
+            if as_written is not None and as_written != str(item.annotation):
+                item.annotation = as_written
         for names, typed in groups.items():
             items = [item for item in section.value if getattr(item, "name", None) in names]
             if len(names) > 1 and len(items) == len(names):
@@ -71,7 +73,7 @@ class Docstrings(Extension):
             name = found[1]
             if "." not in name:  # a neighbour: in the class, in the module, or else a public name
                 around = [obj.path, obj.path.rpartition(".")[0], "fastconv"]
-                home = next(path for path in around if hasattr(pydoc.locate(path), name))
+                home = next((path for path in around if hasattr(pydoc.locate(path), name)), "fastconv")
                 name = f"{home}.{name}"
             return f"[`{found[1].removeprefix('fastconv.')}`][{name}]"
 
@@ -89,4 +91,4 @@ class Docstrings(Extension):
 
 def on_page_content(html: str, **kwargs: Any) -> str:
     """Drop the dash that the theme puts before a description where there is none."""
-    return re.sub(r"–\s*<div class=\"doc-md-description\">\s*</div>", "", html)
+    return re.sub(r"\u2013\s*<div class=\"doc-md-description\">\s*</div>", "", html)

@@ -76,7 +76,10 @@ def random(*shape: int) -> Any:
 def test_convolution(backend: str, case: Class) -> None:
     rank, size, kernel = case.rank, (6, 5, 4)[: case.rank], (3, 2, 2)[: case.rank]
     x, w, b = random(2, 4, *size), random(4, 4 // case.groups, *kernel), random(4)
-    forward, keywords = getattr(fc, f"conv{rank}d"), case.keywords | {"groups": case.groups, "backend": backend}
+    forward, keywords = (
+        getattr(fc, f"conv{rank}d"),
+        case.keywords | {"groups": case.groups, "backend": backend},
+    )
     dy = random(*forward(x, w, b, **keywords).shape)
     dx = getattr(grad, f"conv{rank}d_input")(x.shape, w, dy, **keywords)
     dw = getattr(grad, f"conv{rank}d_weight")(x, w.shape, dy, **keywords)
@@ -168,10 +171,17 @@ def test_special_values_stay_where_they_belong(backend: str, value: float) -> No
 def test_degenerate_shapes(backend: str) -> None:
     """Empty batches, one-pixel images, kernels as large as the image, strides beyond the kernel."""
     with fc.use_backend(backend):
-        assert grad.conv2d_input((0, 2, 4, 4), np.ones((3, 2, 2, 2)), np.ones((0, 3, 3, 3))).shape == (0, 2, 4, 4)
+        assert grad.conv2d_input((0, 2, 4, 4), np.ones((3, 2, 2, 2)), np.ones((0, 3, 3, 3))).shape == (
+            0,
+            2,
+            4,
+            4,
+        )
         one = grad.conv2d_weight(np.full((1, 1, 1, 1), 3.0), (1, 1, 1, 1), np.full((1, 1, 1, 1), 2.0))
         assert one.item() == 6
-        whole = grad.conv2d_input((1, 1, 3, 3), np.arange(9.0).reshape(1, 1, 3, 3), np.full((1, 1, 1, 1), 2.0))
+        whole = grad.conv2d_input(
+            (1, 1, 3, 3), np.arange(9.0).reshape(1, 1, 3, 3), np.full((1, 1, 1, 1), 2.0)
+        )
         np.testing.assert_array_equal(whole[0, 0], 2 * np.arange(9.0).reshape(3, 3))
         wide = grad.conv1d_input((1, 1, 7), np.ones((1, 1, 1)), np.ones((1, 1, 3)), stride=3)
         np.testing.assert_array_equal(wide[0, 0], [1, 0, 0, 1, 0, 0, 1])

@@ -75,12 +75,16 @@ MUTATIONS: dict[str, Callable[[], Plan]] = {
     "a tap off by one": lambda: with_operands(conv(SAME), lambda x, w, b, y: (x, np.roll(w, 1, -1), b, y)),
     "a swapped stride": swapped_stride,
     "a padding off by one": lambda: conv("n2 c4x7x7 k4x3x3 s1 p0:2x1 f32", padding=((1, 1), (1, 1))),
-    "a dilation forgotten": lambda: conv("n2 c4x7x7 k4x3x3 s1 p2 d2 f32", dilation=(1, 1), padding=((1, 1), (1, 1))),
+    "a dilation forgotten": lambda: conv(
+        "n2 c4x7x7 k4x3x3 s1 p2 d2 f32", dilation=(1, 1), padding=((1, 1), (1, 1))
+    ),
     "a flipped kernel": lambda: with_operands(conv(SAME), lambda x, w, b, y: (x, w[..., ::-1], b, y)),
     "a transposed kernel": lambda: with_operands(
         conv(SAME), lambda x, w, b, y: (x, w.reshape(4, 4, 3, 3).swapaxes(2, 3).reshape(w.shape), b, y)
     ),
-    "groups mixed up": lambda: with_operands(conv("n2 c4x7x7 k4x3x3 s1 p1 g2 f32"), lambda x, w, b, y: (x[:, ::-1], w, b, y)),
+    "groups mixed up": lambda: with_operands(
+        conv("n2 c4x7x7 k4x3x3 s1 p1 g2 f32"), lambda x, w, b, y: (x[:, ::-1], w, b, y)
+    ),
     "another padding mode": lambda: conv("n1 c2x5x6 k3x3x3 s1 p2 reflect f32", padding_mode="symmetric"),
     "a bias left out": lambda: with_operands(conv(SAME), lambda x, w, b, y: (x, w, None, y)),
     "images swapped": lambda: with_operands(conv(SAME), lambda x, w, b, y: (x[::-1], w, b, y)),
@@ -111,7 +115,9 @@ def test_mutation_is_caught(name: str) -> None:
     assert not check_plan(MUTATIONS[name](), "integers").ok
 
 
-@pytest.mark.parametrize("problem", [CONV, SAME, "avg n1 c2x7x8 k3x3 s2 p1 f32", "max n1 c2x6x6 k2x2 s2 p0 indices f32"])
+@pytest.mark.parametrize(
+    "problem", [CONV, SAME, "avg n1 c2x7x8 k3x3 s2 p1 f32", "max n1 c2x6x6 k2x2 s2 p0 indices f32"]
+)
 def test_the_unbroken_pass(problem: str) -> None:
     spec = parse(problem)
     assert isinstance(spec, ConvSpec | PoolSpec)

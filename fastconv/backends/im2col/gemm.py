@@ -66,8 +66,8 @@ class Gemm:
     def seconds(self, spec: ConvSpec, op: Op, block: Block, copies: int) -> float:
         """Estimate: arithmetic at BLAS's rate, `copies` bytes into or out of columns, calls for each block."""
         rate = GEMM_FLOPS if self.dtype == "float32" else GEMM_FLOPS / 2 if self.dtype == "float64" else 1e9
-        count = len(blocks.parts(spec, block))
-        return spec.flops(op) / rate + copies / COPY_BYTES + count * BLOCK_SECONDS
+        overhead = blocks.count(spec, block) * BLOCK_SECONDS
+        return spec.flops(op) / rate + copies / COPY_BYTES + overhead
 
 
 def _is_flat(spec: ConvSpec, block: Block) -> bool:
@@ -135,9 +135,10 @@ def im2col(spec: ConvSpec, precision: str, workspace_limit: int | None) -> Run:
         return s.columns(block) + blocks.slab_size(spec, block) * s.stored + stage
 
     block = _choose(spec, cost, s.packed, workspace_limit)
-    at_once = blocks.at_once(cost(block), None if workspace_limit is None else workspace_limit - s.packed)
+    at_once = blocks.at_once(
+        spec, block, cost(block), None if workspace_limit is None else workspace_limit - s.packed
+    )
     staged = _is_staged(spec, s, block)
-    parts = blocks.parts(spec, block)
 
     def call(x: Array, weight: Array, bias: Array | None, y: Array) -> None:
         offset = None if bias is None else bias.reshape(s.g, s.o, 1).astype(s.dtype)
@@ -156,13 +157,13 @@ def im2col(spec: ConvSpec, precision: str, workspace_limit: int | None) -> Run:
                 by_image = result.reshape(spec.out_channels, target.shape[0], *target.shape[2:])
                 np.copyto(target, by_image.swapaxes(0, 1), casting="unsafe")
 
-        each(parts, work, at_once)
+        each(blocks.parts(spec, block), work, at_once, cost(block))
 
     return Run(
         call=call,
         seconds=s.seconds(spec, Op.CONV, block, spec.columns_nbytes),
         workspace=cost(block),
-        at_once=min(at_once, max(len(parts), 1)),
+        at_once=at_once,
         shared=s.packed,
         note=_note(spec, block),
         pack=lambda weight: pack(s, weight),
@@ -207,7 +208,7 @@ def pointwise(spec: ConvSpec, precision: str, workspace_limit: int | None) -> Ru
             if offset is not None:
                 result += offset
 
-        each(parts, work, blocks.MOST_THREADS)
+        each(parts, work, min(len(parts), blocks.MOST_THREADS), 0)
 
     return Run(
         call=call,
@@ -232,8 +233,9 @@ def input_grad(spec: ConvSpec, precision: str, workspace_limit: int | None) -> R
         )
 
     block = _choose(spec, cost, shared, workspace_limit)
-    at_once = blocks.at_once(cost(block), None if workspace_limit is None else workspace_limit - shared)
-    parts = blocks.parts(spec, block)
+    at_once = blocks.at_once(
+        spec, block, cost(block), None if workspace_limit is None else workspace_limit - shared
+    )
 
     def call(dy: Array, weight: Array, bias: Array | None, dx: Array) -> None:
         transposed = weight.swapaxes(1, 2)
@@ -249,7 +251,7 @@ def input_grad(spec: ConvSpec, precision: str, workspace_limit: int | None) -> R
         def finish(part: Part, values: Array) -> None:
             blocks.add_slab(spec, values, part.window, sums[part.images])
 
-        in_order(parts, work, finish, at_once)
+        in_order(blocks.parts(spec, block), work, finish, at_once, scratch_bytes(block))
         if sums is not dx:
             np.copyto(dx, sums, casting="unsafe")
 
@@ -257,7 +259,7 @@ def input_grad(spec: ConvSpec, precision: str, workspace_limit: int | None) -> R
         call=call,
         seconds=s.seconds(spec, Op.CONV_INPUT_GRAD, block, 2 * spec.columns_nbytes),
         workspace=cost(block),
-        at_once=min(at_once, max(len(parts), 1)),
+        at_once=at_once,
         shared=shared,
         note=_note(spec, block),
         pack=lambda weight: pack(s, weight),
@@ -292,8 +294,9 @@ def weight_grad(spec: ConvSpec, precision: str, workspace_limit: int | None) -> 
 
     # Each block adds a whole weight: blocks should be large beside it.
     block = _choose(spec, cost, shared, workspace_limit, max(TARGET_BYTES, 4 * weights))
-    at_once = blocks.at_once(cost(block), None if workspace_limit is None else workspace_limit - shared)
-    parts = blocks.parts(spec, block)
+    at_once = blocks.at_once(
+        spec, block, cost(block), None if workspace_limit is None else workspace_limit - shared
+    )
 
     def call(x: Array, dy: Array, dw: Array) -> None:
         sums = dw.reshape(s.g, s.o, s.k) if s.same_out else np.empty((s.g, s.o, s.k), s.dtype)
@@ -308,7 +311,7 @@ def weight_grad(spec: ConvSpec, precision: str, workspace_limit: int | None) -> 
         def finish(part: Part, product: Array) -> None:
             np.add(sums, product, out=sums)
 
-        in_order(parts, work, finish, at_once)
+        in_order(blocks.parts(spec, block), work, finish, at_once, cost(block))
         if not s.same_out:
             np.copyto(dw.reshape(s.g, s.o, s.k), sums, casting="unsafe")
 
@@ -316,7 +319,7 @@ def weight_grad(spec: ConvSpec, precision: str, workspace_limit: int | None) -> 
         call=call,
         seconds=s.seconds(spec, Op.CONV_WEIGHT_GRAD, block, spec.columns_nbytes),
         workspace=cost(block),
-        at_once=min(at_once, max(len(parts), 1)),
+        at_once=at_once,
         shared=shared,
         note=_note(spec, block),
     )
@@ -331,8 +334,7 @@ def unfold(spec: ConvSpec, precision: str, workspace_limit: int | None) -> Run:
         return blocks.slab_size(spec, block) * stored
 
     block = blocks.choose(spec, cost, TARGET_BYTES, workspace_limit)
-    at_once = blocks.at_once(cost(block), workspace_limit)
-    parts = blocks.parts(spec, block)
+    at_once = blocks.at_once(spec, block, cost(block), workspace_limit)
 
     def call(x: Array, columns: Array) -> None:
         target = columns.reshape(spec.batch, spec.in_channels, *spec.kernel_size, *spec.out_size)
@@ -341,13 +343,13 @@ def unfold(spec: ConvSpec, precision: str, workspace_limit: int | None) -> Run:
             view = blocks.windows(spec, blocks.slab(spec, x[part.images], part.window, scratch), part.window)
             target[part.images][(..., *part.window)] = view
 
-        each(parts, work, at_once)
+        each(blocks.parts(spec, block), work, at_once, cost(block))
 
     return Run(
         call=call,
         seconds=spec.nbytes(Op.UNFOLD) / COPY_BYTES,
         workspace=cost(block),
-        at_once=min(at_once, max(len(parts), 1)),
+        at_once=at_once,
         note=_note(spec, block),
     )
 
@@ -359,13 +361,17 @@ def fold(spec: ConvSpec, precision: str, workspace_limit: int | None) -> Run:
     same = spec.dtype == s.dtype
     total = 0 if spec.out_dtype == s.dtype else math.prod(spec.input_shape) * s.itemsize
 
-    def cost(block: Block) -> int:
+    def scratch_bytes(block: Block) -> int:
         cast = 0 if same else s.columns(block)
-        return (blocks.region_size(spec, block) + 2 * blocks.BUFFERED) * s.itemsize + cast
+        return blocks.region_size(spec, block) * s.itemsize + cast
+
+    def cost(block: Block) -> int:
+        return scratch_bytes(block) + 2 * blocks.BUFFERED * s.itemsize
 
     block = _choose(spec, cost, total, workspace_limit)
-    at_once = blocks.at_once(cost(block), None if workspace_limit is None else workspace_limit - total)
-    parts = blocks.parts(spec, block)
+    at_once = blocks.at_once(
+        spec, block, cost(block), None if workspace_limit is None else workspace_limit - total
+    )
 
     def call(columns: Array, x: Array) -> None:
         source = columns.reshape(spec.batch, spec.in_channels, *spec.kernel_size, *spec.out_size)
@@ -383,7 +389,7 @@ def fold(spec: ConvSpec, precision: str, workspace_limit: int | None) -> Run:
         def finish(part: Part, values: Array) -> None:
             blocks.add_slab(spec, values, part.window, sums[part.images])
 
-        in_order(parts, work, finish, at_once)
+        in_order(blocks.parts(spec, block), work, finish, at_once, scratch_bytes(block))
         if sums is not x:
             np.copyto(x, sums, casting="unsafe")
 
@@ -391,7 +397,7 @@ def fold(spec: ConvSpec, precision: str, workspace_limit: int | None) -> Run:
         call=call,
         seconds=2 * spec.nbytes(Op.FOLD) / COPY_BYTES,
         workspace=cost(block),
-        at_once=min(at_once, max(len(parts), 1)),
+        at_once=at_once,
         shared=total,
         note=_note(spec, block),
     )

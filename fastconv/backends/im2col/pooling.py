@@ -17,8 +17,7 @@ from typing import Any
 import numpy as np
 
 from fastconv.backends import Run, Unsupported, algorithm
-from fastconv.backends.im2col.blocks import BUFFERED, at_once
-from fastconv.backends.im2col.threads import Scratch, each
+from fastconv.backends.im2col.blocks import BUFFERED
 from fastconv.spec import DTYPES, Op, PoolSpec
 
 Array = Any
@@ -57,8 +56,9 @@ class Planes:
             step = min(step, (workspace_limit - fixed) // per_plane)
         self.step = max(min(step, self.count), 1)
         self.workspace = self.step * per_plane + fixed
-        self.parts = [slice(start, start + self.step) for start in range(0, self.count, self.step)]
-        self.at_once = min(at_once(self.workspace, workspace_limit), max(len(self.parts), 1))
+
+    def __iter__(self) -> Iterator[slice]:
+        return (slice(start, start + self.step) for start in range(0, self.count, self.step))
 
 
 def _flat(spec: PoolSpec, array: Array, sizes: tuple[int, ...]) -> Array:
@@ -230,7 +230,7 @@ def _forward(spec: PoolSpec, by: str, workspace_limit: int | None) -> Run:
         source, target = _flat(spec, x, spec.in_size), _flat(spec, y, spec.out_size)
         places = None if indices is None else _flat(spec, indices, spec.out_size)
 
-        def work(some: slice, scratch: Scratch) -> None:
+        for some in planes:
             if spec.mode == "max":
                 reduce = _max_taps if by == "taps" else _max_cells
                 reduce(spec, source[some], target[some], None if places is None else places[some])
@@ -239,8 +239,6 @@ def _forward(spec: PoolSpec, by: str, workspace_limit: int | None) -> Run:
                 add = _sum_taps if by == "taps" else _sum_cells
                 add(spec, source[some], total, accumulator)
                 _finish(spec, total, target[some])
-
-        each(planes.parts, work, planes.at_once)
 
     return _run(call, _seconds(spec, by, planes), planes)
 
@@ -256,7 +254,6 @@ def _run(call: Callable[..., None], seconds: float, planes: Planes) -> Run:
         call=call,
         seconds=seconds,
         workspace=planes.workspace,
-        at_once=planes.at_once,
         note=f"{planes.step} of {planes.count} planes at a time",
     )
 
@@ -335,7 +332,7 @@ def _backward(spec: PoolSpec, by: str, workspace_limit: int | None) -> Run:
         grads, target = _flat(spec, dy, spec.out_size), _flat(spec, dx, spec.in_size)
         second = _flat(spec, x, spec.out_size if spec.indices else spec.in_size)
 
-        def work(some: slice, scratch: Scratch) -> None:
+        for some in planes:
             total = target[some] if in_place else np.empty(target[some].shape, accumulator)
             total[...] = 0
             grad = grads[some].astype(accumulator, copy=False)
@@ -349,8 +346,6 @@ def _backward(spec: PoolSpec, by: str, workspace_limit: int | None) -> Run:
                 _spread(spec, grad * _lp_share(spec, second[some], accumulator, by), second[some], total, by)
             if not in_place:
                 np.copyto(target[some], total, casting="unsafe")
-
-        each(planes.parts, work, planes.at_once)
 
     return _run(call, 2 * _seconds(spec, by, planes), planes)
 

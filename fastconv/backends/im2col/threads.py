@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 import os
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from contextvars import copy_context
@@ -27,17 +27,28 @@ T = TypeVar("T")
 
 
 class Scratch:
-    """One thread's buffers by name, each as large as the largest block needed it."""
+    """One thread's memory for all its blocks.
 
-    def __init__(self) -> None:
-        self._buffers: dict[str, Any] = {}
+    It is allocated at once, before any thread starts, so that a plan's peak does not depend on who runs when.
+    Pieces have names; a name's piece is used again by the next block.
+    """
+
+    ALIGN = 64  # bytes of a cache line and of the widest vector
+
+    def __init__(self, nbytes: int) -> None:
+        self._memory = np.empty(nbytes + 4 * self.ALIGN, np.uint8)
+        self._pieces: dict[str, Any] = {}
+        self._used = -self._memory.ctypes.data % self.ALIGN
 
     def take(self, name: str, shape: tuple[int, ...], dtype: Any) -> Any:
-        """An uninitialised array in buffer `name`, valid until the name is taken again."""
+        """An uninitialised array, valid until its name is taken again. The first block is the largest."""
         nbytes = math.prod(shape) * np.dtype(dtype).itemsize
-        if name not in self._buffers or self._buffers[name].nbytes < nbytes:
-            self._buffers[name] = np.empty(nbytes, np.uint8)
-        return self._buffers[name][:nbytes].view(dtype).reshape(shape)
+        if name not in self._pieces:
+            self._pieces[name] = self._memory[self._used : self._used + nbytes]
+            self._used += nbytes + -nbytes % self.ALIGN
+        piece = self._pieces[name][:nbytes]
+        assert piece.nbytes == nbytes, "a plan predicted less scratch than its kernel takes"
+        return piece.view(dtype).reshape(shape)
 
 
 _lock = threading.Lock()
@@ -110,14 +121,17 @@ def _gather(futures: Sequence[Future[None]]) -> None:
         raise errors[0]
 
 
-def each(items: Sequence[T], work: Callable[[T, Scratch], None], at_once: int) -> None:
-    """Do `work(item, scratch)` for items that do not touch each other's results, in any order."""
-    count = min(at_once, len(items), get_num_threads())
+def each(items: Iterable[T], work: Callable[[T, Scratch], None], at_once: int, nbytes: int) -> None:
+    """Do `work(item, scratch)` for items that do not touch each other's results.
+
+    On `at_once` threads at most, each with `nbytes` of scratch.
+    """
+    count = min(at_once, get_num_threads())
+    scratches = [Scratch(nbytes) for _ in range(max(count, 1))]
     left = iter(items)
     turn, stop = threading.Lock(), threading.Event()
 
-    def loop() -> None:
-        scratch = Scratch()
+    def loop(scratch: Scratch) -> None:
         while not stop.is_set():
             with turn:
                 item = next(left, None)
@@ -127,25 +141,26 @@ def each(items: Sequence[T], work: Callable[[T, Scratch], None], at_once: int) -
 
     with single_threaded_blas():
         if count <= 1:
-            loop()
+            loop(scratches[0])
             return
-        futures = [_start(loop) for _ in range(count - 1)]
+        futures = [_start(loop, scratch) for scratch in scratches[1:]]
         try:
-            loop()
+            loop(scratches[0])
         finally:
             stop.set()  # all done, or interrupted: nobody starts another block
             _gather(futures)
 
 
 def in_order(
-    items: Sequence[T],
+    items: Iterable[T],
     work: Callable[[T, Scratch], Any],
     finish: Callable[[T, Any], None],
     at_once: int,
+    nbytes: int,
 ) -> None:
-    """Do `work` side by side, but `finish(item, result)` in the order of the items: sums keep their bits."""
-    count = max(min(at_once, len(items), get_num_threads()), 1)
-    scratches = [Scratch() for _ in range(count)]
+    """As :func:`each`, but `finish(item, result)` is done in the order of the items: sums keep their bits."""
+    count = max(min(at_once, get_num_threads()), 1)
+    scratches = [Scratch(nbytes) for _ in range(count)]
     left = iter(items)
     with single_threaded_blas():
         while group := list(islice(left, count)):

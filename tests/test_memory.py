@@ -1,0 +1,118 @@
+"""What plans predict is what they take, and no plan takes more than its limit."""
+
+from __future__ import annotations
+
+import importlib.util
+import tracemalloc
+from typing import Any
+
+import numpy as np
+import pytest
+
+from fastconv import testing
+from fastconv.backends import Unsupported
+from fastconv.compare.memory import Request, peaks
+from fastconv.compare.workloads import default, with_gradients
+from fastconv.plan import Plan, plan
+from fastconv.spec import Op, Spec, parse
+
+# Small Python objects (index tuples, iterators) that come and go beside the arrays, measured: up to 20 KB.
+OBJECTS = 64 << 10
+
+needs_memray = pytest.mark.skipif(
+    importlib.util.find_spec("memray") is None,
+    reason="memray is not installed (it has no build for this system)",
+)
+
+
+@needs_memray
+def test_prediction_and_measurement_agree_within_a_tenth() -> None:
+    """For every im2col row of the default report, forward and backward."""
+    plans = []
+    for case in with_gradients(default()):
+        plans += [made for made in testing.plans(case.spec, case.op, "im2col") if isinstance(made, Plan)]
+    requests = [Request(str(made.spec), made.op.value, made.backend, made.algorithm) for made in plans]
+    wrong = []
+    for made, peak in zip(plans, peaks(requests), strict=True):
+        assert peak is not None
+        if abs(peak - made.workspace) > 0.1 * made.workspace:
+            wrong.append(
+                f"{made.algorithm} {made.op} of {made.spec}: predicted {made.workspace}, measured {peak}"
+            )
+    assert not wrong, "\n".join(wrong)
+
+
+@needs_memray
+def test_vgg16_conv1_2_runs_under_16_megabytes() -> None:
+    """The textbook needs 115.6 MB of columns; the plan keeps to its limit and gives the same numbers."""
+    problem, limit = "n1 c64x224x224 k64x3x3 s1 p1 f32", 16 << 20
+    made = plan(parse(problem), Op.CONV, "im2col", "auto", "default", limit)
+    (peak,) = peaks([Request(problem, "conv", "im2col", "auto", limit)])
+    assert peak is not None
+    assert peak <= limit
+    assert made.workspace <= limit
+    operands = testing.operands(made.spec, Op.CONV, "integers")
+    textbook = plan(made.spec, Op.CONV, "im2col", "im2col", "highest")
+    np.testing.assert_array_equal(made(*operands), textbook(*operands))
+    x, w = testing.operands(made.spec, Op.CONV, "normal")
+    expected = testing.reference(made.spec, Op.CONV, (x, w), backend="im2col")
+    _, detail = testing.compare(made(x, w), expected, testing.tolerance(made, (x, w)))
+    assert not detail
+
+
+def array_peak(made: Plan, operands: tuple[Any, ...]) -> int:
+    """Most bytes of NumPy arrays alive at once while `made` runs, its results apart."""
+    made(*operands)
+    outs = tuple(testing.poisoned(shape) for shape in made.spec.shapes(made.op)[len(operands) :])
+    tracemalloc.start()
+    try:
+        before = tracemalloc.get_traced_memory()[0]
+        made(*operands, out=outs if len(outs) == 2 else outs[0])
+        return tracemalloc.get_traced_memory()[1] - before
+    finally:
+        tracemalloc.stop()
+
+
+PROBLEMS = [
+    "n2 c8x14x13 k6x3x3 s1 p1 f32",
+    "n4 c3x15x13 k4x5x5 s2 p2 f32",
+    "n3 c8x13x11 k8x3x3 s1 p1 g8 f32",
+    "n2 c4x14x14 k4x3x3 s1 p2 reflect f32",
+    "n2 c4x14x14 k4x3x3 s1 p1 f16",
+    "n1 c4x200 k4x9 s1 p4 f32",
+    "n1 c3x7x8x6 k4x3x3x3 s1 p1 f32",
+    "n1 c2x20x20 k2x15x15 s1 p7 f32",
+    "n2 c4x14x14 k4x3x3 s1 p1 s8",
+    "max n2 c8x40x40 k3x3 s2 p1 f32",
+    "max n2 c8x40x40 k3x3 s2 p1 indices f32",
+    "avg n2 c8x40x40 k3x3 s2 p1 f16",
+    "lp3 n2 c8x40x40 k3x3 s2 p0 f32",
+    "avg n2 c8x40x40 o7x7 f32",
+    "max n2 c8x40x40 o7x7 indices f32",
+]
+
+
+def least_limit(spec: Spec, op: Op, algorithm: str) -> int:
+    """The smallest limit the refusal of an impossible one names; 0 if nothing was refused."""
+    try:
+        plan(spec, op, "im2col", algorithm, "default", 0)
+    except Unsupported as refusal:
+        return refusal.workspace or 0
+    return 0
+
+
+@pytest.mark.parametrize("problem", PROBLEMS)
+def test_no_plan_takes_more_than_its_limit(problem: str) -> None:
+    spec = parse(problem)
+    for op in spec.ops:
+        if op in (Op.UNPOOL, Op.UNPOOL_INPUT_GRAD):
+            continue
+        operands = testing.operands(spec, op)
+        for free in testing.plans(spec, op, "im2col"):
+            if isinstance(free, Unsupported):
+                continue
+            least = least_limit(spec, op, free.algorithm)
+            for limit in (least, 2 * least + 1, free.workspace // 3 + least, free.workspace + least):
+                made = plan(spec, op, "im2col", free.algorithm, "default", limit)
+                assert made.workspace <= limit
+                assert array_peak(made, operands) <= limit + OBJECTS, f"{made.algorithm} {op} under {limit}"
