@@ -25,7 +25,7 @@ Array = Any
 TARGET_BYTES = 64 << 20
 
 # Transform plans, line buffers and index objects of one call: 2 to 4 KB measured.
-FIXED_BYTES = 4 << 10
+FIXED_BYTES = 3584
 
 # The reference machine, for estimates only: scipy.fft's float32 rate by the usual count 2.5 N log2 N.
 FFT_FLOPS = 1.5e10

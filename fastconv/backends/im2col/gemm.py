@@ -226,11 +226,12 @@ def input_grad(spec: ConvSpec, precision: str, workspace_limit: int | None) -> R
     total = 0 if s.same_out else math.prod(spec.input_shape) * s.itemsize
     shared = total + s.packed
 
-    def cost(block: Block) -> int:
+    def scratch_bytes(block: Block) -> int:
         pixels = s.pixels(spec, block) if _is_staged(spec, s, block) else 0
-        return (
-            s.columns(block) + pixels + (blocks.region_size(spec, block) + 2 * blocks.BUFFERED) * s.itemsize
-        )
+        return s.columns(block) + pixels + blocks.region_size(spec, block) * s.itemsize
+
+    def cost(block: Block) -> int:
+        return scratch_bytes(block) + 2 * blocks.BUFFERED * s.itemsize
 
     block = _choose(spec, cost, shared, workspace_limit)
     at_once = blocks.at_once(
