@@ -2,4 +2,5 @@
 
 from fastconv.cli import app
 
-app(prog_name="fastconv")
+if __name__ == "__main__":
+    app(prog_name="fastconv")

@@ -213,14 +213,16 @@ def _conv_dtypes(bias: Array | None, **arrays: Array) -> tuple[str, str]:
     return dtype, out
 
 
-def _check_int32(spec: ConvSpec, op: Op, first: Array, second: Array) -> None:
-    """Refuse sums of 8-bit products that could pass 2**31 - 1: nothing is ever wrapped silently."""
+def _check_int32(spec: ConvSpec, op: Op, first: Array, second: Array, bias: Array | None = None) -> None:
+    """Refuse sums of 8-bit products, and a bias, that could pass 2**31 - 1: nothing is ever wrapped silently."""
     if spec.out_dtype == "int32":
         largest = [
             max(abs(int(np.iinfo(array.dtype).min)), int(np.iinfo(array.dtype).max))
             for array in (first, second)
         ]
         bound = largest[0] * largest[1] * spec.dot_length(op)
+        if bias is not None:
+            bound += max(int(bias.max(initial=0)), -int(bias.min(initial=0)))
         if bound > 2**31 - 1:
             raise ValueError(
                 f"dtype: {spec.dot_length(op)} products of {first.dtype.name} and {second.dtype.name} can pass "
@@ -303,7 +305,7 @@ def conv_call(
         padding_mode, dtypes,
     )  # fmt: skip
     _check_bias(bias, spec.out_channels)
-    _check_int32(spec, Op.CONV, x, weight)
+    _check_int32(spec, Op.CONV, x, weight, bias)
     return Call(spec, Op.CONV, (x, weight), kind, bias, batched)
 
 
@@ -384,7 +386,7 @@ def conv_transpose_call(
         rank, x.shape[0], x.shape[2:], weight.shape, stride, padding, output_padding, groups, dilation, dtypes
     )
     _check_bias(bias, spec.in_channels)
-    _check_int32(spec, Op.CONV_INPUT_GRAD, x, weight)
+    _check_int32(spec, Op.CONV_INPUT_GRAD, x, weight, bias)
     return Call(spec, Op.CONV_INPUT_GRAD, (x, weight), kind, bias, batched)
 
 

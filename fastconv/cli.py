@@ -184,7 +184,9 @@ def check(backend: Backend = None, problem: Problem = None) -> None:
         worst = max(a.error for a in found)
         share = max((a.error / a.allowed for a in found if a.allowed), default=0.0)
         style = "" if good == len(found) else "bold red"
-        table.add_row(*key, str(len(found)), str(good), f"{worst:.1e}", f"{share:.0%}", style=style)
+        table.add_row(
+            *key, str(len(found)), str(good), f"{worst:.1e}", f"{share:.1%}" if share else "-", style=style
+        )
     console.print(table)
     wrong = [agreement for found in tally.values() for agreement in found if not agreement.ok]
     for agreement in wrong:

@@ -155,6 +155,12 @@ def conv_bias(rank: int, grad_output: Array) -> Array:
     dy, _ = api._batched("grad_output", grad_output, rank)
     dtype = DTYPES[arguments.dtype_name("grad_output", dy)]
     axes = (0, *range(2, rank + 2))
+    count = dy.size // max(dy.shape[1], 1)
+    if dtype.out == "int32" and count > 2**31 // 256:
+        raise ValueError(
+            f"grad_output: a sum of {count} elements of {dy.dtype.name} can pass 2**31 - 1, the largest int32; "
+            "cast it to int16 (summed in int64)"
+        )
     return dy.sum(axis=axes, dtype=dtype.accumulate).astype(dtype.out)
 
 

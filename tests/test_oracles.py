@@ -30,7 +30,7 @@ NUMPY_MODES = {
 quietly = settings(deadline=None, suppress_health_check=list(HealthCheck))
 
 
-def often(examples: int) -> Any:
+def often(examples: int) -> settings:
     """So many examples in the default run, ten times as many with ``--hypothesis-profile nightly``."""
     scale = settings.default.max_examples // 100 if settings.default else 1
     return settings(quietly, max_examples=examples * scale)
@@ -106,7 +106,8 @@ def scipy_conv(spec: ConvSpec, x: Any, w: Any) -> Any:
 
     x = np.pad(x, ((0, 0), (0, 0), *spec.padding), mode=NUMPY_MODES[spec.padding_mode])  # type: ignore[call-overload]
     spread = np.zeros((*w.shape[:2], *spec.kernel_extent), w.dtype)
-    spread[(..., *(slice(None, None, d) for d in spec.dilation))] = w
+    taps: tuple[Any, ...] = tuple(slice(None, None, d) for d in spec.dilation)
+    spread[(..., *taps)] = w
     y = np.zeros(spec.output_shape, x.dtype)
     share, outs = spec.in_channels // spec.groups, spec.out_channels // spec.groups
     for n in range(spec.batch):
@@ -399,7 +400,7 @@ def test_torch_agrees_on_unfold_and_fold(spec: ConvSpec, kind: str, seed: int, n
     if not spec.batch:
         return
     padding = tuple(p for p, _ in spec.padding)
-    rest = {"dilation": spec.dilation, "padding": padding, "stride": spec.stride}
+    rest: dict[str, Any] = {"dilation": spec.dilation, "padding": padding, "stride": spec.stride}
     expected = torch.nn.functional.unfold(torch.from_numpy(x), spec.kernel_size, **rest).numpy()
     columns = fc.unfold(x, spec.kernel_size, backend=name, **rest)
     np.testing.assert_array_equal(columns, expected)

@@ -55,7 +55,12 @@ def test_packing_happens_once(monkeypatch: pytest.MonkeyPatch) -> None:
 
     packed = []
     pack = gemm.pack
-    monkeypatch.setattr(gemm, "pack", lambda s, weight: packed.append(1) or pack(s, weight))
+
+    def counted(s: Any, weight: Any) -> Any:
+        packed.append(weight.shape)
+        return pack(s, weight)
+
+    monkeypatch.setattr(gemm, "pack", counted)
     prepared = fc.prepare_conv2d(random(2, 3, 3, 3, dtype="f2"), backend="im2col", algorithm="im2col")
     for size in (5, 6, 7, 5):
         prepared(random(1, 3, size, size, dtype="f2"))

@@ -165,6 +165,23 @@ def test_a_limit_does_not_change_whole_numbers(problem: str, op: Op) -> None:
         np.testing.assert_array_equal(made(*operands), expected)
 
 
+@pytest.mark.parametrize("op", [Op.CONV, Op.CONV_INPUT_GRAD, Op.CONV_WEIGHT_GRAD, Op.UNFOLD, Op.FOLD])
+@pytest.mark.parametrize("dtype", ["f32", "f16"])
+def test_ragged_blocks_on_several_threads(monkeypatch: pytest.MonkeyPatch, op: Op, dtype: str) -> None:
+    """Blocks of unequal size, in whatever order threads take them."""
+    from fastconv.backends.im2col import gemm
+
+    monkeypatch.setattr(gemm, "TARGET_BYTES", 20_000)
+    before = fc.get_num_threads()
+    try:
+        fc.set_num_threads(4)
+        made = plan.__wrapped__(parse(f"n3 c8x7x7 k8x3x3 s1 p1 {dtype}"), op, "im2col", "auto", "highest")
+        for seed in range(20):
+            testing.assert_agrees(made, "integers", seed % 3)
+    finally:
+        fc.set_num_threads(before)
+
+
 def test_calls_from_many_threads_at_once() -> None:
     """Concurrent calls give the bits a single one gives, and BLAS keeps its thread count."""
     from threadpoolctl import threadpool_info

@@ -143,9 +143,7 @@ def terminal(run: Comparison, width: int) -> Table:
         last = (row.case, row.op)
         texts = dict(zip(COLUMNS, cells(row, run, base), strict=True))
         if shown is NARROW:
-            texts["algorithm"] = (
-                f"{row.backend}/{texts['algorithm']}" if row.backend == "naive" else texts["algorithm"]
-            )
+            texts["algorithm"] = f"{row.backend}/{texts['algorithm']}"
         table.add_row(*(texts[name] for name in shown), style="" if row.agrees else "bold red")
     return table
 

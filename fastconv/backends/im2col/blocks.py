@@ -172,7 +172,7 @@ def empty_slab(
 ) -> Array:
     """A slab of zeros for a block of output positions."""
     lengths = [high - low for low, high in _region(spec, window)]
-    values = scratch.take("slab", (*leading, *lengths), dtype)
+    values = scratch.take((*leading, *lengths), dtype)
     values[...] = 0
     return values
 

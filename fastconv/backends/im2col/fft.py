@@ -87,6 +87,7 @@ def fft(spec: ConvSpec, precision: str, workspace_limit: int | None) -> Run:
             inputs = slice(group * s.c, (group + 1) * s.c)
             for n in range(spec.batch):
                 for _, window in blocks.parts(one_image, block):
+                    scratch.reset()
                     slab = blocks.slab(spec, x[n : n + 1, inputs], window, scratch)[0]
                     spectra = transform(slab)
                     for o in range(s.o):

@@ -85,7 +85,7 @@ def fill_columns(spec: ConvSpec, s: Gemm, x: Array, part: Part, scratch: Scratch
     """The columns of one block, (groups, K, images * positions), in the accumulation type."""
     view = blocks.windows(spec, blocks.slab(spec, x[part.images], part.window, scratch), part.window)
     n, sizes = view.shape[0], view.shape[2 + spec.rank :]
-    columns = scratch.take("columns", (s.g, s.k, n * math.prod(sizes)), s.dtype)
+    columns = scratch.take((s.g, s.k, n * math.prod(sizes)), s.dtype)
     # (images, C, kernel, block) -> (C, kernel, images, block)
     target = columns.reshape(spec.in_channels, *spec.kernel_size, n, *sizes)
     np.copyto(target, np.moveaxis(view, 0, 1 + spec.rank))
@@ -97,7 +97,7 @@ def pixels_of(spec: ConvSpec, s: Gemm, dy: Array, part: Part, block: Block, scra
     pixels = dy[part.images][(..., *part.window)]
     if not _is_staged(spec, s, block) and pixels.strides[-1] == pixels.itemsize:
         return pixels.reshape(s.g, s.o, -1)
-    copy = scratch.take("pixels", (pixels.shape[1], pixels.shape[0], *pixels.shape[2:]), s.dtype)
+    copy = scratch.take((pixels.shape[1], pixels.shape[0], *pixels.shape[2:]), s.dtype)
     np.copyto(copy, pixels.swapaxes(0, 1))
     return copy.reshape(s.g, s.o, -1)
 
@@ -115,12 +115,12 @@ def _note(spec: ConvSpec, block: Block) -> str:
 
 
 def _choose(
-    spec: ConvSpec, cost: Callable[[Block], int], shared: int, limit: int | None, target: int = TARGET_BYTES
+    spec: ConvSpec, cost: Callable[[Block], int], shared: int, limit: int | None, target: int | None = None
 ) -> Block:
     """A block under the target, and with what is shared under the limit."""
     left = None if limit is None else max(limit - shared, 0)
     try:
-        return blocks.choose(spec, cost, target, left)
+        return blocks.choose(spec, cost, target or TARGET_BYTES, left)
     except Unsupported as refusal:
         need = (refusal.workspace or 0) + shared
         raise Unsupported(f"needs {need} bytes of scratch for one output position", workspace=need) from None
@@ -147,7 +147,7 @@ def im2col(spec: ConvSpec, precision: str, workspace_limit: int | None) -> Run:
             columns = fill_columns(spec, s, x, part, scratch)
             target = y[part.images][(..., *part.window)]
             if staged:
-                result = scratch.take("result", (s.g, s.o, columns.shape[-1]), s.dtype)
+                result = scratch.take((s.g, s.o, columns.shape[-1]), s.dtype)
             else:
                 result = target.reshape(s.g, s.o, -1)  # a view: see _is_flat
             np.matmul(weight, columns, out=result)
@@ -245,7 +245,7 @@ def input_grad(spec: ConvSpec, precision: str, workspace_limit: int | None) -> R
 
         def work(part: Part, scratch: Scratch) -> Array:
             pixels = pixels_of(spec, s, dy, part, block, scratch)
-            columns = scratch.take("columns", (s.g, s.k, pixels.shape[-1]), s.dtype)
+            columns = scratch.take((s.g, s.k, pixels.shape[-1]), s.dtype)
             np.matmul(transposed, pixels, out=columns)
             return summed(spec, columns, part, scratch)
 
@@ -306,7 +306,7 @@ def weight_grad(spec: ConvSpec, precision: str, workspace_limit: int | None) -> 
         def work(part: Part, scratch: Scratch) -> Array:
             columns = fill_columns(spec, s, x, part, scratch)
             pixels = pixels_of(spec, s, dy, part, block, scratch)
-            product = scratch.take("product", (s.g, s.o, s.k), s.dtype)
+            product = scratch.take((s.g, s.o, s.k), s.dtype)
             return np.matmul(pixels, columns.swapaxes(1, 2), out=product)
 
         def finish(part: Part, product: Array) -> None:
@@ -382,7 +382,7 @@ def fold(spec: ConvSpec, precision: str, workspace_limit: int | None) -> Run:
         def work(part: Part, scratch: Scratch) -> Array:
             taken = np.moveaxis(source[part.images][(..., *part.window)], 0, 1 + spec.rank)
             if not same:
-                cast = scratch.take("columns", taken.shape, s.dtype)
+                cast = scratch.take(taken.shape, s.dtype)
                 np.copyto(cast, taken)
                 taken = cast
             return summed(spec, taken, part, scratch)

@@ -35,11 +35,14 @@ ELEMENTS = 1e9
 
 
 def _accumulator(spec: PoolSpec) -> str:
-    """The type an average or a power sum is formed in; integers are added exactly and divided once."""
+    """The type an average or a power sum is formed in.
+
+    Integers are added exactly and divided once; those of 64 bits, whose sums could wrap, as numpy.mean does.
+    """
     row = DTYPES[spec.dtype]
     if row.kind == "f":
         return row.accumulate
-    return "float64" if spec.mode == "lp" else "uint64" if row.kind == "u" else "int64"
+    return "float64" if spec.mode == "lp" or row.itemsize == 8 else "int64"
 
 
 class Planes:
@@ -275,7 +278,8 @@ def _max_back(spec: PoolSpec, dy: Array, x: Array, total: Array, by: str) -> Non
     else:
         planes, flat = np.arange(len(total)), total.reshape(len(total), -1)
         for q in itertools.product(*map(range, spec.out_size)):
-            flat[planes, indices[(slice(None), *q)]] += dy[(slice(None), *q)]
+            cell: Index = (slice(None), *q)
+            flat[planes, indices[cell]] += dy[cell]
 
 
 def _scatter_add(dy: Array, indices: Array, total: Array) -> None:

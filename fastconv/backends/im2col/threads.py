@@ -27,27 +27,28 @@ T = TypeVar("T")
 
 
 class Scratch:
-    """One thread's memory for all its blocks.
+    """One thread's memory for all its blocks, handed out piece by piece and taken back after each block.
 
     It is allocated at once, before any thread starts, so that a plan's peak does not depend on who runs when.
-    Pieces have names; a name's piece is used again by the next block.
     """
 
     ALIGN = 64  # bytes of a cache line and of the widest vector
+    PIECES = 4  # no kernel takes more, so this much alignment is lost at most
 
     def __init__(self, nbytes: int) -> None:
-        self._memory = np.empty(nbytes + 4 * self.ALIGN, np.uint8)
-        self._pieces: dict[str, Any] = {}
+        self._memory = np.empty(nbytes + self.PIECES * self.ALIGN, np.uint8)
+        self.reset()
+
+    def reset(self) -> None:
+        """Take every piece back."""
         self._used = -self._memory.ctypes.data % self.ALIGN
 
-    def take(self, name: str, shape: tuple[int, ...], dtype: Any) -> Any:
-        """An uninitialised array, valid until its name is taken again. The first block is the largest."""
+    def take(self, shape: tuple[int, ...], dtype: Any) -> Any:
+        """An uninitialised array, valid until the next block."""
         nbytes = math.prod(shape) * np.dtype(dtype).itemsize
-        if name not in self._pieces:
-            self._pieces[name] = self._memory[self._used : self._used + nbytes]
-            self._used += nbytes + -nbytes % self.ALIGN
-        piece = self._pieces[name][:nbytes]
+        piece = self._memory[self._used : self._used + nbytes]
         assert piece.nbytes == nbytes, "a plan predicted less scratch than its kernel takes"
+        self._used += nbytes + -nbytes % self.ALIGN
         return piece.view(dtype).reshape(shape)
 
 
@@ -137,6 +138,7 @@ def each(items: Iterable[T], work: Callable[[T, Scratch], None], at_once: int, n
                 item = next(left, None)
             if item is None:
                 return
+            scratch.reset()
             work(item, scratch)
 
     with single_threaded_blas():
@@ -167,6 +169,7 @@ def in_order(
             results: list[Any] = [None] * len(group)
 
             def one(place: int, group: Sequence[T] = group, results: list[Any] = results) -> None:
+                scratches[place].reset()
                 results[place] = work(group[place], scratches[place])
 
             futures = [_start(one, place) for place in range(1, len(group))]
