@@ -126,6 +126,10 @@ def test_markdown_has_every_row(run: Comparison) -> None:
     assert all(line.count("|") == len(report.COLUMNS) + 1 for line in table)
 
 
+def test_short_table_has_a_line_for_every_problem(run: Comparison) -> None:
+    assert len(report.short_markdown(run)) == 2 + len(TINY)
+
+
 def test_default_workload_is_real() -> None:
     cases = default()
     specs = [case.spec for case in cases]

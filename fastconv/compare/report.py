@@ -148,10 +148,35 @@ def terminal(run: Comparison, width: int) -> Table:
     return table
 
 
+def short_markdown(run: Comparison) -> list[str]:
+    """One line for each problem: what the cost model chose, for the best backend."""
+    base = baselines(run)
+    lines = ["| problem | runs as | time | vs plain loops | peak memory | textbook columns | error |"]
+    lines.append("| --- | --- | ---: | ---: | ---: | ---: | ---: |")
+    seen = set()
+    for row in run.rows:
+        key = (row.problem, row.op)
+        if row.chosen and row.backend != "naive" and key not in seen:
+            seen.add(key)
+            columns = size(row.columns) if row.columns else "-"
+            texts = [
+                _label(row, run),
+                way(row),
+                seconds(row.seconds),
+                times(against(row, base, "naive")),
+                size(row.peak),
+            ]
+            lines.append(
+                "| " + " | ".join([*texts, columns, "-" if row.error is None else f"{row.error:.0e}"]) + " |"
+            )
+    return lines
+
+
 def markdown(run: Comparison) -> str:
-    """The table, the summary and the machine as Markdown."""
+    """Summary, a short and the whole table, and the machine as Markdown."""
     base = baselines(run)
     lines = [f"# {headline(run)}", "", *(f"- {sentence}" for sentence in summary(run)), ""]
+    lines += [*short_markdown(run), ""]
     lines += [
         "| " + " | ".join(COLUMNS) + " |",
         "|" + "|".join([" --- "] * 3 + [" ---: "] * (len(COLUMNS) - 3)) + "|",

@@ -24,6 +24,9 @@ Array = Any
 # Scratch without a limit: a whole photograph's spectra, not a whole batch's.
 TARGET_BYTES = 64 << 20
 
+# Under this many points a transform is over before other threads have woken up.
+THREADED_POINTS = 1 << 14
+
 # Transform plans, line buffers and index objects of one call: 2 to 4 KB measured.
 FIXED_BYTES = 3584
 
@@ -70,7 +73,8 @@ def fft(spec: ConvSpec, precision: str, workspace_limit: int | None) -> Run:
     def call(x: Array, weight: Array, bias: Array | None, y: Array) -> None:
         from scipy import fft as scipy_fft
 
-        workers, scratch = get_num_threads(), Scratch(slab_bytes)
+        workers = get_num_threads() if s.c * math.prod(shape) > THREADED_POINTS else 1
+        scratch = Scratch(slab_bytes)
         offset = None if bias is None else bias.astype(s.dtype)
         kernels = weight.reshape(s.g, s.o, s.c, *spec.kernel_size)
         taps = tuple(slice(0, extent, d) for extent, d in zip(spec.kernel_extent, spec.dilation, strict=True))
