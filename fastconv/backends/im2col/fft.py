@@ -27,8 +27,8 @@ TARGET_BYTES = 64 << 20
 # Under this many points a transform is over before other threads have woken up.
 THREADED_POINTS = 1 << 14
 
-# Transform plans, line buffers and index objects of one call: 2 to 4 KB measured.
-FIXED_BYTES = 3584
+# Transform plans, line buffers and index objects of one call: 1.5 to 3 KB measured.
+FIXED_BYTES = 2560
 
 # The reference machine, for estimates only: scipy.fft's float32 rate by the usual count 2.5 N log2 N.
 FFT_FLOPS = 1.5e10
