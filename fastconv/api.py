@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import math
 from collections.abc import Callable, Sequence
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, Concatenate, NamedTuple, ParamSpec, TypeVar
@@ -17,6 +18,7 @@ import numpy as np
 from fastconv import arguments
 from fastconv import spec as specs
 from fastconv.arguments import Array, IntOrSizes, Options, Padding
+from fastconv.backends import Unsupported
 from fastconv.plan import Plan, plan
 from fastconv.spec import DTYPES, ConvSpec, Op, PoolSpec, Shape, Spec
 
@@ -101,17 +103,21 @@ def run(call: Call, given: Options, packs: dict[Any, Any] | None = None) -> Any:
     """Plan `call` and compute it; `packs` remembers packed weights between calls."""
     spec, op, kind = call.spec, call.op, call.kind
     backend = arguments.backend_for(kind, given["backend"])
-    limits = (given["algorithm"], given["precision"], given["workspace_limit"])
-    chosen = plan(spec, op, backend, *limits)
-    if (
-        chosen.run.finite_only
-        and given["algorithm"] == "auto"
-        and not _transform_is_safe(spec, op, call.operands)
-    ):
-        chosen = plan(spec, op, backend, "auto", "highest", given["workspace_limit"])
     shapes = spec.shapes(op)
     results = shapes[-2:] if op is Op.POOL and len(shapes) == 3 else shapes[-1:]
     outs = _check_outs(given["out"], results, kind, call.batched)
+    targets = tuple(None if out is None else _target(out, call.operands) for out in outs)
+    copied = sum(
+        shape.nbytes
+        for array, shape in zip(call.operands, shapes, strict=False)
+        if not arguments.is_ready(array, shape.dtype)
+    )
+    copied += sum(
+        shape.nbytes
+        for out, target, shape in zip(outs, targets, results, strict=True)
+        if out is not None and target is None
+    )
+    chosen = _plan(call, backend, given, copied)
     listener = _listener.get()
     if listener is not None:
         listener.append(chosen)
@@ -119,7 +125,6 @@ def run(call: Call, given: Options, packs: dict[Any, Any] | None = None) -> Any:
     operands = [
         arguments.operand(array, shape.dtype) for array, shape in zip(call.operands, shapes, strict=False)
     ]
-    targets = tuple(None if out is None else _target(out, operands) for out in outs)
     out_argument = targets if len(targets) == 2 else targets[0]
     if op in (Op.CONV, Op.CONV_INPUT_GRAD):
         bias = None if call.bias is None else arguments.operand(call.bias, shapes[-1].dtype)
@@ -138,16 +143,45 @@ def run(call: Call, given: Options, packs: dict[Any, Any] | None = None) -> Any:
     return finished[0] if len(finished) == 1 else tuple(finished)
 
 
+def _plan(call: Call, backend: str, given: Options, copied: int) -> Plan:
+    """The plan for a call that first copies `copied` bytes of its operands, which count under the limit."""
+    limit = given["workspace_limit"]
+    left = None if limit is None else max(limit - copied, 0)
+    try:
+        chosen = plan(call.spec, call.op, backend, given["algorithm"], given["precision"], left)
+        if (
+            chosen.run.finite_only
+            and given["algorithm"] == "auto"
+            and not _transform_is_safe(call.spec, call.op, call.operands)
+        ):
+            chosen = plan(call.spec, call.op, backend, "auto", "highest", left)
+        if limit is None or copied <= limit:
+            return chosen
+        need, reasons = chosen.workspace + copied, {}
+    except Unsupported as refusal:
+        if refusal.workspace is None or not copied:
+            raise
+        need, reasons = refusal.workspace + copied, dict(refusal.reasons)
+    raise Unsupported(
+        f"workspace_limit: got {limit}, expected at least {need} bytes, {copied} of them for operands or out that "
+        "no kernel can use where they lie (another type, byte order or alignment, or overlap)",
+        reasons=reasons,
+        workspace=need,
+    )
+
+
 def _packed(chosen: Plan, weight: Array, packs: dict[Any, Any] | None) -> Any:
     if packs is None or chosen.run.pack is None:
         return chosen.pack(weight)
-    key = (chosen.op, chosen.run.packing)
+    # A weight packed for one type would compute in that type for all others.
+    key = (chosen.backend, chosen.op, chosen.spec.dtype, chosen.run.packing)
     if key not in packs:
         packs[key] = chosen.pack(weight)
         # One entry per format; image sizes that ask for ever new formats must not pile up.
         while len(packs) > 8:
             packs.pop(next(iter(packs)), None)
-    return packs.get(key, None) if key in packs else chosen.pack(weight)
+    packed = packs.get(key)  # another thread may have dropped it just now
+    return chosen.pack(weight) if packed is None else packed
 
 
 def _check_outs(out: Any, results: Sequence[Shape], kind: str, batched: bool) -> tuple[Array | None, ...]:
@@ -155,10 +189,18 @@ def _check_outs(out: Any, results: Sequence[Shape], kind: str, batched: bool) ->
         return (None,) * len(results)
     outs = out if len(results) == 2 else (out,)
     if not isinstance(outs, tuple) or len(outs) != len(results):
-        raise TypeError(f"out: got {type(out).__name__}, expected a tuple of two arrays, (values, indices)")
+        came = f"a tuple of {len(out)}" if isinstance(out, tuple) else type(out).__name__
+        raise TypeError(f"out: got {came}, expected a tuple of two arrays, (values, indices)")
     for array, expected in zip(outs, results, strict=True):
         arguments.check_out(array, expected if batched else expected._replace(shape=expected.shape[1:]), kind)
-    return tuple(array if batched else array[None] for array in outs)
+    if len(outs) == 2 and kind == "numpy" and np.may_share_memory(*outs):
+        raise ValueError("out: got values and indices that share memory, expected two separate arrays")
+    return tuple(array if batched else _plain(array)[None] for array in outs)
+
+
+def _plain(array: Array) -> Array:
+    """`array` without its subclass: a matrix, say, would drop the batch axis again."""
+    return np.asarray(array) if isinstance(array, np.ndarray) else array
 
 
 def _target(out: Array, operands: Sequence[Array]) -> Array | None:
@@ -178,6 +220,7 @@ def _batched(name: str, array: Array, rank: int) -> tuple[Array, bool]:
             f"{name}: got shape {tuple(array.shape)} with {array.ndim} axes, expected {rank + 2} "
             f"(batch, channels, {rank} spatial) or {rank + 1} without the batch"
         )
+    array = _plain(array)
     return (array, True) if array.ndim == rank + 2 else (array[None], False)
 
 
@@ -578,7 +621,7 @@ def fold_call(
             f"input: got shape {tuple(input.shape)}, expected (N, C * prod(kernel_size), L) or without N"
         )
     columns, batched = (input, True) if input.ndim == 3 else (input[None], False)
-    taps = int(np.prod(arguments.sizes("kernel_size", kernel_size, rank, 1)))
+    taps = math.prod(arguments.sizes("kernel_size", kernel_size, rank, 1))
     if columns.shape[1] < 1 or columns.shape[1] % taps:
         raise ValueError(
             f"input: got {columns.shape[1]} rows, expected a multiple of prod(kernel_size), {taps}"
@@ -674,8 +717,8 @@ def adaptive_call(rank: int, mode: str, input: Array, output_size: object, indic
     kind = arguments.same_kind(input=input)
     x, batched = _batched("input", input, rank)
     wanted = output_size
-    if output_size is None or isinstance(output_size, Sequence):
-        entries = [None] * rank if output_size is None else list(output_size)
+    if output_size is None or arguments.is_sequence(output_size):
+        entries = [None] * rank if output_size is None else list(output_size)  # type: ignore[call-overload]
         wanted = [x.shape[2 + a] if a < rank and entry is None else entry for a, entry in enumerate(entries)]
     spec = PoolSpec(
         mode=mode,
@@ -693,7 +736,12 @@ def lp_norm(norm_type: object) -> float:
     """The p of an Lp pool: a finite number above 0."""
     if isinstance(norm_type, bool) or not isinstance(norm_type, int | float | np.integer | np.floating):
         raise TypeError(f"norm_type: got {norm_type!r}, expected a number")
-    return float(norm_type)
+    try:
+        return float(norm_type)
+    except OverflowError:
+        raise ValueError(
+            "norm_type: got an int beyond the largest float, expected a finite number above 0"
+        ) from None
 
 
 def max_pool(
@@ -885,7 +933,7 @@ def unpool_spec(rank: int, small: Array, indices: Array, large: tuple[int, ...],
         )
     if indices.dtype.kind not in "iu":
         raise TypeError(f"indices: got dtype {indices.dtype.name}, expected an integer type")
-    area = int(np.prod(large))
+    area = math.prod(large)
     if indices.size and (int(indices.min()) < 0 or int(indices.max()) >= area):
         raise ValueError(
             f"indices: got values from {int(indices.min())} to {int(indices.max())}, expected 0 to {area - 1} "
@@ -947,7 +995,8 @@ def max_unpool(
     )
     size = usual
     if output_size is not None:
-        tail = list(output_size)[-rank:] if len(output_size) in (rank + 1, rank + 2) else output_size
+        whole = arguments.is_sequence(output_size) and len(output_size) in (rank + 1, rank + 2)
+        tail = list(output_size)[-rank:] if whole else output_size
         size = arguments.sizes("output_size", tail, rank, 1)
     for got, middle, s in zip(size, usual, strides, strict=True):
         if got < 1 or (abs(got - middle) >= s and got != middle):
@@ -991,6 +1040,8 @@ def explain(what: str | Spec | Callable[..., Any], *args: Any, op: str | None = 
     'im2col'
     """
     if callable(what):
+        if op is not None:
+            raise TypeError(f"op: got {op!r} with a function, expected it with a problem only")
         plans: list[Plan] = []
         token = _listener.set(plans)
         try:
@@ -1003,6 +1054,8 @@ def explain(what: str | Spec | Callable[..., Any], *args: Any, op: str | None = 
     spec = specs.parse(what) if isinstance(what, str) else what
     if not isinstance(spec, ConvSpec | PoolSpec):
         raise TypeError(f"what: got {what!r}, expected a problem string, a spec or a function")
+    if args:
+        raise TypeError(f"args: got {args[0]!r} after a problem, expected keywords, such as op or backend")
     names = {str(known): known for known in spec.ops}
     if op is not None and op not in names:
         raise ValueError(f"op: got {op!r}, expected one of {', '.join(names)}")

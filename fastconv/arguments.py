@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, TypedDict
+from typing import TYPE_CHECKING, Any, TypedDict, TypeGuard
 
 import numpy as np
 
@@ -62,7 +62,7 @@ def options(given: Options) -> Options:
         check(full["backend"])
     if not isinstance(full["algorithm"], str):
         raise TypeError(f"algorithm: got {full['algorithm']!r}, expected a name or 'auto'")
-    if full["precision"] not in PRECISIONS:
+    if not isinstance(full["precision"], str) or full["precision"] not in PRECISIONS:
         raise ValueError(f"precision: got {full['precision']!r}, expected one of {', '.join(PRECISIONS)}")
     if full["workspace_limit"] is not None:
         full["workspace_limit"] = integer("workspace_limit", full["workspace_limit"], 0)
@@ -89,15 +89,18 @@ def flag(name: str, value: object) -> bool:
     return bool(value)
 
 
-def _is_sequence(value: object) -> bool:
-    return isinstance(value, Sequence | np.ndarray) and not isinstance(value, str | bytes)
+def is_sequence(value: object) -> TypeGuard[Sequence[Any]]:
+    """Whether `value` holds entries; text does not, nor does an array of no axes."""
+    if isinstance(value, np.ndarray):
+        return value.ndim > 0
+    return isinstance(value, Sequence) and not isinstance(value, str | bytes)
 
 
 def sizes(name: str, value: object, rank: int, minimum: int) -> Sizes:
     """One int per spatial axis, from an int or a sequence of them."""
-    if not _is_sequence(value):
+    if not is_sequence(value):
         return (integer(name, value, minimum),) * rank
-    entries: tuple[object, ...] = tuple(value)  # type: ignore[arg-type]
+    entries: tuple[object, ...] = tuple(value)
     if len(entries) != rank:
         raise ValueError(
             f"{name}: got {value!r} with {len(entries)} entries, expected an int or {rank} of them"
@@ -107,9 +110,9 @@ def sizes(name: str, value: object, rank: int, minimum: int) -> Sizes:
 
 def rank_of(name: str, value: object, default: int) -> int:
     """How many spatial axes a sequence speaks of; an int says nothing."""
-    if not _is_sequence(value):
+    if not is_sequence(value):
         return default
-    rank = len(value)  # type: ignore[arg-type]
+    rank = len(value)
     if rank not in (1, 2, 3):
         raise ValueError(f"{name}: got {value!r} with {rank} entries, expected 1, 2 or 3")
     return rank
@@ -136,9 +139,9 @@ def pads(value: object, in_size: Sizes, kernel: Sizes, stride: Sizes, dilation: 
         ]
         halves = [(total // 2, total - total // 2) for total in totals]
         return tuple(half if value == "same" else half[::-1] for half in halves)
-    if not _is_sequence(value):
+    if not is_sequence(value):
         return ((integer("padding", value, 0),) * 2,) * rank
-    entries = list(value)  # type: ignore[call-overload]
+    entries = list(value)
     if len(entries) != rank:
         raise ValueError(
             f"padding: got {value!r} with {len(entries)} entries, expected an int, or {rank} ints or "
@@ -146,7 +149,7 @@ def pads(value: object, in_size: Sizes, kernel: Sizes, stride: Sizes, dilation: 
         )
     pairs = []
     for entry in entries:
-        pair = tuple(entry) if _is_sequence(entry) else (entry, entry)
+        pair = tuple(entry) if is_sequence(entry) else (entry, entry)
         if len(pair) != 2:
             raise ValueError(
                 f"padding: got {entry!r} for one axis, expected an int or a (before, after) pair"
@@ -229,6 +232,13 @@ def common_dtype(**arrays: Array) -> str:
     return result
 
 
+def is_ready(array: Array, dtype: str) -> bool:
+    """Whether a kernel can read `array` where it lies: of type `dtype`, aligned, in native byte order."""
+    if array.dtype.name != dtype:
+        return False
+    return not isinstance(array, np.ndarray) or (array.flags.aligned and array.dtype.isnative)
+
+
 def operand(array: Array, dtype: str) -> Array:
     """`array` in native byte order and aligned, of type `dtype`; the same array where it already is.
 
@@ -236,11 +246,10 @@ def operand(array: Array, dtype: str) -> Array:
     """
     if type(array) is not np.ndarray and isinstance(array, np.ndarray):
         array = array.view(np.ndarray)
-    if array.dtype.name != dtype:
-        return array.astype(dtype)
-    if not isinstance(array, np.ndarray) or (array.flags.aligned and array.dtype.isnative):
+    if is_ready(array, dtype):
         return array
-    return array.astype(array.dtype.newbyteorder("="))
+    native = array.dtype.newbyteorder("=") if array.dtype.name == dtype else dtype
+    return array.astype(native)
 
 
 def check_out(out: Array, expected: Shape, kind: str) -> None:
@@ -255,3 +264,17 @@ def check_out(out: Array, expected: Shape, kind: str) -> None:
         raise TypeError(f"out: got dtype {out.dtype.name}, expected {expected.dtype} for the {expected.name}")
     if isinstance(out, np.ndarray) and not out.flags.writeable:
         raise ValueError("out: got a read-only array, expected one that can be written")
+    if isinstance(out, np.ndarray) and _overlaps_itself(out):
+        raise ValueError(
+            f"out: got strides {out.strides} for shape {out.shape}, expected elements that do not share memory"
+        )
+
+
+def _overlaps_itself(array: Array) -> bool:
+    """Whether two elements may share memory: a step is shorter than what the finer axes span."""
+    reach = array.itemsize
+    for step, n in sorted((abs(s), n) for s, n in zip(array.strides, array.shape, strict=True) if n > 1):
+        if step < reach:
+            return bool(array.size)
+        reach += step * (n - 1)
+    return False

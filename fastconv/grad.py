@@ -18,18 +18,29 @@ if TYPE_CHECKING:
     from typing_extensions import Unpack
 
 
-def _spatial(name: str, size: object, channels: int | None, batch: int, rank: int) -> tuple[int, ...]:
+def _spatial(
+    name: str, size: object, channels: int | None, batch: int, rank: int, batched: bool
+) -> tuple[int, ...]:
     """The spatial part of a full shape, its batch and channels checked against what is known."""
-    if not isinstance(size, Sequence) or isinstance(size, str) or len(size) not in (rank + 1, rank + 2):
+    if not arguments.is_sequence(size) or len(size) != rank + 1 + batched:
+        without = "with" if batched else "without"
         raise ValueError(
-            f"{name}: got {size!r}, expected a shape of {rank + 2} entries (or {rank + 1} unbatched)"
+            f"{name}: got {size!r}, expected a shape of {rank + 1 + batched} entries, {without} a batch as "
+            "grad_output is"
         )
     entries = [arguments.integer(name, entry, 0) for entry in size]
-    if len(entries) == rank + 2 and entries[0] != batch:
+    if batched and entries[0] != batch:
         raise ValueError(f"{name}: got a batch of {entries[0]}, expected grad_output's, {batch}")
     if channels is not None and entries[-rank - 1] != channels:
         raise ValueError(f"{name}: got {entries[-rank - 1]} channels, expected {channels}")
     return tuple(entries[-rank:])
+
+
+def _same_batching(name: str, array: Array, batched: bool, other: str, wanted: bool) -> None:
+    if batched != wanted:
+        raise ValueError(
+            f"{name}: got shape {tuple(array.shape)}, expected a batch axis just where {other} has one"
+        )
 
 
 def _expect(name: str, array: Array, shape: tuple[int, ...]) -> None:
@@ -77,7 +88,7 @@ def conv_input(
     dy, batched = api._batched("grad_output", grad_output, rank)
     groups_number = arguments.integer("groups", groups, 1)
     channels = weight.shape[1] * groups_number
-    size = _spatial("input_size", input_size, channels, dy.shape[0], rank)
+    size = _spatial("input_size", input_size, channels, dy.shape[0], rank, batched)
     spec = api._conv_spec(
         rank, dy.shape[0], channels, size, weight.shape, stride, padding, dilation, groups, padding_mode,
         api._conv_dtypes(None, weight=weight, grad_output=dy), "input_size",
@@ -123,8 +134,9 @@ def conv_weight(
         As :func:`fastconv.conv{n}d`.
     """
     kind = arguments.same_kind(input=input, grad_output=grad_output)
-    x, _ = api._batched("input", input, rank)
-    dy, _ = api._batched("grad_output", grad_output, rank)
+    x, wanted = api._batched("input", input, rank)
+    dy, batched = api._batched("grad_output", grad_output, rank)
+    _same_batching("grad_output", grad_output, batched, "input", wanted)
     shape = arguments.sizes("weight_size", weight_size, rank + 2, 1)
     spec = api._conv_spec(
         rank, x.shape[0], x.shape[1], x.shape[2:], shape, stride, padding, dilation, groups, padding_mode,
@@ -161,6 +173,8 @@ def conv_bias(rank: int, grad_output: Array) -> Array:
             f"grad_output: a sum of {count} elements of {dy.dtype.name} can pass 2**31 - 1, the largest int32; "
             "cast it to int16 (summed in int64)"
         )
+    # A sum's order follows the memory; in C order the bits do not depend on the layout.
+    dy = dy if dy.flags.c_contiguous else dy.copy()
     return dy.sum(axis=axes, dtype=dtype.accumulate).astype(dtype.out)
 
 
@@ -200,7 +214,7 @@ def conv_transpose_input(
     kind = arguments.same_kind(weight=weight, grad_output=grad_output)
     api._check_weight(weight, rank)
     dy, batched = api._batched("grad_output", grad_output, rank)
-    size = _spatial("input_size", input_size, weight.shape[0], dy.shape[0], rank)
+    size = _spatial("input_size", input_size, weight.shape[0], dy.shape[0], rank, batched)
     dtypes = api._conv_dtypes(None, weight=weight, grad_output=dy)
     spec = api.transposed_spec(
         rank, dy.shape[0], size, weight.shape, stride, padding, output_padding, groups, dilation, dtypes
@@ -244,8 +258,9 @@ def conv_transpose_weight(
     ValueError, TypeError, Unsupported
     """
     kind = arguments.same_kind(input=input, grad_output=grad_output)
-    x, _ = api._batched("input", input, rank)
-    dy, _ = api._batched("grad_output", grad_output, rank)
+    x, wanted = api._batched("input", input, rank)
+    dy, batched = api._batched("grad_output", grad_output, rank)
+    _same_batching("grad_output", grad_output, batched, "input", wanted)
     shape = arguments.sizes("weight_size", weight_size, rank + 2, 1)
     if x.shape[1] != shape[0]:
         raise ValueError(f"input: got {x.shape[1]} channels, expected weight_size's first entry, {shape[0]}")
@@ -323,10 +338,7 @@ def _pool_grad(
     assert isinstance(spec, PoolSpec)
     arguments.same_kind(grad_output=grad_output, input=forward.operands[0], indices=indices)
     dy, batched = api._batched("grad_output", grad_output, rank)
-    if batched != forward.batched:
-        raise ValueError(
-            f"grad_output: got shape {tuple(grad_output.shape)}, expected a batch axis just where input has one"
-        )
+    _same_batching("grad_output", grad_output, batched, "input", forward.batched)
     _expect("grad_output", dy, spec.output_shape)
     if arguments.dtype_name("grad_output", dy) != spec.out_dtype:
         dtype = arguments.common_dtype(grad_output=dy, input=forward.operands[0])
@@ -536,7 +548,8 @@ def max_unpool(rank: int, grad_output: Array, indices: Array, **options: Unpack[
     """
     kind = arguments.same_kind(grad_output=grad_output, indices=indices)
     dx, batched = api._batched("grad_output", grad_output, rank)
-    places, _ = api._batched("indices", indices, rank)
+    places, indexed = api._batched("indices", indices, rank)
+    _same_batching("indices", indices, indexed, "grad_output", batched)
     _expect("indices", places, (dx.shape[0], dx.shape[1], *places.shape[2:]))
     spec = replace(
         api.unpool_spec(rank, places, places, dx.shape[2:], "indices"),

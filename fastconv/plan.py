@@ -68,6 +68,8 @@ class Plan:
         for operand, shape in zip(operands, expected, strict=False):
             if tuple(operand.shape) != shape.shape:
                 raise ValueError(f"{shape.name}: got shape {tuple(operand.shape)}, expected {shape.shape}")
+            if operand.dtype.name != shape.dtype:
+                raise TypeError(f"{shape.name}: got dtype {operand.dtype.name}, expected {shape.dtype}")
         if self.op in (Op.CONV, Op.CONV_INPUT_GRAD):
             data, weight = operands
             return self.run_packed(data, self.pack(weight), bias=bias, out=out)

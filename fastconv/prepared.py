@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from typing_extensions import Unpack
 
 
-# Arguments are checked before any input is known, on an image larger than any kernel.
+# Arguments are checked before any input is known, on an image of at least this size and of the kernel's.
 _ANY_SIZE = 1 << 12
 
 
@@ -34,6 +34,8 @@ class PreparedConv:
         self._call_for = call_for
         self._weight = weight.copy()
         self._bias = None if bias is None else bias.copy()
+        if options["out"] is not None:
+            raise TypeError("out: got an array while preparing, expected it in the call")
         self._options = options
         self._packs: dict[Any, Any] = {}
 
@@ -84,9 +86,11 @@ def prepare_conv(
     api._check_bias(bias, weight.shape[0])
     number = api._divided(groups, out_channels=weight.shape[0])
     dtypes = api._conv_dtypes(bias, weight=weight)
+    dilations = arguments.sizes("dilation", dilation, rank, 1)
+    size = tuple(max(_ANY_SIZE, d * (k - 1) + 1) for d, k in zip(dilations, weight.shape[2:], strict=True))
     api._conv_spec(
-        rank, 1, weight.shape[1] * number, (_ANY_SIZE,) * rank, weight.shape, stride, padding, dilation, groups,
-        padding_mode, dtypes,
+        rank, 1, weight.shape[1] * number, size, weight.shape, stride, padding, dilations, groups, padding_mode,
+        dtypes,
     )  # fmt: skip
 
     def call_for(x: Array, w: Array, b: Array | None) -> Call:

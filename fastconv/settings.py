@@ -12,7 +12,7 @@ from fastconv.backends import check
 __all__ = ["get_backend", "set_backend", "use_backend"]
 
 # Read once; a wrong name is reported by the first call that needs a backend, not by `import fastconv`.
-_default = os.environ.get("FASTCONV_BACKEND", "auto")
+_default = os.environ.get("FASTCONV_BACKEND") or "auto"
 _chosen: ContextVar[str | None] = ContextVar("fastconv_backend", default=None)
 
 

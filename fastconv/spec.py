@@ -11,7 +11,7 @@ from __future__ import annotations
 import enum
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Container, Iterator
 from dataclasses import dataclass, replace
 from typing import NamedTuple, TypeVar
 
@@ -29,11 +29,15 @@ __all__ = [
 ]
 
 T = TypeVar("T")
+N = TypeVar("N", int, float)
 Sizes = tuple[int, ...]
 Pads = tuple[tuple[int, int], ...]
 
 PADDING_MODES = ("zeros", "reflect", "replicate", "circular", "symmetric")
 POOL_MODES = ("max", "avg", "lp")
+
+# A longer step leaves one window anyway, and in bytes it would pass what kernels count in.
+MAX_STEP = 2**31 - 1
 
 # The largest array anybody can hold: byte offsets are signed 64-bit in NumPy and in every kernel.
 MAX_BYTES = 2**63 - 1
@@ -127,11 +131,28 @@ def source(i: int, size: int, mode: str) -> int | None:
     return None
 
 
+def _check_tuple(name: str, values: object) -> None:
+    """Refuse what would not hash, or would not count elements."""
+    if not isinstance(values, tuple) or any(type(value) is not int for value in values):
+        raise TypeError(f"{name}: got {values!r}, expected a tuple of ints")
+
+
+def _check_ints(spec: Spec, *names: str) -> None:
+    for name in names:
+        if type(value := getattr(spec, name)) is not int:
+            raise TypeError(f"{name}: got {value!r}, expected an int")
+
+
 def _check_axes(spec: ConvSpec | PoolSpec, kernel_size: Sizes) -> None:
     """Refuse geometry that has no meaning, in words that name the argument."""
     rank = len(spec.in_size)
     if rank not in (1, 2, 3):
         raise ValueError(f"in_size: got {spec.in_size}, expected 1, 2 or 3 spatial axes")
+    _check_tuple("kernel_size", kernel_size)
+    _check_tuple("stride", spec.stride)
+    _check_tuple("dilation", spec.dilation)
+    for pads in spec.padding:
+        _check_tuple("padding", pads)
     for name in ("stride", "padding", "dilation"):
         if len(getattr(spec, name)) != rank:
             raise ValueError(f"{name}: got {getattr(spec, name)}, expected one entry for each of {rank} axes")
@@ -145,6 +166,9 @@ def _check_axes(spec: ConvSpec | PoolSpec, kernel_size: Sizes) -> None:
     ):
         if min(values) < 1:
             raise ValueError(f"{name}: got {values}, expected every entry to be at least 1")
+    for name, values in (("stride", spec.stride), ("dilation", spec.dilation)):
+        if max(values) > MAX_STEP:
+            raise ValueError(f"{name}: got {values}, expected every entry to be at most {MAX_STEP}")
     for axis, count in enumerate(spec.out_size):
         if count < 1:
             size, pads, extent = spec.in_size[axis], spec.padding[axis], spec.kernel_extent[axis]
@@ -201,11 +225,15 @@ class ConvSpec:
     out_dtype: str = ""
 
     def __post_init__(self) -> None:
+        _check_tuple("in_size", self.in_size)
+        _check_ints(self, "batch", "in_channels", "out_channels", "groups")
         rank = len(self.in_size)
         _fill(self, stride=(1,) * rank, padding=((0, 0),) * rank, dilation=(1,) * rank)
         if self.dtype not in DTYPES:
             raise TypeError(f"dtype: got {self.dtype!r}, expected one of {', '.join(DTYPES)}")
         _fill(self, out_dtype=DTYPES[self.dtype].out)
+        if self.out_dtype not in DTYPES:
+            raise TypeError(f"out_dtype: got {self.out_dtype!r}, expected one of {', '.join(DTYPES)}")
         if self.padding_mode not in PADDING_MODES:
             raise ValueError(
                 f"padding_mode: got {self.padding_mode!r}, expected one of {', '.join(PADDING_MODES)}"
@@ -389,6 +417,9 @@ class PoolSpec:
     dtype: str = "float32"
 
     def __post_init__(self) -> None:
+        _check_tuple("in_size", self.in_size)
+        _check_tuple("output_size", self.output_size)
+        _check_ints(self, "batch", "channels", "divisor_override")
         rank = len(self.in_size)
         if self.mode not in POOL_MODES:
             raise ValueError(f"mode: got {self.mode!r}, expected one of {', '.join(POOL_MODES)}")
@@ -401,6 +432,10 @@ class PoolSpec:
             )
         if not (math.isfinite(self.norm_type) and self.norm_type > 0):
             raise ValueError(f"norm_type: got {self.norm_type}, expected a finite number above 0")
+        if self.divisor_override < 0:
+            raise ValueError(
+                f"divisor_override: got {self.divisor_override}, expected at least 1, or 0 for none"
+            )
         if self.output_size:
             if self.kernel_size or len(self.output_size) != rank or min(self.output_size) < 1:
                 raise ValueError(
@@ -408,6 +443,9 @@ class PoolSpec:
                 )
             if min(self.in_size) < 1:
                 raise ValueError(f"in_size: got {self.in_size}, expected every entry to be at least 1")
+            for name in ("stride", "padding", "dilation"):
+                if getattr(self, name):
+                    raise ValueError(f"{name}: got {getattr(self, name)}, expected none for an adaptive pool")
         else:
             _fill(self, padding=((0, 0),) * rank, dilation=(1,) * rank, stride=self.kernel_size)
             _check_axes(self, self.kernel_size)
@@ -421,7 +459,9 @@ class PoolSpec:
                     f"padding: got {pads} along axis {axis}, expected 0 to {extent // 2}, "
                     f"half of what the window spans ({extent})"
                 )
-            if not all(self.windows(axis)):
+            # Only a window that begins in the padding can miss every element, between two of its taps.
+            first = -(-pads[0] // self.stride[axis])
+            if not all(self._window(axis, i) for i in range(min(first, self.out_size[axis]))):
                 raise ValueError(
                     f"padding: got {pads} along axis {axis} with dilation {self.dilation[axis]}, which "
                     "leaves a window without any input element"
@@ -462,17 +502,17 @@ class PoolSpec:
 
     def windows(self, axis: int) -> tuple[range, ...]:
         """The input positions each output position reduces along `axis`, padding left out."""
+        return tuple(self._window(axis, i) for i in range(self.out_size[axis]))
+
+    def _window(self, axis: int, i: int) -> range:
         size = self.in_size[axis]
         if self.output_size:
             count = self.output_size[axis]
-            return tuple(range(i * size // count, -(-(i + 1) * size // count)) for i in range(count))
-        step, extent = self.dilation[axis], self.kernel_extent[axis]
-        before = self.padding[axis][0]
-        starts = range(-before, self.out_size[axis] * self.stride[axis] - before, self.stride[axis])
+            return range(i * size // count, -(-(i + 1) * size // count))
+        step = self.dilation[axis]
+        start = i * self.stride[axis] - self.padding[axis][0]
         # A window that begins in the padding begins, for the input, at its first tap inside.
-        return tuple(
-            range(start if start >= 0 else start % step, min(start + extent, size), step) for start in starts
-        )
+        return range(start if start >= 0 else start % step, min(start + self.kernel_extent[axis], size), step)
 
     def divisors(self, axis: int) -> tuple[int, ...]:
         """What an average divides by along `axis`, per output position (the product over axes counts).
@@ -532,7 +572,7 @@ class PoolSpec:
         return replace(self, batch=batch)
 
     def __str__(self) -> str:
-        words = [self.mode if self.mode != "lp" else f"lp{self.norm_type:g}"]
+        words = [self.mode if self.mode != "lp" else f"lp{_shortest(self.norm_type)}"]
         words += [f"n{self.batch}", f"c{_times((self.channels, *self.in_size))}"]
         if self.output_size:
             words.append(f"o{_times(self.output_size)}")
@@ -572,7 +612,13 @@ def _compact_pads(pads: Pads) -> str:
     return words[0] if len(set(words)) == 1 else "x".join(words)
 
 
-_WORD = re.compile(r"([a-z_]+)(-?[\d.]+(?:[:x]-?\d+)*)?")
+def _shortest(number: float) -> str:
+    """Three rather than 3.0, and every digit where they are needed."""
+    text = f"{number:g}"
+    return text if float(text) == number else repr(number)
+
+
+_WORD = re.compile(r"([a-z_]+?)(-?[\d.]+(?:e[+-]?\d+)?(?:[:x]-?\d+)*)?")
 
 
 def parse(text: str) -> Spec:
@@ -604,16 +650,18 @@ def parse(text: str) -> Spec:
         found = _WORD.fullmatch(word)
         dtype, _, out = word.partition(">")
         if dtype in _BY_SHORT and (not out or out in _BY_SHORT):
+            _once("dtype", fields, word, text)
             fields["dtype"] = _BY_SHORT[dtype]
             if out:
                 fields["out_dtype"] = _BY_SHORT[out]
         elif word in PADDING_MODES:
+            _once("padding_mode", fields, word, text)
             fields["padding_mode"] = word
         elif word in ("max", "avg", "ceil", "exclude_pad", "indices"):
+            _once(word, flags, word, text)
             flags.append(word)
         elif found and found[2] and found[1] in ("n", "c", "k", "s", "p", "d", "g", "o", "lp", "divisor"):
-            if found[1] in words:
-                raise ValueError(f"problem: {word!r} in {text!r} says {found[1]!r} a second time")
+            _once(found[1], words, word, text)
             words[found[1]] = found[2]
         else:
             raise ValueError(f"problem: cannot read {word!r} in {text!r}")
@@ -627,24 +675,32 @@ def parse(text: str) -> Spec:
         raise type(error)(f"problem {text!r}: {error}") from None
 
 
+def _once(what: str, said: Container[str], word: str, text: str) -> None:
+    if what in said:
+        raise ValueError(f"problem: {word!r} in {text!r} says {what!r} a second time")
+
+
 def _from_words(words: dict[str, str], flags: list[str], fields: dict[str, object]) -> Spec:
     channels, *in_size = _numbers(words["c"])
     rank = len(in_size)
-    pool = next((flag for flag in flags if flag in ("max", "avg")), "lp" if "lp" in words else "")
+    pools = [flag for flag in flags if flag in ("max", "avg")] + ["lp"] * ("lp" in words)
+    if len(pools) > 1:
+        raise ValueError(f"got pools {' and '.join(pools)}, expected one")
+    pool = "".join(pools)
     for name, letter in (("stride", "s"), ("dilation", "d")):
         if letter in words:
             fields[name] = _spread(tuple(_numbers(words[letter])), rank)
     if "p" in words:
         pads = [tuple(_numbers(word, ":")) for word in words["p"].split("x")]
         fields["padding"] = _spread(tuple((pad[0], pad[-1]) for pad in pads), rank)
-    fields |= {"batch": int(words.get("n", "1")), "in_size": tuple(in_size)}
+    fields |= {"batch": _number(words.get("n", "1")), "in_size": tuple(in_size)}
     if not pool:
         stray = list(flags) + [w for w in ("o", "divisor") if w in words]
         if stray:
             raise ValueError(f"{stray[0]!r} belongs to a pool, which begins with max, avg or lp<p>")
         out_channels, *kernel = _numbers(words["k"])
         fields |= {"in_channels": channels, "out_channels": out_channels, "kernel_size": tuple(kernel)}
-        return ConvSpec(groups=int(words.get("g", "1")), **fields)  # type: ignore[arg-type]
+        return ConvSpec(groups=_number(words.get("g", "1")), **fields)  # type: ignore[arg-type]
     if "g" in words or "padding_mode" in fields or "out_dtype" in fields:
         raise ValueError("a pool has no groups, no padding mode and no output type of its own")
     fields |= {
@@ -654,7 +710,8 @@ def _from_words(words: dict[str, str], flags: list[str], fields: dict[str, objec
         "indices": "indices" in flags,
     }
     fields |= {"count_include_pad": "exclude_pad" not in flags}
-    fields |= {"divisor_override": int(words.get("divisor", "0")), "norm_type": float(words.get("lp", "2"))}
+    fields |= {"divisor_override": _number(words.get("divisor", "0"))}
+    fields |= {"norm_type": _number(words.get("lp", "2"), float)}
     for name, letter in (("kernel_size", "k"), ("output_size", "o")):
         if letter in words:
             fields[name] = _spread(tuple(_numbers(words[letter])), rank)
@@ -662,7 +719,15 @@ def _from_words(words: dict[str, str], flags: list[str], fields: dict[str, objec
 
 
 def _numbers(text: str, separator: str = "x") -> Iterator[int]:
-    return map(int, text.split(separator))
+    return map(_number, text.split(separator))
+
+
+def _number(text: str, kind: Callable[[str], N] = int) -> N:
+    try:
+        return kind(text)
+    except ValueError:
+        what = "a whole number" if kind is int else "a number"
+        raise ValueError(f"got {text!r}, expected {what}") from None
 
 
 def _spread(values: tuple[T, ...], rank: int) -> tuple[T, ...]:

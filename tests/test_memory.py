@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+import fastconv as fc
 from fastconv import testing
 from fastconv.backends import Unsupported
 from fastconv.compare.memory import Request, peaks
@@ -116,3 +117,37 @@ def test_no_plan_takes_more_than_its_limit(problem: str) -> None:
                 made = plan(spec, op, "im2col", free.algorithm, "default", limit)
                 assert made.workspace <= limit
                 assert array_peak(made, operands) <= limit + OBJECTS, f"{made.algorithm} {op} under {limit}"
+
+
+def test_copies_of_odd_operands_count_under_the_limit() -> None:
+    """Another type or byte order is copied before a kernel can read it; the limit holds all the same."""
+    x = np.ones((2, 8, 20, 20), ">f4")
+    w = np.ones((8, 8, 3, 3), "f4")
+    with pytest.raises(
+        Unsupported, match=r"workspace_limit: got 1000, expected at least \d+ bytes, 25600 of them"
+    ) as caught:
+        fc.conv2d(x, w, backend="im2col", workspace_limit=1000)
+    least = caught.value.workspace
+    assert least is not None
+    result = np.empty((2, 8, 18, 18), "f4")
+    fc.conv2d(x, w, backend="im2col", workspace_limit=least, out=result)
+    tracemalloc.start()
+    try:
+        before = tracemalloc.get_traced_memory()[0]
+        fc.conv2d(x, w, backend="im2col", workspace_limit=least, out=result)
+        peak = tracemalloc.get_traced_memory()[1] - before
+    finally:
+        tracemalloc.stop()
+    assert peak <= least + OBJECTS
+    assert (result == 72).all()
+
+
+@pytest.mark.parametrize("problem", ["max n4 c8x40x40 k2x2 s2 p0 f32", "avg n4 c8x40x40 k3x3 s2 p1 f32"])
+def test_pools_read_channels_last_in_place(problem: str) -> None:
+    """No whole-array copy where batch and channels are not one axis in memory."""
+    spec = parse(problem)
+    (x,) = testing.operands(spec, Op.POOL)
+    made = plan(spec, Op.POOL, "im2col", "taps")
+    last = np.moveaxis(np.ascontiguousarray(np.moveaxis(x, 1, -1)), -1, 1)
+    np.testing.assert_array_equal(made(last), made(x))
+    assert array_peak(made, (last,)) <= made.workspace + OBJECTS < x.nbytes

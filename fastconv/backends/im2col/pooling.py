@@ -60,13 +60,21 @@ class Planes:
         self.step = max(min(step, self.count), 1)
         self.workspace = self.step * per_plane + fixed
 
-    def __iter__(self) -> Iterator[slice]:
-        return (slice(start, start + self.step) for start in range(0, self.count, self.step))
+    def of(self, spec: PoolSpec, *arrays: Array | None) -> Iterator[tuple[Array, ...]]:
+        """The same planes of every (N, C, ...) array, at most `step` at a time; None stays None.
 
-
-def _flat(spec: PoolSpec, array: Array, sizes: tuple[int, ...]) -> Array:
-    """(N, C, *sizes) as (planes, *sizes); a copy where the layout leaves no other way."""
-    return array.reshape(spec.batch * spec.channels, *sizes)
+        Where memory allows, batch and channels are one axis; otherwise (channels last, say) every image is
+        taken by itself, so that nothing is copied.
+        """
+        together = all(
+            a is None or spec.batch < 2 or a.strides[0] == a.shape[1] * a.strides[1] for a in arrays
+        )
+        groups = [slice(None)] if together else [slice(n, n + 1) for n in range(spec.batch)]
+        for images in groups:
+            planes = [None if a is None else a[images].reshape(-1, *a.shape[2:]) for a in arrays]
+            count = self.count if together else spec.channels
+            for start in range(0, count, self.step):
+                yield tuple(None if p is None else p[start : start + self.step] for p in planes)
 
 
 # ---------------------------------------------------------------------------- which elements meet which
@@ -228,20 +236,13 @@ def _forward(spec: PoolSpec, by: str, workspace_limit: int | None) -> Run:
     planes = Planes(spec, per_plane, fixed, workspace_limit)
 
     def call(x: Array, y: Array, indices: Array | None = None) -> None:
-        if not spec.batch:
-            return
-        source, target = _flat(spec, x, spec.in_size), _flat(spec, y, spec.out_size)
-        places = None if indices is None else _flat(spec, indices, spec.out_size)
-
-        for some in planes:
+        for source, target, places in planes.of(spec, x, y, indices):
             if spec.mode == "max":
-                reduce = _max_taps if by == "taps" else _max_cells
-                reduce(spec, source[some], target[some], None if places is None else places[some])
+                (_max_taps if by == "taps" else _max_cells)(spec, source, target, places)
             else:
-                total = target[some] if in_place else np.empty(target[some].shape, accumulator)
-                add = _sum_taps if by == "taps" else _sum_cells
-                add(spec, source[some], total, accumulator)
-                _finish(spec, total, target[some])
+                total = target if in_place else np.empty(target.shape, accumulator)
+                (_sum_taps if by == "taps" else _sum_cells)(spec, source, total, accumulator)
+                _finish(spec, total, target)
 
     return _run(call, _seconds(spec, by, planes), planes)
 
@@ -331,25 +332,20 @@ def _backward(spec: PoolSpec, by: str, workspace_limit: int | None) -> Run:
     planes = Planes(spec, per_plane, fixed, workspace_limit)
 
     def call(dy: Array, x: Array, dx: Array) -> None:
-        if not spec.batch:
-            return
-        grads, target = _flat(spec, dy, spec.out_size), _flat(spec, dx, spec.in_size)
-        second = _flat(spec, x, spec.out_size if spec.indices else spec.in_size)
-
-        for some in planes:
-            total = target[some] if in_place else np.empty(target[some].shape, accumulator)
+        for grads, second, target in planes.of(spec, dy, x, dx):
+            total = target if in_place else np.empty(target.shape, accumulator)
             total[...] = 0
-            grad = grads[some].astype(accumulator, copy=False)
+            grad = grads.astype(accumulator, copy=False)
             if spec.mode == "max" and spec.indices:
-                _scatter_add(grad, second[some], total)
+                _scatter_add(grad, second, total)
             elif spec.mode == "max":
-                _max_back(spec, grad, second[some], total, by)
+                _max_back(spec, grad, second, total, by)
             elif spec.mode == "avg":
                 _spread(spec, grad / _divisors(spec, accumulator), None, total, by)
             else:
-                _spread(spec, grad * _lp_share(spec, second[some], accumulator, by), second[some], total, by)
+                _spread(spec, grad * _lp_share(spec, second, accumulator, by), second, total, by)
             if not in_place:
-                np.copyto(target[some], total, casting="unsafe")
+                np.copyto(target, total, casting="unsafe")
 
     return _run(call, 2 * _seconds(spec, by, planes), planes)
 
