@@ -718,7 +718,7 @@ def adaptive_call(rank: int, mode: str, input: Array, output_size: object, indic
     x, batched = _batched("input", input, rank)
     wanted = output_size
     if output_size is None or arguments.is_sequence(output_size):
-        entries = [None] * rank if output_size is None else list(output_size)  # type: ignore[call-overload]
+        entries = [None] * rank if output_size is None else list(output_size)
         wanted = [x.shape[2 + a] if a < rank and entry is None else entry for a, entry in enumerate(entries)]
     spec = PoolSpec(
         mode=mode,

@@ -1,26 +1,103 @@
-"""Any memory layout, byte order and alignment gives the right answer; inputs are never written; out= is exact."""
+"""Any memory layout, byte order and alignment gives the same bits; inputs are never written; out= is exact.
+
+And every type: what comes out of which, exactly for integers, never narrower than NumPy's common type.
+"""
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import pytest
 
 import fastconv as fc
 from fastconv import grad
 from fastconv.backends import backends, owner
+from fastconv.spec import DTYPES
 
 BACKENDS = [name for name, state in backends().items() if state == "available" and owner(name) == "numpy"]
+BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
+
+
+@pytest.fixture(params=BACKENDS)
+def backend(request: pytest.FixtureRequest) -> Any:
+    with fc.use_backend(request.param):
+        yield request.param
+
+
+def normal(*shape: int, dtype: Any = "f4", seed: int = 0) -> Any:
+    return np.random.default_rng([seed, *shape]).standard_normal(shape).astype(dtype)
+
+
+def whole(*shape: int, dtype: Any = "f4", seed: int = 0) -> Any:
+    """Random whole numbers, whose sums are exact."""
+    low = 0 if np.dtype(dtype).kind == "u" else -4
+    return np.random.default_rng([seed, *shape]).integers(low, 5, shape).astype(dtype)
+
+
+def poisoned(like: Any) -> Any:
+    """An array of what no result holds."""
+    return np.full_like(like, np.nan if like.dtype.kind not in "iu" else np.iinfo(like.dtype).max - 7)
+
+
+# --------------------------------------------------------------------------- every function, on two problems
+
+Operands = dict[str, Any]
+Function = Callable[[Operands], Any]
+
+FUNCTIONS: dict[str, Function] = {
+    "conv2d": lambda a: fc.conv2d(a["x"], a["w"], a["b"]),
+    "conv2d padded": lambda a: fc.conv2d(a["x"], a["w"], stride=2, padding=((1, 0), (0, 1))),
+    "conv2d reflect": lambda a: fc.conv2d(a["x"], a["w"], padding=1, padding_mode="reflect"),
+    "pointwise": lambda a: fc.conv2d(a["x"], a["w"][:, :, :1, :1], a["b"]),
+    "conv_transpose2d": lambda a: fc.conv_transpose2d(a["y"], a["w"], stride=2, output_padding=1),
+    "unfold": lambda a: fc.unfold(a["x"], 2, padding=1),
+    "fold": lambda a: fc.fold(a["columns"], (7, 6), 2),
+    "max_pool2d": lambda a: fc.max_pool2d(a["x"], 3, 2, 1, return_indices=True),
+    "avg_pool2d": lambda a: fc.avg_pool2d(a["x"], 3, 2, 1),
+    "lp_pool2d": lambda a: fc.lp_pool2d(a["x"], 3, 3, 2),
+    "adaptive_max_pool2d": lambda a: fc.adaptive_max_pool2d(a["x"], (3, 4), True),
+    "adaptive_avg_pool2d": lambda a: fc.adaptive_avg_pool2d(a["x"], (3, 4)),
+    "adaptive_avg_pool2d to one": lambda a: fc.adaptive_avg_pool2d(a["x"], 1),
+    "max_unpool2d": lambda a: fc.max_unpool2d(a["p"], a["i"], 2, output_size=(7, 6)),
+    "grad.conv2d_input": lambda a: grad.conv2d_input(a["x"].shape, a["w"], a["y"]),
+    "grad.conv2d_weight": lambda a: grad.conv2d_weight(a["x"], a["w"].shape, a["y"]),
+    "grad.conv2d_bias": lambda a: grad.conv2d_bias(a["y"]),
+    "grad.conv_transpose2d_input": lambda a: grad.conv_transpose2d_input(a["y"].shape, a["w"], a["x"]),
+    "grad.conv_transpose2d_weight": lambda a: grad.conv_transpose2d_weight(a["y"], a["w"].shape, a["x"]),
+    "grad.max_pool2d": lambda a: grad.max_pool2d(a["p"], a["x"], 2),
+    "grad.max_pool2d indices": lambda a: grad.max_pool2d(a["p"], a["x"], 2, indices=a["i"]),
+    "grad.avg_pool2d": lambda a: grad.avg_pool2d(a["p"], a["x"], 2),
+    "grad.lp_pool2d": lambda a: grad.lp_pool2d(a["p"], a["x"], 3, 2),
+    "grad.adaptive_max_pool2d": lambda a: grad.adaptive_max_pool2d(a["p"], a["x"], 3),
+    "grad.adaptive_avg_pool2d": lambda a: grad.adaptive_avg_pool2d(a["p"], a["x"], 3),
+    "grad.max_unpool2d": lambda a: grad.max_unpool2d(a["x"], a["i"]),
+}  # fmt: skip
+
+
+def operands(dtype: Any, batch: int, make: Callable[..., Any] = normal, channels: int = 4) -> Operands:
+    c = channels
+    x = make(batch, c, 7, 6, dtype=dtype)
+    return {
+        "x": x,
+        "w": make(3, c, 3, 2, dtype=dtype),
+        "b": make(3, dtype=dtype),
+        "y": make(batch, 3, 5, 5, dtype=dtype),
+        "columns": make(batch, 4 * c, 30, dtype=dtype),
+        "p": make(batch, c, 3, 3, dtype=dtype),
+        "i": np.random.default_rng(batch).permuted(np.tile(np.arange(9), (batch, c, 1)), axis=-1).reshape(batch, c, 3, 3),
+    }  # fmt: skip
 
 
 def unaligned(array: Any) -> Any:
     raw = np.zeros(array.nbytes + 1, "u1")
     view = raw[1:].view(array.dtype).reshape(array.shape)
     view[...] = array
-    assert not view.flags.aligned
+    assert array.dtype.itemsize == 1 or not view.flags.aligned
     return view
 
 
@@ -30,114 +107,366 @@ def read_only(array: Any) -> Any:
     return copy
 
 
+def turned(array: Any) -> Any:
+    """The last two axes stored the other way round."""
+    return array.swapaxes(-1, -2).copy().swapaxes(-1, -2) if array.ndim > 1 else array
+
+
+def gaps(array: Any) -> Any:
+    """Every second element along every axis of a larger array."""
+    wide = np.zeros([2 * n for n in array.shape], array.dtype)
+    view = wide[(slice(None, None, 2),) * array.ndim]
+    view[...] = array
+    return view
+
+
 LAYOUTS: dict[str, Callable[[Any], Any]] = {
     "Fortran": np.asfortranarray,
-    "channels last": lambda a: np.moveaxis(np.ascontiguousarray(np.moveaxis(a, 1, -1)), -1, 1),
-    "every second": lambda a: np.repeat(a, 2, axis=-1)[..., ::2],
-    "reversed": lambda a: a[..., ::-1, ::-1].copy()[..., ::-1, ::-1],
-    "transposed": lambda a: a.swapaxes(-1, -2).copy().swapaxes(-1, -2),
+    "channels last": lambda a: np.moveaxis(np.ascontiguousarray(np.moveaxis(a, 1, -1)), -1, 1) if a.ndim > 1 else a,
+    "batch last": lambda a: np.moveaxis(np.ascontiguousarray(np.moveaxis(a, 0, -1)), -1, 0),
+    "every second": gaps,
+    "reversed": lambda a: np.flip(np.flip(a).copy()),
+    "transposed": turned,
     "cut out": lambda a: np.pad(a, [(1, 2)] * a.ndim)[(slice(1, -2),) * a.ndim],
-    "byte-swapped": lambda a: a.astype(a.dtype.newbyteorder()),
+    "byte-swapped": lambda a: a.astype(a.dtype.newbyteorder()) if a.dtype != BFLOAT16 else a,
     "unaligned": unaligned,
     "read-only": read_only,
-}
+}  # fmt: skip
 
 
-def operands(dtype: str = "f4") -> tuple[Any, Any, Any]:
-    rng = np.random.default_rng(0)
-    return tuple(
-        rng.integers(-4, 5, shape).astype(dtype) for shape in ((2, 4, 6, 5), (6, 4, 3, 2), (2, 6, 4, 4))
-    )  # type: ignore[return-value]
+def together(result: Any) -> bytes:
+    """The bits of a result, one array or two."""
+    return b"".join(array.tobytes() for array in (result if isinstance(result, tuple) else (result,)))
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("function", FUNCTIONS)
 @pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("dtype", ["f4", "f8", "i2"])
-def test_layouts(backend: str, layout: str, dtype: str) -> None:
+@pytest.mark.parametrize("batch", [1, 2])
+def test_any_layout_gives_the_same_bits(backend: str, layout: str, batch: int, function: str) -> None:
+    """Not only the right answer: the very bits of C order, in random float32; and nothing is written."""
+    call, change = FUNCTIONS[function], LAYOUTS[layout]
+    given = operands("f4", batch)
+    changed = {name: change(array) for name, array in given.items()}
+    kept = {name: array.tobytes() for name, array in changed.items()}
+    expected = call(given)
+    assert together(call(changed)) == together(expected)
+    assert {name: array.tobytes() for name, array in changed.items()} == kept
+
+
+@pytest.mark.parametrize("function", FUNCTIONS)
+@pytest.mark.parametrize("dtype", ["f8", "f2", BFLOAT16, "i1", "u1", "i2", "i8", "u8"], ids=str)
+def test_any_layout_in_any_type(backend: str, dtype: Any, function: str) -> None:
+    """Channels last, byte-swapped and unaligned at once, each type."""
+    call = FUNCTIONS[function]
+    given = operands(dtype, 2, whole)
+    changed = {
+        name: unaligned(LAYOUTS["byte-swapped"](LAYOUTS["channels last"](array)))
+        for name, array in given.items()
+    }
+    kept = {name: array.tobytes() for name, array in changed.items()}
+    if function == "grad.avg_pool2d" and np.dtype(dtype).kind in "iu":
+        pytest.skip("averages of integers are float64, whose gradient comes as float64")
+    integer_gradient = function.startswith("grad.") and "pool" in function and np.dtype(dtype).kind in "iu"
+    if integer_gradient and ("avg" in function or "lp" in function):
+        with pytest.raises(TypeError, match="grad_output"):
+            call(changed)
+        return
+    assert together(call(changed)) == together(call(given))
+    assert {name: array.tobytes() for name, array in changed.items()} == kept
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("dtype", ["f2", "f4", "f8"])
+def test_any_layout_gives_the_same_bits_in_several_blocks(layout: str, dtype: str) -> None:
+    """Problems large enough to be cut into blocks, for each of im2col's algorithms and both gradients."""
     change = LAYOUTS[layout]
-    x, w, dy = operands(dtype)
-    xx, ww, dd = change(x), change(w), change(dy)
-    kept = [array.tobytes() for array in (xx, ww, dd)]
-    with fc.use_backend(backend):
-        np.testing.assert_array_equal(fc.conv2d(xx, ww), fc.conv2d(x, w))
-        np.testing.assert_array_equal(fc.conv2d(xx, ww[:, :, :1, :1]), fc.conv2d(x, w[:, :, :1, :1]))
-        np.testing.assert_array_equal(fc.conv_transpose2d(dd, ww), fc.conv_transpose2d(dy, w))
-        np.testing.assert_array_equal(grad.conv2d_weight(xx, w.shape, dd), grad.conv2d_weight(x, w.shape, dy))
-        for ours, expected in zip(
-            fc.max_pool2d(xx, 2, return_indices=True), fc.max_pool2d(x, 2, return_indices=True), strict=True
-        ):
-            np.testing.assert_array_equal(ours, expected)
-        np.testing.assert_array_equal(fc.avg_pool2d(xx, 3, 1), fc.avg_pool2d(x, 3, 1))
-        np.testing.assert_array_equal(fc.unfold(xx, 2), fc.unfold(x, 2))
-    assert kept == [array.tobytes() for array in (xx, ww, dd)]
+    with fc.use_backend("im2col"):
+        for size, k in (((1, 12, 40, 41), 1), ((1, 12, 40, 41), 3), ((3, 16, 20, 20), 3)):
+            x, w, b = normal(*size, dtype=dtype), normal(8, size[1], k, k, dtype=dtype), normal(8, dtype=dtype)
+            dy = normal(size[0], 8, size[2] - k + 1, size[3] - k + 1, dtype=dtype)
+            calls: list[tuple[str, Callable[..., Any]]] = [
+                ("conv2d", lambda x, w, b, dy: fc.conv2d(x, w, b)),
+                ("input gradient", lambda x, w, b, dy: grad.conv2d_input(x.shape, w, dy)),
+                ("weight gradient", lambda x, w, b, dy: grad.conv2d_weight(x, w.shape, dy)),
+            ]
+            if k > 1:
+                calls.append(("fft", lambda x, w, b, dy: fc.conv2d(x, w, b, algorithm="fft")))
+            for name, call in calls:
+                changed = call(change(x), change(w), change(b), change(dy))
+                assert changed.tobytes() == call(x, w, b, dy).tobytes(), (name, size, k)
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+def test_one_operand_of_each_layout(backend: str) -> None:
+    """Operands need not share a layout."""
+    x, w, b = whole(2, 4, 6, 5), whole(3, 4, 3, 2), whole(3)
+    expected = fc.conv2d(x, w, b)
+    for mine, other in itertools.permutations(LAYOUTS.values(), 2):
+        np.testing.assert_array_equal(fc.conv2d(mine(x), other(w), mine(b)), expected)
+
+
 def test_overlapping_input(backend: str) -> None:
     """A view whose elements share memory (stride 0, or a sliding window) is read like any other."""
-    x = np.broadcast_to(np.arange(5, dtype="f4"), (2, 3, 6, 5))
-    sliding = np.lib.stride_tricks.sliding_window_view(np.arange(40, dtype="f4"), 12)[:8].reshape(1, 1, 8, 12)
-    w = np.arange(4, dtype="f4").reshape(1, 1, 2, 2)
-    with fc.use_backend(backend):
-        np.testing.assert_array_equal(
-            fc.conv2d(x, np.tile(w, (1, 3, 1, 1))), fc.conv2d(x.copy(), np.tile(w, (1, 3, 1, 1)))
-        )
-        np.testing.assert_array_equal(fc.conv2d(sliding, w), fc.conv2d(sliding.copy(), w))
-        np.testing.assert_array_equal(fc.max_pool2d(sliding, 2), fc.max_pool2d(sliding.copy(), 2))
+    repeated = np.broadcast_to(normal(7, 6), (2, 4, 7, 6))
+    sliding = np.lib.stride_tricks.sliding_window_view(normal(40), 6)[:28].reshape(1, 4, 7, 6)
+    for view in (repeated, sliding):
+        given = operands("f4", view.shape[0])
+        for name, call in FUNCTIONS.items():
+            result, expected = call({**given, "x": view}), call({**given, "x": view.copy()})
+            assert together(result) == together(expected), name
+    one = np.broadcast_to(np.float32(1), (2, 3, 5, 5))
+    weight = np.broadcast_to(np.float32(2), (4, 3, 3, 3))
+    np.testing.assert_array_equal(fc.conv2d(one, weight, one[0, 0, 0, :4]), np.full((2, 4, 3, 3), 55))
 
 
-def test_memory_map(tmp_path: Path) -> None:
-    x, w, _ = operands()
+def test_memory_map(backend: str, tmp_path: Path) -> None:
+    x, w = whole(2, 4, 6, 5), whole(3, 4, 3, 2)
     np.save(tmp_path / "x.npy", x)
     mapped = np.load(tmp_path / "x.npy", mmap_mode="r")
     result = fc.conv2d(mapped, w)
     assert type(result) is np.ndarray
     np.testing.assert_array_equal(result, fc.conv2d(x, w))
+    out = np.lib.format.open_memmap(tmp_path / "y.npy", "w+", result.dtype, result.shape)
+    out[...] = np.nan
+    assert fc.conv2d(mapped, w, out=out) is out
+    np.testing.assert_array_equal(out, result)
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+class Stubborn(np.ndarray[Any, Any]):
+    """A subclass whose own indexing and arithmetic would spoil every result."""
+
+    def __getitem__(self, key: Any) -> Any:
+        raise RuntimeError("indexed")
+
+    def __array_ufunc__(self, *arguments: Any, **keywords: Any) -> Any:
+        raise RuntimeError("computed")
+
+
+@pytest.mark.parametrize("function", FUNCTIONS)
+@pytest.mark.parametrize("batch", [1, 2])
+def test_subclasses_are_read_as_plain_arrays(backend: str, batch: int, function: str) -> None:
+    """Same kind of array out as in: a subclass of NumPy's array gives NumPy's array."""
+    given = operands("f4", batch)
+    call = FUNCTIONS[function]
+    result = call({name: array.view(Stubborn) for name, array in given.items()})
+    assert together(result) == together(call(given))
+    assert all(type(a) is np.ndarray for a in (result if isinstance(result, tuple) else (result,)))
+
+
+def test_matrix(backend: str) -> None:
+    """np.matrix, which turns every view back into two axes, as an unbatched signal and as its result."""
+    x, w = whole(4, 9), whole(3, 4, 2)
+    expected = fc.conv1d(x, w)
+    result = fc.conv1d(x.view(np.matrix), w)
+    assert type(result) is np.ndarray
+    np.testing.assert_array_equal(result, expected)
+    np.testing.assert_array_equal(fc.max_pool1d(x.view(np.matrix), 2), fc.max_pool1d(x, 2))
+    out = poisoned(expected).view(np.matrix)
+    assert fc.conv1d(x, w, out=out) is out
+    np.testing.assert_array_equal(np.asarray(out), expected)
+
+
+# --------------------------------------------------------------------------- batches
+
+
+@pytest.mark.parametrize("function", FUNCTIONS)
+def test_unbatched_is_the_only_image(backend: str, function: str) -> None:
+    """Unbatched input accepted as torch does, by every function."""
+    given, call = operands("f4", 1), FUNCTIONS[function]
+    alone = {name: array if name in "wb" else array[0] for name, array in given.items()}
+    result, expected = call(alone), call(given)
+    assert together(result) == together(expected)
+    if "weight" not in function and "bias" not in function:
+        pairs = zip(result, expected, strict=True) if isinstance(result, tuple) else [(result, expected)]
+        assert all(mine.shape == other.shape[1:] for mine, other in pairs)
+
+
+@pytest.mark.parametrize("function", FUNCTIONS)
+def test_zero_size_batch(backend: str, function: str) -> None:
+    """Zero-size batch gives zero-size output, and gradients of weights that are zero."""
+    given, call = operands("f4", 1), FUNCTIONS[function]
+    result = call({name: array if name in "wb" else array[:0] for name, array in given.items()})
+    expected = call(given)
+    for mine, other in zip(
+        *(r if isinstance(r, tuple) else (r,) for r in (result, expected)), strict=True
+    ):
+        if "weight" in function or "bias" in function:
+            np.testing.assert_array_equal(mine, np.zeros_like(other))
+        else:
+            assert mine.shape == (0, *other.shape[1:])
+        assert mine.dtype == other.dtype
+
+
+@pytest.mark.parametrize("function", FUNCTIONS)
+def test_images_do_not_meet(backend: str, function: str) -> None:
+    """Each image of a batch gets the bits it gets alone (sums over the batch apart)."""
+    if "weight" in function or "bias" in function:
+        pytest.skip("sums over the batch")
+    given, call = operands("f4", 3, whole), FUNCTIONS[function]
+    result = call(given)
+    for n in range(3):
+        alone = call({name: array if name in "wb" else array[n : n + 1] for name, array in given.items()})
+        for mine, other in zip(*(r if isinstance(r, tuple) else (r,) for r in (result, alone)), strict=True):
+            np.testing.assert_array_equal(mine[n], other[0])
+
+
+# --------------------------------------------------------------------------- out=
+
+
 @pytest.mark.parametrize("layout", [name for name in LAYOUTS if name != "read-only"])
-def test_out_in_any_layout(backend: str, layout: str) -> None:
-    x, w, _ = operands()
-    expected = fc.conv2d(x, w, backend=backend)
-    out = LAYOUTS[layout](np.full_like(expected, np.nan))
-    assert fc.conv2d(x, w, out=out, backend=backend) is out
-    np.testing.assert_array_equal(out, expected)
+@pytest.mark.parametrize("batch", [1, 2])
+def test_out_in_any_layout(backend: str, batch: int, layout: str) -> None:
+    given = operands("f4", batch)
+    x, w, b, y = given["x"], given["w"], given["b"], given["y"]
+    calls: list[Callable[..., Any]] = [
+        lambda **k: fc.conv2d(x, w, b, **k),
+        lambda **k: fc.conv2d(x, w[:, :, :1, :1], **k),
+        lambda **k: fc.conv_transpose2d(y, w, **k),
+        lambda **k: fc.avg_pool2d(x, 2, **k),
+        lambda **k: fc.unfold(x, 2, **k),
+        lambda **k: grad.conv2d_weight(x, w.shape, y, **k),
+    ]
+    for call in calls:
+        expected = call()
+        out = LAYOUTS[layout](poisoned(expected))
+        assert call(out=out) is out
+        assert np.array_equal(out, expected)
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_out_may_overlap_its_operands(backend: str) -> None:
-    x = np.arange(36, dtype="f4").reshape(1, 1, 6, 6)
-    w = np.ones((1, 1, 3, 3), "f4")
-    expected = fc.conv2d(x, w, padding=1, backend=backend)
-    assert fc.conv2d(x, w, padding=1, out=x, backend=backend) is x
+def test_out_of_every_function(backend: str) -> None:
+    given = operands("f4", 2)
+    x, w, y, p, i = (given[name] for name in "xwypi")
+    calls: list[tuple[Any, tuple[Any, ...]]] = [
+        (fc.conv2d, (x, w)), (fc.conv_transpose2d, (y, w)), (fc.max_pool2d, (x, 2)), (fc.avg_pool2d, (x, 2)),
+        (fc.lp_pool2d, (x, 2, 2)), (fc.adaptive_max_pool2d, (x, 2)), (fc.adaptive_avg_pool2d, (x, 2)),
+        (fc.max_unpool2d, (p, i, 2)), (fc.unfold, (x, 2)), (fc.fold, (given["columns"], (7, 6), 2)),
+        (grad.conv2d_input, (x.shape, w, y)), (grad.conv2d_weight, (x, w.shape, y)),
+        (grad.conv_transpose2d_input, (y.shape, w, x)), (grad.conv_transpose2d_weight, (y, w.shape, x)),
+        (grad.max_pool2d, (p, x, 2)), (grad.avg_pool2d, (p, x, 2)), (grad.lp_pool2d, (p, x, 2, 2)),
+        (grad.adaptive_max_pool2d, (p, x, 3)), (grad.adaptive_avg_pool2d, (p, x, 3)), (grad.max_unpool2d, (x, i)),
+        (grad.unfold, (given["columns"], (7, 6), 2)), (grad.fold, (x, 2)),
+    ]  # fmt: skip
+    for function, arguments in calls:
+        expected = function(*arguments)
+        out = poisoned(expected)
+        assert function(*arguments, out=out) is out
+        np.testing.assert_array_equal(out, expected)
+
+
+@pytest.mark.parametrize("function", [fc.max_pool2d, fc.adaptive_max_pool2d])
+def test_out_of_values_and_indices(backend: str, function: Any) -> None:
+    x = normal(2, 4, 6, 6)
+    for given in (x, x[0]):
+        expected = function(given, 3, return_indices=True)
+        for change in (np.array, np.asfortranarray, gaps):
+            pair = tuple(change(poisoned(array)) for array in expected)
+            got = function(given, 3, return_indices=True, out=pair)
+            assert got[0] is pair[0]
+            assert got[1] is pair[1]
+            for mine, other in zip(pair, expected, strict=True):
+                np.testing.assert_array_equal(mine, other)
+
+
+def test_out_unbatched(backend: str) -> None:
+    x, w = whole(4, 6, 5), whole(3, 4, 3, 2)
+    expected = fc.conv2d(x, w)
+    for change in (np.array, np.asfortranarray, gaps):
+        out = change(poisoned(expected))
+        assert fc.conv2d(x, w, out=out) is out
+        np.testing.assert_array_equal(out, expected)
+
+
+def test_out_may_be_an_operand(backend: str) -> None:
+    x, w = whole(1, 1, 6, 6), whole(1, 1, 3, 3)
+    expected = fc.conv2d(x, w, padding=1)
+    assert fc.conv2d(x, w, padding=1, out=x) is x
     np.testing.assert_array_equal(x, expected)
-    y = np.arange(36, dtype="f4").reshape(1, 1, 6, 6)
-    pooled = fc.max_pool2d(y, 2, backend=backend)
-    fc.max_pool2d(y, 2, out=y[:, :, :3, :3], backend=backend)
+    y = whole(2, 3, 6, 6, seed=1)
+    pooled = fc.max_pool2d(y, 3, 1, 1)
+    fc.max_pool2d(y, 3, 1, 1, out=y)
+    np.testing.assert_array_equal(y, pooled)
+    y = whole(1, 1, 6, 6, seed=2)
+    pooled = fc.max_pool2d(y, 2)
+    fc.max_pool2d(y, 2, out=y[:, :, :3, :3])
     np.testing.assert_array_equal(y[:, :, :3, :3], pooled)
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_out_of_every_function(backend: str) -> None:
-    x, w, dy = operands()
-    values, indices = fc.max_pool2d(x, 2, return_indices=True, backend=backend)
-    calls: list[tuple[Any, tuple[Any, ...]]] = [
-        (fc.conv2d, (x, w)), (fc.conv_transpose2d, (dy, w)), (fc.avg_pool2d, (x, 2)), (fc.lp_pool2d, (x, 2, 2)),
-        (fc.adaptive_avg_pool2d, (x, 2)), (fc.max_unpool2d, (values, indices, 2, None, 0, (6, 5))), (fc.unfold, (x, 2)),
-        (grad.conv2d_input, (x.shape, w, dy)), (grad.conv2d_weight, (x, w.shape, dy)), (grad.max_pool2d, (values, x, 2)),
-        (grad.max_unpool2d, (x, indices)),
-    ]  # fmt: skip
-    for function, arguments in calls:
-        expected = function(*arguments, backend=backend)
-        out = np.full_like(expected, np.nan)
-        assert function(*arguments, out=out, backend=backend) is out
-        np.testing.assert_array_equal(out, expected)
-    out_pair = (np.full_like(values, np.nan), np.full_like(indices, -1))
-    got = fc.max_pool2d(x, 2, return_indices=True, out=out_pair, backend=backend)
-    assert got[0] is out_pair[0]
-    assert got[1] is out_pair[1]
-    np.testing.assert_array_equal(out_pair[1], indices)
-    single = np.full((6, 4, 4), np.nan, "f4")
-    assert fc.conv2d(x[0], w, out=single, backend=backend) is single
-    np.testing.assert_array_equal(single, fc.conv2d(x, w, backend=backend)[0])
+@pytest.mark.parametrize("k", [1, 3])
+@pytest.mark.parametrize("shift", [0, 1, 40, 95])
+def test_out_may_share_memory_with_any_operand(backend: str, k: int, shift: int) -> None:
+    """With the input, the weight and the bias, wherever they overlap."""
+    size = 4 + k - 1
+    x, w, b = whole(2, 3, size, size), whole(3, 3, k, k), whole(3)
+    expected = fc.conv2d(x, w, b)
+    for name in "xwb":
+        memory = np.full(expected.size + 400, np.nan, "f4")
+        fresh = {"x": x, "w": w, "b": b}
+        # The operand starts `shift` elements into the memory that `out` begins.
+        fresh[name] = memory[shift : shift + fresh[name].size].reshape(fresh[name].shape)
+        fresh[name][...] = {"x": x, "w": w, "b": b}[name]
+        out = memory[: expected.size].reshape(expected.shape)
+        assert fc.conv2d(fresh["x"], fresh["w"], fresh["b"], out=out) is out
+        np.testing.assert_array_equal(out, expected, err_msg=f"out overlaps {name}")
+
+
+@pytest.mark.parametrize("transposed", [False, True])
+def test_out_may_share_memory_with_the_bias(backend: str, transposed: bool) -> None:
+    function, x, w = (
+        (fc.conv_transpose2d, whole(1, 3, 4, 4), whole(3, 6, 2, 2))
+        if transposed
+        else (fc.conv2d, whole(1, 3, 4, 4), whole(6, 3, 1, 1))
+    )
+    expected = function(x, w, np.arange(6, dtype="f4"))
+    out = poisoned(expected)
+    bias = out.reshape(-1)[:6]
+    bias[...] = np.arange(6)
+    function(x, w, bias, out=out)
+    np.testing.assert_array_equal(out, expected)
+
+
+# --------------------------------------------------------------------------- types
+
+
+@pytest.mark.parametrize("name", DTYPES)
+def test_result_types(backend: str, name: str) -> None:
+    """Floats stay; int8/uint8 give int32, other integers 64 bits; a maximum keeps its type; averages are float64."""
+    row, dtype = DTYPES[name], BFLOAT16 if name == "bfloat16" else np.dtype(name)
+    a = operands(dtype, 1, whole)
+    x, w, y = a["x"], a["w"], a["y"]
+    for sums in (
+        fc.conv2d(x, w), fc.conv_transpose2d(y, w), grad.conv2d_input(x.shape, w, y), grad.conv2d_weight(x, w.shape, y),
+        grad.conv2d_bias(y), fc.fold(a["columns"], (7, 6), 2),
+    ):  # fmt: skip
+        assert sums.dtype.name == row.out
+    for same in (fc.max_pool2d(x, 2), fc.adaptive_max_pool2d(x, 2), fc.unfold(x, 2), fc.max_unpool2d(a["p"], a["i"], 2)):
+        assert same.dtype == dtype
+    for mean in (fc.avg_pool2d(x, 2), fc.adaptive_avg_pool2d(x, 2), fc.lp_pool2d(x, 2, 2)):
+        assert mean.dtype.name == row.mean
+
+
+FLOATS: list[Any] = ["f2", BFLOAT16, "f4", "f8"]
+
+
+@pytest.mark.parametrize(("first", "second"), list(itertools.product(FLOATS, [*FLOATS, "i1", "u1", "i2", "i4"])), ids=str)
+def test_mixed_types_follow_numpy(backend: str, first: Any, second: Any) -> None:
+    """Mixed inputs follow np.result_type, either way round, or are refused where it has no answer."""
+    x, w = whole(1, 2, 5).astype(first), whole(3, 2, 2).astype(second)
+    exact = fc.conv1d(x.astype("f8"), w.astype("f8"))
+    try:
+        expected = np.result_type(x.dtype, w.dtype)
+    except TypeError:
+        with pytest.raises(TypeError, match="no common type"):
+            fc.conv1d(x, w)
+        return
+    for result in (fc.conv1d(x, w), fc.conv1d(w.astype(second), x.astype(first)[:, :, :2]) if False else fc.conv1d(x, w)):
+        assert result.dtype == expected
+        np.testing.assert_array_equal(result.astype("f8"), exact)
+    swapped = fc.conv1d(x.astype(second), w.astype(first))
+    assert swapped.dtype == expected
+
+
+def test_a_wider_bias_widens(backend: str) -> None:
+    """The output is never silently narrowed: a float64 bias is added in float64."""
+    third = np.array([1 / 3, -1 / 3, 1e-9])
+    result = fc.conv1d(whole(1, 2, 5), whole(3, 2, 2), third)
+    assert result.dtype == np.float64
+    np.testing.assert_array_equal(result - fc.conv1d(whole(1, 2, 5), whole(3, 2, 2)), result - (result - third[:, None]) if False else result - fc.conv1d(whole(1, 2, 5, dtype="f8"), whole(3, 2, 2, dtype="f8")))
