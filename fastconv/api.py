@@ -106,11 +106,12 @@ def run(call: Call, given: Options, packs: dict[Any, Any] | None = None) -> Any:
     shapes = spec.shapes(op)
     results = shapes[-2:] if op is Op.POOL and len(shapes) == 3 else shapes[-1:]
     outs = _check_outs(given["out"], results, kind, call.batched)
-    targets = tuple(None if out is None else _target(out, call.operands) for out in outs)
+    read = call.operands if call.bias is None else (*call.operands, call.bias)
+    targets = tuple(None if out is None else _target(out, read) for out in outs)
     copied = sum(
         shape.nbytes
         for array, shape in zip(call.operands, shapes, strict=False)
-        if not arguments.is_ready(array, shape.dtype)
+        if not arguments.is_ready(array, shape)
     )
     copied += sum(
         shape.nbytes
@@ -122,12 +123,10 @@ def run(call: Call, given: Options, packs: dict[Any, Any] | None = None) -> Any:
     if listener is not None:
         listener.append(chosen)
         return None
-    operands = [
-        arguments.operand(array, shape.dtype) for array, shape in zip(call.operands, shapes, strict=False)
-    ]
+    operands = [arguments.operand(array, shape) for array, shape in zip(call.operands, shapes, strict=False)]
     out_argument = targets if len(targets) == 2 else targets[0]
     if op in (Op.CONV, Op.CONV_INPUT_GRAD):
-        bias = None if call.bias is None else arguments.operand(call.bias, shapes[-1].dtype)
+        bias = None if call.bias is None else arguments.operand(call.bias, shapes[-1])
         weight = _packed(chosen, operands[1], packs)
         made = chosen.run_packed(operands[0], weight, bias=bias, out=out_argument)
     else:
@@ -164,7 +163,7 @@ def _plan(call: Call, backend: str, given: Options, copied: int) -> Plan:
         need, reasons = refusal.workspace + copied, dict(refusal.reasons)
     raise Unsupported(
         f"workspace_limit: got {limit}, expected at least {need} bytes, {copied} of them for operands or out that "
-        "no kernel can use where they lie (another type, byte order or alignment, or overlap)",
+        "no kernel can use where they lie (another type, byte order, alignment or order of axes, or overlap)",
         reasons=reasons,
         workspace=need,
     )
@@ -986,6 +985,7 @@ def max_unpool(
         Also if an index points outside its plane.
     """
     kind = arguments.same_kind(input=input, indices=indices)
+    indices = _plain(indices)
     x, batched = _batched("input", input, rank)
     kernel = arguments.sizes("kernel_size", kernel_size, rank, 1)
     strides = kernel if stride is None else arguments.sizes("stride", stride, rank, 1)

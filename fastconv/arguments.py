@@ -232,24 +232,28 @@ def common_dtype(**arrays: Array) -> str:
     return result
 
 
-def is_ready(array: Array, dtype: str) -> bool:
-    """Whether a kernel can read `array` where it lies: of type `dtype`, aligned, in native byte order."""
-    if array.dtype.name != dtype:
+# Operands a matrix product reads row by row; images may have any strides.
+IN_C_ORDER = ("weight", "grad_output")
+
+
+def is_ready(array: Array, shape: Shape) -> bool:
+    """Whether a kernel can read `array` where it lies: right type, aligned, native, weights in C order."""
+    if array.dtype.name != shape.dtype or (shape.name in IN_C_ORDER and not array.flags.c_contiguous):
         return False
     return not isinstance(array, np.ndarray) or (array.flags.aligned and array.dtype.isnative)
 
 
-def operand(array: Array, dtype: str) -> Array:
-    """`array` in native byte order and aligned, of type `dtype`; the same array where it already is.
+def operand(array: Array, shape: Shape) -> Array:
+    """`array` as a kernel can read it; the same array where it already is.
 
-    Strides are left alone: views, transposed and reversed arrays are read in place.
+    Strides of images are left alone: views, transposed and reversed arrays are read in place.
     """
     if type(array) is not np.ndarray and isinstance(array, np.ndarray):
         array = array.view(np.ndarray)
-    if is_ready(array, dtype):
+    if is_ready(array, shape):
         return array
-    native = array.dtype.newbyteorder("=") if array.dtype.name == dtype else dtype
-    return array.astype(native)
+    dtype = array.dtype.newbyteorder("=") if array.dtype.name == shape.dtype else shape.dtype
+    return array.astype(dtype, order="C" if shape.name in IN_C_ORDER else "K")
 
 
 def check_out(out: Array, expected: Shape, kind: str) -> None:

@@ -347,6 +347,7 @@ def _pool_grad(
         spec = replace(spec, dtype=dtype)
     second = forward.operands[0]
     if indices is not None:
+        indices = api._plain(indices)
         second = indices if batched else indices[None]
         made = api.unpool_spec(rank, dy, second, spec.in_size, "grad_output")
         assert made.output_shape == spec.output_shape

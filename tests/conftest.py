@@ -1,17 +1,18 @@
-"""Options and profiles every test file shares."""
+"""What every test file shares: which backends must be there, and how many problems hypothesis makes."""
 
 from __future__ import annotations
 
 import pytest
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, is_hypothesis_test, settings
 
 from fastconv.backends import backends
 
-# Deadlines off: one slow moment of a shared machine is no failure. Examples of the oracles add up to more
-# than 1,000 a run (tests/test_oracles.py), and to ten times that with `-m nightly`.
+# Deadlines off: one slow moment of a shared machine is no failure. hypothesis's own default is 100 examples, and
+# tests state theirs for that; under "nightly" all are ten times as many.
 settings.register_profile(
-    "default", deadline=None, suppress_health_check=[HealthCheck.too_slow], print_blob=True
+    "default", deadline=None, suppress_health_check=[HealthCheck.too_slow], print_blob=True, max_examples=100
 )
+settings.register_profile("nightly", settings.get_profile("default"), max_examples=1000)
 settings.load_profile("default")
 
 
@@ -21,12 +22,27 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         action="append",
         default=[],
         metavar="NAME",
-        help="fail if this backend is not available, instead of leaving its tests out",
+        help="fail if this backend is not available, instead of leaving its tests out; repeatable",
     )
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """`-m nightly` runs the tests hypothesis makes problems for, and no others, with its profile."""
+    config.addinivalue_line("markers", "nightly: hypothesis makes its problems, ten times as many this way")
+    if config.option.markexpr == "nightly":
+        settings.load_profile("nightly")
+
+
 def pytest_sessionstart(session: pytest.Session) -> None:
+    """No test is made for a backend that is missing, so nothing would be seen to be skipped: stop here."""
     for name in session.config.getoption("--require-backend"):
-        state = backends().get(name, "there is no such backend")
+        state = backends().get(name, f"there is no such backend, only {', '.join(backends())}")
         if state != "available":
             raise pytest.UsageError(f"--require-backend {name}: {state}")
+
+
+@pytest.hookimpl(tryfirst=True)  # before -m chooses
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if isinstance(item, pytest.Function) and is_hypothesis_test(item.obj):
+            item.add_marker("nightly")

@@ -53,7 +53,7 @@ FUNCTIONS: dict[str, Function] = {
     "conv2d": lambda a: fc.conv2d(a["x"], a["w"], a["b"]),
     "conv2d padded": lambda a: fc.conv2d(a["x"], a["w"], stride=2, padding=((1, 0), (0, 1))),
     "conv2d reflect": lambda a: fc.conv2d(a["x"], a["w"], padding=1, padding_mode="reflect"),
-    "pointwise": lambda a: fc.conv2d(a["x"], a["w"][:, :, :1, :1], a["b"]),
+    "pointwise": lambda a: fc.conv2d(a["x"], a["w1"], a["b"]),
     "conv_transpose2d": lambda a: fc.conv_transpose2d(a["y"], a["w"], stride=2, output_padding=1),
     "unfold": lambda a: fc.unfold(a["x"], 2, padding=1),
     "fold": lambda a: fc.fold(a["columns"], (7, 6), 2),
@@ -79,12 +79,19 @@ FUNCTIONS: dict[str, Function] = {
 }  # fmt: skip
 
 
+WEIGHTS = ("w", "w1", "b")  # operands without a batch axis
+
+# Averages and norms of integers are float64, and so are the gradients that come back.
+AVERAGE_GRADIENTS = ("grad.avg_pool2d", "grad.lp_pool2d", "grad.adaptive_avg_pool2d")
+
+
 def operands(dtype: Any, batch: int, make: Callable[..., Any] = normal, channels: int = 4) -> Operands:
     c = channels
     x = make(batch, c, 7, 6, dtype=dtype)
     return {
         "x": x,
         "w": make(3, c, 3, 2, dtype=dtype),
+        "w1": make(3, c, 1, 1, dtype=dtype),
         "b": make(3, dtype=dtype),
         "y": make(batch, 3, 5, 5, dtype=dtype),
         "columns": make(batch, 4 * c, 30, dtype=dtype),
@@ -159,18 +166,13 @@ def test_any_layout_in_any_type(backend: str, dtype: Any, function: str) -> None
     """Channels last, byte-swapped and unaligned at once, each type."""
     call = FUNCTIONS[function]
     given = operands(dtype, 2, whole)
+    if np.dtype(dtype).kind in "iu" and function in AVERAGE_GRADIENTS:
+        given["p"] = whole(2, 4, 3, 3, dtype="f8")
     changed = {
         name: unaligned(LAYOUTS["byte-swapped"](LAYOUTS["channels last"](array)))
         for name, array in given.items()
     }
     kept = {name: array.tobytes() for name, array in changed.items()}
-    if function == "grad.avg_pool2d" and np.dtype(dtype).kind in "iu":
-        pytest.skip("averages of integers are float64, whose gradient comes as float64")
-    integer_gradient = function.startswith("grad.") and "pool" in function and np.dtype(dtype).kind in "iu"
-    if integer_gradient and ("avg" in function or "lp" in function):
-        with pytest.raises(TypeError, match="grad_output"):
-            call(changed)
-        return
     assert together(call(changed)) == together(call(given))
     assert {name: array.tobytes() for name, array in changed.items()} == kept
 
@@ -182,7 +184,11 @@ def test_any_layout_gives_the_same_bits_in_several_blocks(layout: str, dtype: st
     change = LAYOUTS[layout]
     with fc.use_backend("im2col"):
         for size, k in (((1, 12, 40, 41), 1), ((1, 12, 40, 41), 3), ((3, 16, 20, 20), 3)):
-            x, w, b = normal(*size, dtype=dtype), normal(8, size[1], k, k, dtype=dtype), normal(8, dtype=dtype)
+            x, w, b = (
+                normal(*size, dtype=dtype),
+                normal(8, size[1], k, k, dtype=dtype),
+                normal(8, dtype=dtype),
+            )
             dy = normal(size[0], 8, size[2] - k + 1, size[3] - k + 1, dtype=dtype)
             calls: list[tuple[str, Callable[..., Any]]] = [
                 ("conv2d", lambda x, w, b, dy: fc.conv2d(x, w, b)),
@@ -272,7 +278,7 @@ def test_matrix(backend: str) -> None:
 def test_unbatched_is_the_only_image(backend: str, function: str) -> None:
     """Unbatched input accepted as torch does, by every function."""
     given, call = operands("f4", 1), FUNCTIONS[function]
-    alone = {name: array if name in "wb" else array[0] for name, array in given.items()}
+    alone = {name: array if name in WEIGHTS else array[0] for name, array in given.items()}
     result, expected = call(alone), call(given)
     assert together(result) == together(expected)
     if "weight" not in function and "bias" not in function:
@@ -284,11 +290,9 @@ def test_unbatched_is_the_only_image(backend: str, function: str) -> None:
 def test_zero_size_batch(backend: str, function: str) -> None:
     """Zero-size batch gives zero-size output, and gradients of weights that are zero."""
     given, call = operands("f4", 1), FUNCTIONS[function]
-    result = call({name: array if name in "wb" else array[:0] for name, array in given.items()})
+    result = call({name: array if name in WEIGHTS else array[:0] for name, array in given.items()})
     expected = call(given)
-    for mine, other in zip(
-        *(r if isinstance(r, tuple) else (r,) for r in (result, expected)), strict=True
-    ):
+    for mine, other in zip(*(r if isinstance(r, tuple) else (r,) for r in (result, expected)), strict=True):
         if "weight" in function or "bias" in function:
             np.testing.assert_array_equal(mine, np.zeros_like(other))
         else:
@@ -296,15 +300,13 @@ def test_zero_size_batch(backend: str, function: str) -> None:
         assert mine.dtype == other.dtype
 
 
-@pytest.mark.parametrize("function", FUNCTIONS)
+@pytest.mark.parametrize("function", [f for f in FUNCTIONS if "weight" not in f and "bias" not in f])
 def test_images_do_not_meet(backend: str, function: str) -> None:
     """Each image of a batch gets the bits it gets alone (sums over the batch apart)."""
-    if "weight" in function or "bias" in function:
-        pytest.skip("sums over the batch")
     given, call = operands("f4", 3, whole), FUNCTIONS[function]
     result = call(given)
     for n in range(3):
-        alone = call({name: array if name in "wb" else array[n : n + 1] for name, array in given.items()})
+        alone = call({name: array if name in WEIGHTS else array[n : n + 1] for name, array in given.items()})
         for mine, other in zip(*(r if isinstance(r, tuple) else (r,) for r in (result, alone)), strict=True):
             np.testing.assert_array_equal(mine[n], other[0])
 
@@ -437,7 +439,12 @@ def test_result_types(backend: str, name: str) -> None:
         grad.conv2d_bias(y), fc.fold(a["columns"], (7, 6), 2),
     ):  # fmt: skip
         assert sums.dtype.name == row.out
-    for same in (fc.max_pool2d(x, 2), fc.adaptive_max_pool2d(x, 2), fc.unfold(x, 2), fc.max_unpool2d(a["p"], a["i"], 2)):
+    for same in (
+        fc.max_pool2d(x, 2),
+        fc.adaptive_max_pool2d(x, 2),
+        fc.unfold(x, 2),
+        fc.max_unpool2d(a["p"], a["i"], 2),
+    ):
         assert same.dtype == dtype
     for mean in (fc.avg_pool2d(x, 2), fc.adaptive_avg_pool2d(x, 2), fc.lp_pool2d(x, 2, 2)):
         assert mean.dtype.name == row.mean
@@ -446,10 +453,12 @@ def test_result_types(backend: str, name: str) -> None:
 FLOATS: list[Any] = ["f2", BFLOAT16, "f4", "f8"]
 
 
-@pytest.mark.parametrize(("first", "second"), list(itertools.product(FLOATS, [*FLOATS, "i1", "u1", "i2", "i4"])), ids=str)
+@pytest.mark.parametrize(
+    ("first", "second"), list(itertools.product(FLOATS, [*FLOATS, "i1", "u1", "i2", "i4"])), ids=str
+)
 def test_mixed_types_follow_numpy(backend: str, first: Any, second: Any) -> None:
     """Mixed inputs follow np.result_type, either way round, or are refused where it has no answer."""
-    x, w = whole(1, 2, 5).astype(first), whole(3, 2, 2).astype(second)
+    x, w = np.abs(whole(1, 2, 5)).astype(first), np.abs(whole(3, 2, 2)).astype(second)
     exact = fc.conv1d(x.astype("f8"), w.astype("f8"))
     try:
         expected = np.result_type(x.dtype, w.dtype)
@@ -457,16 +466,93 @@ def test_mixed_types_follow_numpy(backend: str, first: Any, second: Any) -> None
         with pytest.raises(TypeError, match="no common type"):
             fc.conv1d(x, w)
         return
-    for result in (fc.conv1d(x, w), fc.conv1d(w.astype(second), x.astype(first)[:, :, :2]) if False else fc.conv1d(x, w)):
-        assert result.dtype == expected
-        np.testing.assert_array_equal(result.astype("f8"), exact)
-    swapped = fc.conv1d(x.astype(second), w.astype(first))
-    assert swapped.dtype == expected
+    result, swapped = fc.conv1d(x, w), fc.conv1d(x.astype(second), w.astype(first))
+    assert result.dtype == swapped.dtype == expected
+    np.testing.assert_array_equal(result.astype("f8"), exact)
 
 
-def test_a_wider_bias_widens(backend: str) -> None:
+@pytest.mark.parametrize("function", ["conv", "transposed"])
+def test_a_wider_bias_widens(backend: str, function: str) -> None:
     """The output is never silently narrowed: a float64 bias is added in float64."""
-    third = np.array([1 / 3, -1 / 3, 1e-9])
-    result = fc.conv1d(whole(1, 2, 5), whole(3, 2, 2), third)
+    fine = np.array([1 / 3, -1e-9, 2.0**-40])
+    x, w = whole(1, 3, 5), whole(3, 3, 2)
+    call = fc.conv1d if function == "conv" else fc.conv_transpose1d
+    result = call(x, w, fine)
     assert result.dtype == np.float64
-    np.testing.assert_array_equal(result - fc.conv1d(whole(1, 2, 5), whole(3, 2, 2)), result - (result - third[:, None]) if False else result - fc.conv1d(whole(1, 2, 5, dtype="f8"), whole(3, 2, 2, dtype="f8")))
+    np.testing.assert_array_equal(result, call(x.astype("f8"), w.astype("f8")) + fine[:, None])
+
+
+def test_gradients_of_another_type(backend: str) -> None:
+    """A float64 gradient of a float32 pool stays float64."""
+    x = whole(1, 2, 6, 6)
+    for gradient in (grad.max_pool2d, grad.avg_pool2d):
+        result = gradient(np.full((1, 2, 3, 3), 1 / 3), x, 2)
+        assert result.dtype == np.float64
+        assert result.max() == (1 / 3 if gradient is grad.max_pool2d else 1 / 3 / 4)
+
+
+def exactly(x: Any, w: Any, dtype: str) -> Any:
+    """A 1-D convolution of one window in Python's integers, wrapped as two's complement into `dtype`."""
+    total = sum(int(a) * int(b) for a, b in zip(x.ravel(), w.ravel(), strict=True))
+    return np.uint64(total % 2**64).astype(dtype)
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("name", [name for name, row in DTYPES.items() if row.kind != "f"])
+def test_integers_are_exact_over_their_whole_range(backend: str, name: str, seed: int) -> None:
+    """Other integers exactly, never through float: random ones of the whole range, and the two ends."""
+    info, rng = np.iinfo(name), np.random.default_rng(seed)
+    x, w = rng.integers(info.min, info.max, (2, 1, 3, 9), dtype=name, endpoint=True)
+    x[..., :2], w[..., :2] = (
+        [info.min, info.max],
+        [[info.min, info.max], [info.max, info.min], [info.min, info.min]],
+    )
+    result = fc.conv1d(x, w)
+    assert result.dtype.name == DTYPES[name].out
+    assert result[0, 0, 0] == exactly(x, w, DTYPES[name].out)
+    transposed = fc.conv_transpose1d(x[..., :1], w.swapaxes(0, 1)[..., :1])
+    assert transposed[0, 0, 0] == exactly(x[..., :1], w[..., :1], DTYPES[name].out)
+
+
+@pytest.mark.parametrize(("first", "second"), [("i1", "i1"), ("u1", "u1"), ("i1", "u1"), ("u1", "i1")])
+def test_bytes_are_summed_in_int32_up_to_its_very_end(backend: str, first: str, second: str) -> None:
+    """int8/uint8 -> int32, every mix: the longest sum that always fits is exact, one term more is refused."""
+    ends = [max(np.iinfo(t).max, -np.iinfo(t).min) for t in (first, second)]
+    extremes = [np.iinfo(t).min if t == "i1" else np.iinfo(t).max for t in (first, second)]
+    longest = (2**31 - 1) // (int(ends[0]) * int(ends[1]))
+    x, w = (
+        np.full((1, 1, longest), extreme, t) for extreme, t in zip(extremes, (first, second), strict=True)
+    )
+    result = fc.conv1d(x, w)
+    assert result.dtype == np.int32
+    assert int(result[0, 0, 0]) == longest * int(extremes[0]) * int(extremes[1])
+    x, w = (np.append(a, a[..., :1], axis=-1) for a in (x, w))
+    with pytest.raises(ValueError, match=rf"{longest + 1} products of .* 2\*\*31 - 1"):
+        fc.conv1d(x, w)
+    wide = fc.conv1d(x.astype("i2"), w.astype("i2"))
+    assert int(wide[0, 0, 0]) == (longest + 1) * int(extremes[0]) * int(extremes[1])
+
+
+def test_64_bit_sums_wrap(backend: str) -> None:
+    """Beyond 64 bits integers wrap, as two's complement (and NumPy) does."""
+    x = np.array([[[2**63 - 1, -(2**63), 12345]]])
+    w = np.array([[[3, -1, 2**62]]])
+    assert fc.conv1d(x, w)[0, 0, 0] == exactly(x, w, "int64")
+    big = np.full((1, 1, 3), 2**64 - 1, "u8")
+    assert fc.conv1d(big, big)[0, 0, 0] == exactly(big, big, "uint64") == 3
+
+
+def test_averages_of_large_integers(backend: str) -> None:
+    """Averages of integers are float64 and lose nothing on the way: what numpy.mean gives."""
+    x = np.array([[[2**31 - 1, 2**31 - 1, 2**31 - 2, 7]]], "i4")
+    assert fc.avg_pool1d(x, 4)[0, 0, 0] == x.mean()
+    assert fc.avg_pool1d(x, 2)[0, 0, 1] == (2**31 - 2 + 7) / 2
+
+
+def test_half_results_overflow_to_infinity_without_a_warning(backend: str) -> None:
+    """float16 stored as such: a sum beyond it is inf, while the sum itself is formed in float32."""
+    x, w = np.full((1, 1, 3), 6e4, "f2"), np.ones((1, 1, 3), "f2")
+    assert fc.conv1d(x, w)[0, 0, 0] == np.inf
+    w[..., 1] = -1
+    assert fc.conv1d(x, w)[0, 0, 0] == np.float16(6e4)
+    assert fc.avg_pool1d(x, 3)[0, 0, 0] == np.float16(6e4)

@@ -95,8 +95,9 @@ def fill_columns(spec: ConvSpec, s: Gemm, x: Array, part: Part, scratch: Scratch
 def pixels_of(spec: ConvSpec, s: Gemm, dy: Array, part: Part, block: Block, scratch: Scratch) -> Array:
     """One block of an output-shaped array as (groups, O, images * positions), copied only if it must be."""
     pixels = dy[part.images][(..., *part.window)]
-    if not _is_staged(spec, s, block) and pixels.strides[-1] == pixels.itemsize:
-        return pixels.reshape(s.g, s.o, -1)
+    if not _is_staged(spec, s, block):
+        flat = pixels.reshape(s.g, s.o, -1)  # a view where `dy` is in C order, as the interface makes it
+        return flat if flat.strides[-1] == flat.itemsize else flat.copy()
     copy = scratch.take((pixels.shape[1], pixels.shape[0], *pixels.shape[2:]), s.dtype)
     np.copyto(copy, pixels.swapaxes(0, 1))
     return copy.reshape(s.g, s.o, -1)
@@ -187,18 +188,21 @@ def pointwise(spec: ConvSpec, precision: str, workspace_limit: int | None) -> Ru
     general = im2col(spec, precision, workspace_limit)
     positions = math.prod(spec.out_size)
     width = -(-positions // -(-positions // POINTWISE_POSITIONS))
-    parts = [
-        (n, slice(start, min(start + width, positions)))
-        for n in range(spec.batch)
-        for start in range(0, positions, width)
-    ]
+    parts = [slice(start, min(start + width, positions)) for start in range(0, positions, width)]
+    image = spec.in_channels * positions * s.stored
 
     def call(x: Array, weight: Array, bias: Array | None, y: Array) -> None:
-        if not x.flags.c_contiguous:  # BLAS cannot read it; copy it in bounded blocks
+        if x.flags.c_contiguous:
+            multiply(x, weight, bias, y)
+        elif workspace_limit is None or image <= workspace_limit:
+            for n in range(spec.batch):  # BLAS cannot read it in place: one image at a time is copied
+                multiply(np.ascontiguousarray(x[n : n + 1]), weight, bias, y[n : n + 1])
+        else:
             general.call(x, weight, bias, y)
-            return
-        source = x.reshape(spec.batch, s.g, s.c, positions)
-        target = y.reshape(spec.batch, s.g, s.o, positions)
+
+    def multiply(x: Array, weight: Array, bias: Array | None, y: Array) -> None:
+        source = x.reshape(-1, s.g, s.c, positions)
+        target = y.reshape(-1, s.g, s.o, positions)
         offset = None if bias is None else bias.reshape(s.g, s.o, 1)
 
         def work(part: tuple[int, slice], scratch: Scratch) -> None:
@@ -208,7 +212,8 @@ def pointwise(spec: ConvSpec, precision: str, workspace_limit: int | None) -> Ru
             if offset is not None:
                 result += offset
 
-        each(parts, work, min(len(parts), blocks.MOST_THREADS), 0)
+        everything = itertools.product(range(len(source)), parts)
+        each(everything, work, min(len(source) * len(parts), blocks.MOST_THREADS), 0)
 
     return Run(
         call=call,

@@ -187,8 +187,9 @@ def _sum_taps(spec: PoolSpec, x: Array, total: Array, scratch_dtype: str) -> Non
 
 def _sum_cells(spec: PoolSpec, x: Array, total: Array, scratch_dtype: str) -> None:
     for q, at in _cells(spec):
-        part = _power(spec, x[at], scratch_dtype)
-        total[(slice(None), *q)] = part.sum(axis=tuple(range(1, part.ndim)), dtype=total.dtype)
+        # Laid out in a row first: NumPy's order of summing, and so its rounding, follows the strides.
+        part = _power(spec, np.ascontiguousarray(x[at].reshape(len(x), -1)), scratch_dtype)
+        total[(slice(None), *q)] = part.sum(axis=1, dtype=total.dtype)
 
 
 def _power(spec: PoolSpec, values: Array, dtype: str) -> Array:
