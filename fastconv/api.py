@@ -536,6 +536,8 @@ def unfold_call(input: Array, kernel_size: object, dilation: object, padding: ob
     kind = arguments.same_kind(input=input)
     rank = arguments.rank_of("kernel_size", kernel_size, 2)
     x, batched = _batched("input", input, rank)
+    if x.shape[1] < 1:
+        raise ValueError(f"input: got shape {tuple(input.shape)}, expected at least 1 channel")
     spec = _columns_spec(
         x.shape[0],
         x.shape[1],
@@ -984,7 +986,10 @@ def max_unpool(
     ValueError, TypeError
         Also if an index points outside its plane.
     """
+    arguments.kind_of("indices", indices)  # here, unlike in a gradient, they are no option
     kind = arguments.same_kind(input=input, indices=indices)
+    if tuple(indices.shape) != tuple(input.shape):
+        raise ValueError(f"indices: got shape {tuple(indices.shape)}, expected input's, {tuple(input.shape)}")
     indices = _plain(indices)
     x, batched = _batched("input", input, rank)
     kernel = arguments.sizes("kernel_size", kernel_size, rank, 1)
@@ -993,6 +998,14 @@ def max_unpool(
     usual = tuple(
         (n - 1) * s - 2 * p + k for n, s, p, k in zip(x.shape[2:], strides, pads, kernel, strict=True)
     )
+    if min(x.shape[2:]) < 1:
+        raise ValueError(
+            f"input: got spatial size {tuple(x.shape[2:])}, expected every entry to be at least 1"
+        )
+    if output_size is None and min(usual) < 1:
+        raise ValueError(
+            f"padding: got {padding!r}, which leaves an output of size {usual}, expected at least 1"
+        )
     size = usual
     if output_size is not None:
         whole = arguments.is_sequence(output_size) and len(output_size) in (rank + 1, rank + 2)

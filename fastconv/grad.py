@@ -347,6 +347,7 @@ def _pool_grad(
         spec = replace(spec, dtype=dtype)
     second = forward.operands[0]
     if indices is not None:
+        _expect("indices", indices, tuple(grad_output.shape))
         indices = api._plain(indices)
         second = indices if batched else indices[None]
         made = api.unpool_spec(rank, dy, second, spec.in_size, "grad_output")
@@ -547,6 +548,7 @@ def max_unpool(rank: int, grad_output: Array, indices: Array, **options: Unpack[
     ValueError, TypeError
         Also if an index points outside its plane.
     """
+    arguments.kind_of("indices", indices)
     kind = arguments.same_kind(grad_output=grad_output, indices=indices)
     dx, batched = api._batched("grad_output", grad_output, rank)
     places, indexed = api._batched("indices", indices, rank)

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from fastconv.backends import Run, Unsupported, get
-from fastconv.spec import Op, Spec
+from fastconv.spec import Op, Shape, Spec
 from fastconv.threads import get_num_threads
 
 __all__ = ["Plan", "plan"]
@@ -64,30 +64,40 @@ class Plan:
         -------
         array, or (values, indices) for a max pool that returns indices.
         """
-        *expected, _ = self.spec.shapes(self.op)
-        for operand, shape in zip(operands, expected, strict=False):
-            if tuple(operand.shape) != shape.shape:
-                raise ValueError(f"{shape.name}: got shape {tuple(operand.shape)}, expected {shape.shape}")
-            if operand.dtype.name != shape.dtype:
-                raise TypeError(f"{shape.name}: got dtype {operand.dtype.name}, expected {shape.dtype}")
+        expected = self.spec.shapes(self.op)[: -self._results]
+        if len(operands) != len(expected):
+            raise TypeError(f"operands: got {len(operands)}, expected {len(expected)}")
+        for operand, shape in zip(operands, expected, strict=True):
+            _check(shape.name, operand, shape)
+        if bias is not None:
+            result = self.spec.shapes(self.op)[-1]
+            _check("bias", bias, result._replace(shape=result.shape[1:2]))
         if self.op in (Op.CONV, Op.CONV_INPUT_GRAD):
             data, weight = operands
             return self.run_packed(data, self.pack(weight), bias=bias, out=out)
         return self._finish(operands, out)
+
+    @property
+    def _results(self) -> int:
+        """How many of the spec's shapes are results: a pool may also return indices."""
+        return 2 if self.op is Op.POOL and len(self.spec.shapes(self.op)) == 3 else 1
 
     def run_packed(self, data: Any, packed: Any, *, bias: Any = None, out: Any = None) -> Any:
         """As calling the plan, with a weight that :meth:`pack` has prepared."""
         return self._finish((data, packed, bias), out)
 
     def _finish(self, operands: tuple[Any, ...], out: Any) -> Any:
-        shapes = self.spec.shapes(self.op)
-        count = 2 if self.op is Op.POOL and len(shapes) == 3 else 1
+        count = self._results
+        shapes = self.spec.shapes(self.op)[-count:]
         outs = out if isinstance(out, tuple) else (out,) * count
         empty = get(self.backend).empty
-        results = [
-            empty(shape.shape, shape.dtype) if given is None else given
-            for shape, given in zip(shapes[-count:], outs, strict=True)
-        ]
+        results = []
+        for shape, given in zip(shapes, outs, strict=True):
+            if given is not None:
+                _check("out", given, shape)
+                if not given.flags.c_contiguous:
+                    raise ValueError("out: got an array that is not in C order, expected one that is")
+            results.append(empty(shape.shape, shape.dtype) if given is None else given)
         # Overflow, NaN and Inf are answers here, as they are in torch; NumPy would print warnings.
         with np.errstate(all="ignore"):
             self.run.call(*operands, *results)
@@ -106,6 +116,16 @@ class Plan:
             lines.append(f"  estimate   {name}: {seconds * 1e3:.3g} ms")
         lines += [f"  declined   {name}: {why}" for name, why in self.declined.items()]
         return "\n".join(lines)
+
+
+def _check(name: str, array: Any, expected: Shape) -> None:
+    """Refuse what a kernel would misread: a plan is called without the interface's conversions."""
+    if not hasattr(array, "dtype"):
+        raise TypeError(f"{name}: got {array!r:.60}, a {type(array).__name__}, expected an array")
+    if tuple(array.shape) != expected.shape:
+        raise ValueError(f"{name}: got shape {tuple(array.shape)}, expected {expected.shape}")
+    if array.dtype.name != expected.dtype:
+        raise TypeError(f"{name}: got dtype {array.dtype.name}, expected {expected.dtype}")
 
 
 @lru_cache(maxsize=CACHED_PLANS)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import enum
 import math
 import re
+from collections import Counter
 from collections.abc import Callable, Container, Iterator
 from dataclasses import dataclass, replace
 from typing import NamedTuple, TypeVar
@@ -166,9 +167,6 @@ def _check_axes(spec: ConvSpec | PoolSpec, kernel_size: Sizes) -> None:
     ):
         if min(values) < 1:
             raise ValueError(f"{name}: got {values}, expected every entry to be at least 1")
-    for name, values in (("stride", spec.stride), ("dilation", spec.dilation)):
-        if max(values) > MAX_STEP:
-            raise ValueError(f"{name}: got {values}, expected every entry to be at most {MAX_STEP}")
     for axis, count in enumerate(spec.out_size):
         if count < 1:
             size, pads, extent = spec.in_size[axis], spec.padding[axis], spec.kernel_extent[axis]
@@ -177,6 +175,9 @@ def _check_axes(spec: ConvSpec | PoolSpec, kernel_size: Sizes) -> None:
                 f"dilation {spec.dilation[axis]}), expected at most the padded input, "
                 f"{size} + {pads[0]} + {pads[1]} = {size + sum(pads)}"
             )
+    for name, values in (("stride", spec.stride), ("dilation", spec.dilation)):
+        if max(values) > MAX_STEP:
+            raise ValueError(f"{name}: got {values}, expected every entry to be at most {MAX_STEP}")
 
 
 def _check_bytes(*shapes: Shape) -> None:
@@ -332,12 +333,22 @@ class ConvSpec:
             case Op.CONV:
                 return self.in_channels // self.groups * taps
             case Op.CONV_INPUT_GRAD:
-                return self.out_channels // self.groups * taps
+                return self.out_channels // self.groups * taps * self._copies
             case Op.CONV_WEIGHT_GRAD:
                 return self.batch * math.prod(self.out_size)
             case Op.FOLD:
-                return taps
+                return taps * self._copies
         return 1
+
+    @property
+    def _copies(self) -> int:
+        """The most positions of the padded input that one input element stands at."""
+        if self.padding_mode == "zeros":
+            return 1
+        if self.padding_mode == "replicate":  # an edge stands in all the padding on its side
+            reach = (sum(p) if n == 1 else max(p) for n, p in zip(self.in_size, self.padding, strict=True))
+            return math.prod(1 + n for n in reach)
+        return math.prod(1 + (before > 0) + (after > 0) for before, after in self.padding)
 
     def flops(self, op: Op = Op.CONV) -> int:
         """Floating-point operations of the plain sum, a multiply and an add counted as two."""
@@ -547,8 +558,12 @@ class PoolSpec:
 
     def dot_length(self, op: Op) -> int:
         """The most terms that are summed into one element of `op`'s result."""
-        longest = math.prod(max(map(len, self.windows(axis))) for axis in range(self.rank))
-        return longest if op in (Op.POOL, Op.POOL_INPUT_GRAD) else 1
+        windows = [self.windows(axis) for axis in range(self.rank)]
+        if op is Op.POOL:
+            return math.prod(max(map(len, axis)) for axis in windows)
+        if op is Op.POOL_INPUT_GRAD:  # windows that meet in one element
+            return math.prod(max(Counter(i for window in axis for i in window).values()) for axis in windows)
+        return 1
 
     def flops(self, op: Op = Op.POOL) -> int:
         """One operation (a comparison or an addition) for each element of each window."""

@@ -143,7 +143,7 @@ TABLE = [
     Bad("stride empty", lambda a: fc.conv2d(a.x, a.w, stride=()), V, ("stride", "0 entries", "2 of them")),
     Bad("stride nested", lambda a: fc.conv2d(a.x, a.w, stride=((1, 1), 2)), T, ("stride", r"\(1, 1\)", "int")),
     Bad("stride float array", lambda a: fc.conv2d(a.x, a.w, stride=np.array([1.0, 2.0])), T, ("stride", "1.0", "int")),
-    Bad("stride float array without axes", lambda a: fc.conv2d(a.x, a.w, stride=np.array(1.0)), T, ("stride", "1.0", "int")),
+    Bad("stride float array without axes", lambda a: fc.conv2d(a.x, a.w, stride=np.array(1.0)), T, ("stride", r"array\(1\.\)", "int")),
     Bad("stride beyond 64 bits", lambda a: fc.conv2d(a.x, a.w, stride=10**30), V, ("stride", "got .*1000000000000", "at most 2147483647")),
     Bad("stride overflows in bytes", lambda a: fc.conv2d(a.x, a.w, stride=2**61), V, ("stride", "2305843009213693952", "at most")),
     # dilation and groups
@@ -228,7 +228,7 @@ TABLE = [
     Bad("out None in a pair", lambda a: fc.max_pool2d(a.x, 2, return_indices=True, out=(a.values, None)), T, ("out", "NoneType", "array")),
     Bad("out tuple for one result", lambda a: fc.conv2d(a.x, a.w, out=(a.out,)), T, ("out", "tuple", "array")),
     Bad("out of three", lambda a: fc.max_pool2d(a.x, 2, return_indices=True, out=(a.values, a.places, a.places)), T, ("out", "tuple of 3", "tuple of two")),
-    Bad("out pair swapped", lambda a: fc.max_pool2d(a.x, 2, return_indices=True, out=(a.places[..., :3], a.values)), V, ("out", r"\(2, 4, 3, 3\)", r"\(2, 4, 3, 3\)")),
+    Bad("out pair swapped", lambda a: fc.max_pool2d(a.x, 2, return_indices=True, out=(a.places, a.values)), T, ("out", "int64", "expected float32 for the output")),
     Bad("out indices of another type", lambda a: fc.max_pool2d(a.x[..., :6], 2, return_indices=True, out=(a.values, a.places.astype("i4"))), T, ("out", "int32", "expected int64 for the indices")),
     Bad("out pair shares memory", lambda a: fc.max_pool2d(a.x[..., :6].astype("f8"), 2, return_indices=True, out=(a.memory.view("f8").reshape(2, 4, 3, 3), a.memory.reshape(2, 4, 3, 3))), V, ("out", "values and indices", "separate")),
     Bad("out shares memory with itself", lambda a: fc.conv2d(a.x, a.w, out=a.repeated), V, ("out", r"strides \(0, 0, 20, 4\)", "do not share")),
@@ -325,15 +325,16 @@ TABLE = [
     Bad("unpool indices None", lambda a: fc.max_unpool2d(a.p, None, 2), T, ("indices", "None", "array")),
     Bad("unpool indices bool", lambda a: fc.max_unpool2d(a.p, a.i > 3, 2), T, ("indices", "bool", "integer")),
     Bad("unpool index beyond int64", lambda a: fc.max_unpool2d(a.p, a.i.astype("u8") + np.uint64(2**63), 2), V, ("indices", "9223372036854775816", "0 to 35")),
-    Bad("unpool batches differ", lambda a: fc.max_unpool2d(a.p[0], a.i, 2), V, ("indices", r"\(2, 4, 3, 3\)", r"\(1, 4, 3, 3\)|\(4, 3, 3\)")),
+    Bad("unpool batches differ", lambda a: fc.max_unpool2d(a.p[0], a.i, 2), V, ("indices", r"\(2, 4, 3, 3\)", r"expected input's, \(4, 3, 3\)")),
     Bad("unpool size text", lambda a: fc.max_unpool2d(a.p, a.i, 2, output_size="66"), T, ("output_size", "'66'", "int")),
     Bad("unpool size entries", lambda a: fc.max_unpool2d(a.p, a.i, 2, output_size=(6,)), V, ("output_size", "1 entries", "2 of them")),
     Bad("unpool size float", lambda a: fc.max_unpool2d(a.p, a.i, 2, output_size=(6.0, 6)), T, ("output_size", "6.0", "int")),
     Bad("unpool padding name", lambda a: fc.max_unpool2d(a.p, a.i, 2, padding="same"), T, ("padding", "'same'", "int")),
     Bad("unpool too large", lambda a: fc.max_unpool2d(a.p, a.i, 2**33), V, ("shape", "25769803776", r"2\*\*63")),
-    Bad("unpool padding leaves nothing", lambda a: fc.max_unpool2d(a.p, a.i, 2, padding=9), V, ("output_size", r"\(-12, -12\)", "expected")),
+    Bad("unpool padding leaves nothing", lambda a: fc.max_unpool2d(a.p, a.i, 2, padding=9), V, ("padding", "got 9", r"\(-12, -12\), expected at least 1")),
+    Bad("unpool empty", lambda a: fc.max_unpool2d(a.p[..., :0], a.i[..., :0], 2), V, ("input", r"\(3, 0\)", "at least 1")),
     # unfold and fold
-    Bad("unfold channels", lambda a: fc.unfold(a.x[:, :0], 3), V, ("channels|input", "got 0|channels 0", "at least 1")),
+    Bad("unfold channels", lambda a: fc.unfold(a.x[:, :0], 3), V, ("input", r"\(2, 0, 6, 7\)", "at least 1 channel")),
     Bad("unfold bool", lambda a: fc.unfold(a.x > 0, 3), T, ("input", "bool", "uint8")),
     Bad("unfold stride", lambda a: fc.unfold(a.x, 3, stride=0), V, ("stride", "got 0", "at least 1")),
     Bad("unfold dilation", lambda a: fc.unfold(a.x, 3, dilation=9), V, ("kernel_size", "spans 19", "= 6")),
@@ -388,6 +389,8 @@ TABLE = [
     Bad("grad max indices list", lambda a: grad.max_pool2d(a.p, a.x, 2, indices=[1]), T, ("indices", "list", "array")),
     Bad("grad lp norm", lambda a: grad.lp_pool2d(a.p, a.x, 0, 2), V, ("norm_type", "got 0.0", "above 0")),
     Bad("grad adaptive size", lambda a: grad.adaptive_avg_pool2d(a.p, a.x, 2), V, ("grad_output", r"\(2, 4, 3, 3\)", r"expected \(2, 4, 2, 2\)")),
+    Bad("grad unpool indices None", lambda a: grad.max_unpool2d(a.x, None), T, ("indices", "NoneType", "array")),
+    Bad("grad max indices batch axis", lambda a: grad.max_pool2d(a.p[0], a.x[0], 2, indices=a.i[:1]), V, ("indices", r"\(1, 4, 3, 3\)", r"expected \(4, 3, 3\)")),
     Bad("grad unpool batch axis", lambda a: grad.max_unpool2d(a.x[0], a.i[:1]), V, ("indices", r"\(1, 4, 3, 3\)", "batch axis")),
     Bad("grad unpool index too large", lambda a: grad.max_unpool2d(a.x, a.i * 6), V, ("indices", "to 48", "0 to 41")),
     Bad("grad bias list", lambda a: grad.conv2d_bias([1.0]), T, ("grad_output", "list", "array")),
@@ -475,7 +478,7 @@ TABLE = [
 
 
 def test_the_table_is_long_enough() -> None:
-    assert len(TABLE) >= 80  # what was promised; there are more than three times as many
+    assert len(TABLE) >= 80  # the promise; the table holds far more
     assert len({row.name for row in TABLE}) == len(TABLE)
 
 
@@ -510,11 +513,12 @@ def test_the_same_call_works_after_a_refusal() -> None:
     """A refusal leaves no trace: neither in the cache of plans nor in what explain() listens to."""
     a = Arrays()
     expected = fc.conv2d(a.x, a.w)
-    for call in (
+    refusals: list[Callable[[], Any]] = [
         lambda: fc.conv2d(a.x, a.w, workspace_limit=-1),
         lambda: fc.explain(fc.conv2d, a.x, a.w, stride=0),
         lambda: fc.conv2d(a.x, a.w, out=a.read_only),
-    ):
+    ]
+    for call in refusals:
         with pytest.raises(ValueError):
             call()
         np.testing.assert_array_equal(fc.conv2d(a.x, a.w), expected)

@@ -6,12 +6,13 @@ import itertools
 from dataclasses import FrozenInstanceError, replace
 from typing import Any
 
+import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from fastconv.problems import PROBLEMS
-from fastconv.spec import DTYPES, ConvSpec, Op, PoolSpec, parse
+from fastconv.spec import DTYPES, PADDING_MODES, ConvSpec, Op, PoolSpec, parse, source
 
 ALL = sorted({text for problems in PROBLEMS.values() for text in problems})
 SMALL = list(itertools.product((1, 4, 7), (1, 2, 3), (1, 2, 3), ((0, 0), (1, 1), (0, 2)), (1, 2)))
@@ -106,6 +107,23 @@ def test_windows_are_what_their_definition_says() -> None:
     assert replace(spec, count_include_pad=False).divisors(0) == (2, 3, 2)
 
 
+@pytest.mark.parametrize(
+    ("text", "include", "exclude"),
+    [
+        ("avg n1 c1x5 k4 s1 p0:2", (4, 4, 4, 4), (4, 4, 3, 2)),
+        ("avg n1 c1x5 k4 s1 p2:0", (4, 4, 4, 4), (2, 3, 4, 4)),
+        ("avg n1 c1x5 k4 s3 p0:1 ceil", (4, 3), (4, 2)),
+        ("avg n1 c1x5 k4 s3 p1:0 ceil", (4, 3), (3, 3)),
+    ],
+)
+def test_divisors_of_uneven_padding(text: str, include: tuple[int, ...], exclude: tuple[int, ...]) -> None:
+    """Counted to the end of the padding that follows the input, not of the one before it."""
+    for words, expected in ((text, include), (f"{text} exclude_pad", exclude)):
+        spec = parse(words)
+        assert isinstance(spec, PoolSpec)
+        assert spec.divisors(0) == expected
+
+
 def test_operation_counts() -> None:
     """VGG16's convolutions at 224x224 take 15,346,630,656 multiplications."""
     convs = [
@@ -130,3 +148,219 @@ def test_shapes_follow_the_op() -> None:
     ]
     with pytest.raises(ValueError, match="op"):
         spec.shapes(Op.POOL)
+
+
+# --------------------------------------------------------------------------- any spec, by definition
+
+
+@st.composite
+def conv_specs(draw: st.DrawFn) -> ConvSpec:
+    """Any convolution of one to three axes, an output padding (negative padding after) among them."""
+    rank = draw(st.integers(1, 3))
+
+    def entries(low: int, high: int) -> tuple[int, ...]:
+        return tuple(draw(st.lists(st.integers(low, high), min_size=rank, max_size=rank)))
+
+    groups = draw(st.integers(1, 3))
+    mode = draw(st.sampled_from(PADDING_MODES))
+    dtype = draw(st.sampled_from(sorted(DTYPES)))
+    fields: dict[str, Any] = {
+        "batch": draw(st.integers(0, 9)), "in_channels": groups * draw(st.integers(1, 4)),
+        "out_channels": groups * draw(st.integers(1, 4)), "in_size": entries(1, 12), "kernel_size": entries(1, 5),
+        "stride": entries(1, 4), "dilation": entries(1, 3), "groups": groups, "padding_mode": mode, "dtype": dtype,
+        "padding": tuple(zip(entries(0, 4), entries(-1 if mode == "zeros" else 0, 4), strict=True)),
+        "out_dtype": draw(st.sampled_from(["", *sorted(DTYPES)])),
+    }  # fmt: skip
+    try:
+        return ConvSpec(**fields)
+    except ValueError:
+        assume(False)
+        raise
+
+
+@st.composite
+def pool_specs(draw: st.DrawFn) -> PoolSpec:
+    """Any pool of one to three axes, adaptive ones among them."""
+    rank = draw(st.integers(1, 3))
+
+    def entries(low: int, high: int) -> tuple[int, ...]:
+        return tuple(draw(st.lists(st.integers(low, high), min_size=rank, max_size=rank)))
+
+    mode = draw(st.sampled_from(("max", "avg", "lp")))
+    fields: dict[str, Any] = {
+        "mode": mode, "batch": draw(st.integers(0, 9)), "channels": draw(st.integers(1, 9)), "in_size": entries(1, 12),
+        "dtype": draw(st.sampled_from(sorted(DTYPES))), "indices": draw(st.booleans()),
+    }  # fmt: skip
+    if mode == "lp":
+        fields["norm_type"] = draw(st.floats(0, 1e9, exclude_min=True, allow_subnormal=False))
+    if draw(st.booleans()):
+        return PoolSpec(**fields, output_size=entries(1, 9))
+    fields |= {
+        "kernel_size": entries(1, 5), "stride": entries(1, 4), "dilation": entries(1, 3),
+        "padding": tuple(zip(entries(0, 2), entries(0, 2), strict=True)), "ceil_mode": draw(st.booleans()),
+        "count_include_pad": draw(st.booleans()), "divisor_override": draw(st.integers(0, 9)),
+    }  # fmt: skip
+    try:
+        return PoolSpec(**fields)
+    except ValueError:
+        assume(False)
+        raise
+
+
+@given(conv_specs() | pool_specs())
+def test_every_spec_reads_back(spec: ConvSpec | PoolSpec) -> None:
+    assert parse(str(spec)) == spec
+    assert hash(parse(str(spec))) == hash(spec)
+    assert str(parse(str(spec))) == str(spec)
+    shuffled = str(spec).split()
+    assert parse(" ".join(reversed(shuffled))) == spec
+
+
+@given(conv_specs())
+def test_conv_sizes_by_counting(spec: ConvSpec) -> None:
+    """Windows counted one by one along each axis of the padded input."""
+    for axis, count in enumerate(spec.out_size):
+        before, after = spec.padding[axis]
+        padded = range(-before, spec.in_size[axis] + after)
+        taps = [k * spec.dilation[axis] for k in range(spec.kernel_size[axis])]
+        starts = [q for q in padded[:: spec.stride[axis]] if all(q + tap in padded for tap in taps)]
+        assert count == len(starts) >= 1
+
+
+@given(pool_specs())
+def test_pool_windows_by_counting(spec: PoolSpec) -> None:
+    """Sizes, windows and divisors from their definitions, torch's ceil rule included; no window is empty."""
+    for axis in range(spec.rank):
+        size = spec.in_size[axis]
+        if spec.output_size:
+            o = spec.output_size[axis]
+            windows = [set(range(i * size // o, -((i + 1) * size // -o))) for i in range(o)]
+            divisors = list(map(len, windows))
+        else:
+            before, after = spec.padding[axis]
+            step, extent = spec.stride[axis], spec.kernel_extent[axis]
+            taps = [k * spec.dilation[axis] for k in range(spec.kernel_size[axis])]
+            starts: list[int] = []
+            for start in range(-before, size + after, step):
+                fits = start + extent <= size + after
+                hangs_over = (starts and start - step + extent < size + after) or not starts
+                if fits or (spec.ceil_mode and hangs_over and start < size):
+                    starts.append(start)
+            windows = [{s + t for t in taps if 0 <= s + t < size} for s in starts]
+            divisors = [min(s + extent, size + after) - s for s in starts]
+            if not spec.count_include_pad:
+                divisors = list(map(len, windows))
+        assert [set(window) for window in spec.windows(axis)] == windows
+        assert all(windows)
+        assert list(spec.divisors(axis)) == divisors
+        assert spec.out_size[axis] == len(windows)
+
+
+NUMPY_MODES = {
+    "zeros": "constant",
+    "replicate": "edge",
+    "circular": "wrap",
+    "reflect": "reflect",
+    "symmetric": "symmetric",
+}
+
+
+@pytest.mark.parametrize("mode", PADDING_MODES)
+@pytest.mark.parametrize("size", [1, 2, 3, 5])
+def test_padding_modes_are_numpys(mode: str, size: int) -> None:
+    """What stands at each padded position is what numpy.pad puts there, as far as each mode may reach."""
+    reach = {"reflect": size - 1, "circular": size, "symmetric": size}.get(mode, 7)
+    keywords: dict[str, Any] = {"constant_values": -1} if mode == "zeros" else {}
+    padded = np.pad(np.arange(size), reach, mode=NUMPY_MODES[mode], **keywords)  # type: ignore[call-overload]
+    ours = [source(i, size, mode) for i in range(-reach, size + reach)]
+    assert [-1 if i is None else i for i in ours] == padded.tolist()
+
+
+@pytest.mark.parametrize("mode", ["reflect", "circular", "symmetric"])
+def test_padding_reaches_no_further_than_it_means_something(mode: str) -> None:
+    reach = 3 if mode == "reflect" else 4
+    line(4, 1, 1, (reach, reach), 1, padding_mode=mode)
+    for pads in ((reach + 1, 0), (0, reach + 1)):
+        with pytest.raises(
+            ValueError, match=rf"padding: got \({pads[0]}, {pads[1]}\) along axis 0 .* at most {reach}"
+        ):
+            line(4, 1, 1, pads, 1, padding_mode=mode)
+
+
+@pytest.mark.parametrize(
+    ("text", "canonical"),
+    [
+        ("c3x8x8 k4x3x3", "n1 c3x8x8 k4x3x3 s1 p0 f32"),
+        ("f64 k4x3x3 c3x8x8 s2x2 p1:1x1:1 d1x1 g1 n1 zeros", "n1 c3x8x8 k4x3x3 s2 p1 f64"),
+        ("c4x8 k6x3 g2 p0:1 s8>f32", "n1 c4x8 k6x3 s1 p0:1 g2 s8>f32"),
+        ("max c3x8x8 k2", "max n1 c3x8x8 k2x2 s2 p0 f32"),
+        ("lp2.5 c3x8 k2 s1 ceil", "lp2.5 n1 c3x8 k2 s1 p0 ceil f32"),
+        ("lp1e-07 c3x8 k2", "lp1e-07 n1 c3x8 k2 s2 p0 f32"),
+        ("lp0.1234567890123 c3x8 k2", "lp0.1234567890123 n1 c3x8 k2 s2 p0 f32"),
+        ("avg c3x8x8 o2 indices bf16", "avg n1 c3x8x8 o2x2 indices bf16"),
+        ("avg c3x8 k2 divisor5 exclude_pad", "avg n1 c3x8 k2 s2 p0 exclude_pad divisor5 f32"),
+    ],
+)
+def test_any_spelling_becomes_the_canonical_one(text: str, canonical: str) -> None:
+    assert str(parse(text)) == canonical
+    assert parse(text) == parse(canonical)
+
+
+def test_a_batch_is_all_that_with_batch_changes() -> None:
+    for text in ("n1 c3x8x8 k4x3x3 s2 p1 f64", "max n1 c3x8x8 k2x2 indices"):
+        spec = parse(text)
+        assert spec.with_batch(7) == parse(text.replace("n1", "n7"))
+
+
+def test_specs_are_values() -> None:
+    """Hashable, comparable, usable as a key, and holding nothing but plain Python."""
+    spec = parse("n1 c3x8x8 k4x3x3")
+    assert {spec: 1}[parse("n1 c3x8x8 k4x3x3 s1")] == 1
+    assert spec != parse("n1 c3x8x8 k4x3x3 s2")
+    assert parse("max n1 c3x8x8 k2x2") != parse("avg n1 c3x8x8 k2x2")
+    with pytest.raises(FrozenInstanceError):
+        parse("max n1 c3x8x8 k2x2").mode = "avg"  # type: ignore[union-attr, misc]
+    for value in (getattr(spec, name) for name in spec.__slots__):
+        assert type(value) in (int, str, tuple)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["n2 c4x7x6 k6x3x2 s2x1 p1 g2 f32", "max n2 c3x9x8 k3x2 s2 p1 indices f16", "avg n2 c3x9 o4 s8"],
+)
+def test_counts_by_counting(text: str) -> None:
+    """Bytes and operations follow from the shapes; nothing is stored twice."""
+    spec = parse(text)
+    for op in spec.ops:
+        *operands, result = spec.shapes(op)
+        expected = sum(int(np.prod(s.shape)) * DTYPES[s.dtype].itemsize for s in (*operands, result))
+        assert spec.nbytes(op) == expected
+        assert spec.dot_length(op) >= 1
+    if isinstance(spec, ConvSpec):
+        products = (
+            int(np.prod(spec.output_shape)) * spec.in_channels // spec.groups * int(np.prod(spec.kernel_size))
+        )
+        assert (
+            spec.flops(Op.CONV)
+            == spec.flops(Op.CONV_INPUT_GRAD)
+            == spec.flops(Op.CONV_WEIGHT_GRAD)
+            == 2 * products
+        )
+    else:
+        taps = [sum(map(len, spec.windows(axis))) for axis in range(spec.rank)]
+        assert spec.flops() == spec.batch * spec.channels * int(np.prod(taps))
+
+
+def test_the_largest_array_there_can_be() -> None:
+    """2**63 - 1 bytes and no more, for every operand and the result."""
+    fits = f"n1 c1x{2**61 - 1} k1x1 s1 f32"
+    assert parse(fits).nbytes(Op.CONV) > 2**62
+    for text, name in (
+        (f"n1 c1x{2**61} k1x1 f32", "input"),
+        (f"n1 c1x{2**61 - 1} k1x1 p1 f32", "output"),
+        (f"n1 c1x{2**61 - 1} k2x1 f32", "output"),
+        (f"max n1 c1x{2**61 - 1} k1 s1 indices f32", "indices|output"),
+        (f"avg n1 c1x4 o{2**61} f32", "output"),
+    ):
+        with pytest.raises(ValueError, match=rf"({name}): an array of shape .* 2\*\*63"):
+            parse(text)
