@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import inspect
 import math
+import threading
 from collections.abc import Callable, Sequence
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, Concatenate, NamedTuple, ParamSpec, TypeVar
@@ -169,18 +170,25 @@ def _plan(call: Call, backend: str, given: Options, copied: int) -> Plan:
     )
 
 
+# Packed weights are shared by the threads that call one prepared convolution.
+_packs_lock = threading.Lock()
+
+
 def _packed(chosen: Plan, weight: Array, packs: dict[Any, Any] | None) -> Any:
     if packs is None or chosen.run.pack is None:
         return chosen.pack(weight)
     # A weight packed for one type would compute in that type for all others.
     key = (chosen.backend, chosen.op, chosen.spec.dtype, chosen.run.packing)
-    if key not in packs:
-        packs[key] = chosen.pack(weight)
-        # One entry per format; image sizes that ask for ever new formats must not pile up.
-        while len(packs) > 8:
-            packs.pop(next(iter(packs)), None)
-    packed = packs.get(key)  # another thread may have dropped it just now
-    return chosen.pack(weight) if packed is None else packed
+    with _packs_lock:
+        packed = packs.get(key)
+    if packed is None:
+        packed = chosen.pack(weight)
+        with _packs_lock:
+            packs[key] = packed
+            # One entry per format; image sizes that ask for ever new formats must not pile up.
+            while len(packs) > 8:
+                packs.pop(next(iter(packs)))
+    return packed
 
 
 def _check_outs(out: Any, results: Sequence[Shape], kind: str, batched: bool) -> tuple[Array | None, ...]:

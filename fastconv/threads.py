@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numbers
 import os
 
 __all__ = ["available_cpus", "get_num_threads", "set_num_threads"]
@@ -18,11 +19,11 @@ def set_num_threads(n: int) -> None:
         If `n` is not an integer of at least 1.
     """
     global _num_threads
-    if isinstance(n, bool) or not isinstance(n, int):
+    if isinstance(n, bool) or not isinstance(n, numbers.Integral):
         raise TypeError(f"n: got {n!r}, expected an int")
     if n < 1:
         raise ValueError(f"n: got {n}, expected at least 1")
-    _num_threads = n
+    _num_threads = int(n)
 
 
 def get_num_threads() -> int:

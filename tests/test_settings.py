@@ -262,3 +262,12 @@ def test_more_threads_than_there_are() -> None:
     for algorithm in ("im2col", "fft"):
         result = fc.conv2d(x, w, backend="im2col", algorithm=algorithm)
         assert result.shape == (2, 4, 32, 32)
+
+
+def test_threads_may_be_a_numpy_integer() -> None:
+    before = fc.get_num_threads()
+    try:
+        fc.set_num_threads(np.int64(3))  # type: ignore[arg-type]
+        assert fc.get_num_threads() == 3
+    finally:
+        fc.set_num_threads(before)
