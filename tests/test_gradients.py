@@ -1,7 +1,8 @@
-"""Every gradient against central differences in float64."""
+"""Every gradient against central differences in float64, on every backend."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -11,41 +12,16 @@ import pytest
 import fastconv as fc
 from fastconv import grad
 from fastconv.backends import backends, owner
+from fastconv.spec import PADDING_MODES
 
 BACKENDS = [name for name, state in backends().items() if state == "available" and owner(name) == "numpy"]
+each_backend = pytest.mark.parametrize("backend", BACKENDS)
+each_rank = pytest.mark.parametrize("rank", [1, 2, 3])
 
 # A central difference is off by h^2 from truncation and by eps / h from rounding: h = eps^(1/3) balances
 # them at 4e-11 of the values, and 1e-6 leaves room for sums.
 STEP = float(np.finfo("float64").eps) ** (1 / 3)
 BOUND = 1e-6
-
-
-class Class(NamedTuple):
-    """One class of geometry: rank, groups, and keywords."""
-
-    name: str
-    rank: int
-    groups: int
-    keywords: dict[str, Any]
-
-
-CLASSES = [
-    Class("1d", 1, 1, {}),
-    Class("1d stride padding", 1, 1, {"stride": 2, "padding": 2}),
-    Class("1d dilation groups", 1, 2, {"dilation": 2, "padding": 1}),
-    Class("2d", 2, 1, {}),
-    Class("2d stride", 2, 1, {"stride": (2, 3)}),
-    Class("2d asymmetric", 2, 1, {"padding": ((0, 2), (1, 0))}),
-    Class("2d dilation", 2, 1, {"dilation": (2, 1), "padding": 1}),
-    Class("2d depthwise", 2, 4, {"padding": 1}),
-    Class("2d same", 2, 1, {"padding": "same", "stride": 2}),
-    Class("2d reflect", 2, 1, {"padding": 2, "padding_mode": "reflect"}),
-    Class("2d replicate", 2, 2, {"padding": ((2, 0), (1, 3)), "padding_mode": "replicate"}),
-    Class("2d circular", 2, 1, {"padding": 2, "padding_mode": "circular"}),
-    Class("2d symmetric", 2, 1, {"padding": 2, "padding_mode": "symmetric", "stride": 2}),
-    Class("3d", 3, 1, {"padding": 1, "stride": (1, 2, 1)}),
-    Class("3d groups dilation", 3, 2, {"dilation": (1, 2, 1), "padding": 1}),
-]
 
 
 def numeric(function: Callable[[Any], Any], x: Any, dy: Any) -> Any:
@@ -63,6 +39,8 @@ def numeric(function: Callable[[Any], Any], x: Any, dy: Any) -> Any:
 
 
 def close(got: Any, expected: Any) -> None:
+    assert got.shape == expected.shape
+    assert got.dtype == np.float64
     scale = max(float(np.abs(expected).max()), 1.0)
     assert float(np.abs(got - expected).max()) / scale < BOUND
 
@@ -71,15 +49,57 @@ def random(*shape: int) -> Any:
     return np.random.default_rng(list(shape)).standard_normal(shape)
 
 
-@pytest.mark.parametrize("backend", [name for name in BACKENDS if name != "naive"])
-@pytest.mark.parametrize("case", CLASSES, ids=lambda case: case.name)
-def test_convolution(backend: str, case: Class) -> None:
-    rank, size, kernel = case.rank, (6, 5, 4)[: case.rank], (3, 2, 2)[: case.rank]
-    x, w, b = random(2, 4, *size), random(4, 4 // case.groups, *kernel), random(4)
-    forward, keywords = (
-        getattr(fc, f"conv{rank}d"),
-        case.keywords | {"groups": case.groups, "backend": backend},
-    )
+def separated(*shape: int) -> Any:
+    """In random order, hundreds of steps from each other and from zero: no step crosses a kink."""
+    count = math.prod(shape)
+    values = np.arange(1, count + 1) / count - 0.5 - 1 / (3 * count)
+    return np.random.default_rng(list(shape)).permuted(values).reshape(shape)
+
+
+class Case(NamedTuple):
+    """One class of geometry; a tuple has an entry for each of three axes, of which the first `rank` count."""
+
+    name: str
+    keywords: dict[str, Any]
+    groups: int = 1
+
+    def of(self, rank: int) -> dict[str, Any]:
+        cut = {
+            key: value[:rank] if isinstance(value, tuple) else value for key, value in self.keywords.items()
+        }
+        return cut | {"groups": self.groups}
+
+
+CONVOLUTIONS = [
+    Case("plain", {}),
+    Case("stride", {"stride": (2, 1, 3)}),
+    Case("padding", {"padding": (1, 2, 0)}),
+    Case("asymmetric padding", {"padding": ((0, 2), (1, 0), (2, 1))}),
+    Case("same padding and stride", {"padding": "same", "stride": 2}),
+    Case("dilation", {"dilation": (2, 1, 2), "padding": 1}),
+    Case("groups", {"padding": 1}, groups=2),
+    Case(
+        "everything",
+        {"stride": (1, 2, 1), "padding": ((1, 0), (2, 1), (0, 1)), "dilation": (1, 2, 1)},
+        groups=2,
+    ),
+    *(
+        Case(mode, {"padding": ((1, 2), (2, 0), (1, 1)), "padding_mode": mode, "stride": (1, 1, 2)})
+        for mode in PADDING_MODES
+    ),
+]
+SIZES, KERNEL = (5, 4, 3), (3, 2, 2)
+
+
+@each_backend
+@each_rank
+@pytest.mark.parametrize("case", CONVOLUTIONS, ids=lambda case: case.name)
+def test_convolution(backend: str, rank: int, case: Case) -> None:
+    """Input, weight and bias."""
+    batch = 2 if rank < 3 else 1
+    x = random(batch, 2, *SIZES[:rank])
+    w, b = random(2, 2 // case.groups, *KERNEL[:rank]), random(2)
+    forward, keywords = getattr(fc, f"conv{rank}d"), case.of(rank) | {"backend": backend}
     dy = random(*forward(x, w, b, **keywords).shape)
     dx = getattr(grad, f"conv{rank}d_input")(x.shape, w, dy, **keywords)
     dw = getattr(grad, f"conv{rank}d_weight")(x, w.shape, dy, **keywords)
@@ -88,73 +108,116 @@ def test_convolution(backend: str, case: Class) -> None:
     close(getattr(grad, f"conv{rank}d_bias")(dy), numeric(lambda v: forward(x, w, v, **keywords), b, dy))
 
 
-@pytest.mark.parametrize("backend", [name for name in BACKENDS if name != "naive"])
-@pytest.mark.parametrize(
-    ("rank", "keywords"),
-    [(1, {}), (1, {"stride": 2, "output_padding": 1}), (2, {"stride": 2, "padding": 1, "groups": 2}), (2, {"dilation": 2, "output_padding": 1}), (3, {"stride": (1, 2, 1)})],
-    ids=str,
-)  # fmt: skip
-def test_transposed_convolution(backend: str, rank: int, keywords: dict[str, Any]) -> None:
-    size, kernel = (4, 3, 3)[:rank], (3, 2, 2)[:rank]
-    keywords = keywords | {"backend": backend}
-    x, w, b = random(2, 4, *size), random(4, 3, *kernel), random(3 * keywords.get("groups", 1))
-    forward = getattr(fc, f"conv_transpose{rank}d")
+TRANSPOSED = [
+    Case("plain", {}),
+    Case("stride and output padding", {"stride": (2, 3, 2), "output_padding": (1, 0, 1)}),
+    Case("padding", {"stride": 2, "padding": (1, 0, 1)}),
+    Case("asymmetric padding", {"padding": ((0, 1), (1, 0), (0, 1))}),
+    Case("dilation and output padding", {"dilation": 2, "output_padding": 1}),
+    Case("groups", {"stride": (1, 2, 1)}, groups=2),
+]
+
+
+@each_backend
+@each_rank
+@pytest.mark.parametrize("case", TRANSPOSED, ids=lambda case: case.name)
+def test_transposed_convolution(backend: str, rank: int, case: Case) -> None:
+    x, w = random(1, 2, *(3, 3, 2)[:rank]), random(2, 2, *KERNEL[:rank])
+    b = random(2 * case.groups)
+    forward, keywords = getattr(fc, f"conv_transpose{rank}d"), case.of(rank) | {"backend": backend}
     dy = random(*forward(x, w, b, **keywords).shape)
     dx = getattr(grad, f"conv_transpose{rank}d_input")(x.shape, w, dy, **keywords)
     dw = getattr(grad, f"conv_transpose{rank}d_weight")(x, w.shape, dy, **keywords)
     close(dx, numeric(lambda v: forward(v, w, b, **keywords), x, dy))
     close(dw, numeric(lambda v: forward(x, v, b, **keywords), w, dy))
+    close(getattr(grad, f"conv{rank}d_bias")(dy), numeric(lambda v: forward(x, w, v, **keywords), b, dy))
 
 
-POOLS = [
+POOLS: list[tuple[str, tuple[Any, ...], dict[str, Any]]] = [
     ("max_pool", (2,), {}),
     ("max_pool", (3,), {"stride": 2, "padding": 1, "ceil_mode": True}),
     ("max_pool", (2,), {"dilation": 2, "stride": 1}),
+    ("max_pool", (3,), {"padding": "same", "stride": 2}),
     ("avg_pool", (2,), {}),
     ("avg_pool", (3,), {"stride": 2, "padding": 1, "ceil_mode": True}),
     ("avg_pool", (3,), {"stride": 1, "padding": 1, "count_include_pad": False}),
+    ("avg_pool", (2,), {"stride": 1, "divisor_override": 3}),
     ("lp_pool", (2.0, 2), {}),
+    ("lp_pool", (1.0, 2), {"stride": 1}),
     ("lp_pool", (3.0, 3), {"stride": 2, "ceil_mode": True}),
     ("lp_pool", (1.5, 2), {"stride": 1}),
     ("adaptive_max_pool", (3,), {}),
+    ("adaptive_max_pool", (7,), {}),
     ("adaptive_avg_pool", (3,), {}),
+    ("adaptive_avg_pool", (7,), {}),
 ]
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("rank", [1, 2, 3])
+@each_backend
+@each_rank
 @pytest.mark.parametrize("pool", POOLS, ids=str)
 def test_pools(backend: str, rank: int, pool: tuple[str, tuple[Any, ...], dict[str, Any]]) -> None:
     name, arguments, keywords = pool
-    size = (7, 5, 4)[:rank] if backend != "naive" else (5, 4, 4)[:rank]
-    x = random(1, 2, *size)
+    x = separated(1, 2, *(5, 4, 3)[:rank])
     forward, backward = getattr(fc, f"{name}{rank}d"), getattr(grad, f"{name}{rank}d")
-    dy = random(*forward(x, *arguments, backend=backend, **keywords).shape)
-    quick = "im2col"  # the differences need many forward calls; conformance ties the backends together
-    expected = numeric(lambda v: forward(v, *arguments, backend=quick, **keywords), x, dy)
-    close(backward(dy, x, *arguments, backend=backend, **keywords), expected)
+    keywords = keywords | {"backend": backend}
+    y = forward(x, *arguments, **keywords)
+    dy = random(*y.shape)
+    expected = numeric(lambda v: forward(v, *arguments, **keywords), x, dy)
+    close(backward(dy, x, *arguments, **keywords), expected)
+    if "max" in name:
+        _, indices = forward(x, *arguments, return_indices=True, **keywords)
+        close(backward(dy, x, *arguments, indices=indices, **keywords), expected)
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("rank", [1, 2, 3])
-def test_unpool_unfold_and_fold(backend: str, rank: int) -> None:
-    size = (6, 4, 4)[:rank]
-    x = random(1, 2, *size)
-    pooled, indices = getattr(fc, f"max_pool{rank}d")(x, 2, return_indices=True)
-    unpool = getattr(fc, f"max_unpool{rank}d")
-    dy = random(*x.shape)
+@each_backend
+@each_rank
+def test_unpool(backend: str, rank: int) -> None:
+    x = separated(1, 2, *(6, 4, 4)[:rank])
+    pooled, indices = getattr(fc, f"max_pool{rank}d")(x, 2, return_indices=True, backend=backend)
+    unpool, dy = getattr(fc, f"max_unpool{rank}d"), random(*x.shape)
     back = getattr(grad, f"max_unpool{rank}d")(dy, indices, backend=backend)
-    close(back, numeric(lambda v: unpool(v, indices, 2, output_size=x.shape, backend="im2col"), pooled, dy))
-    kernel, keywords = (2,) * rank, {"padding": 1, "stride": 2}
-    columns = fc.unfold(x, kernel, **keywords)  # type: ignore[arg-type]
-    dc = random(*columns.shape)
-    expected = numeric(lambda v: fc.unfold(v, kernel, backend="im2col", **keywords), x, dc)  # type: ignore[arg-type]
-    close(grad.unfold(dc, size, kernel, backend=backend, **keywords), expected)  # type: ignore[arg-type]
-    expected = numeric(lambda v: fc.fold(v, size, kernel, backend="im2col", **keywords), columns, dy)  # type: ignore[arg-type]
-    close(grad.fold(dy, kernel, backend=backend, **keywords), expected)  # type: ignore[arg-type]
+    close(back, numeric(lambda v: unpool(v, indices, 2, output_size=x.shape, backend=backend), pooled, dy))
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+COLUMNS: list[dict[str, Any]] = [
+    {},
+    {"stride": 2, "padding": 1},
+    {"dilation": 2, "padding": 1},
+    {"padding": "same", "stride": 2},
+]
+
+
+@each_backend
+@each_rank
+@pytest.mark.parametrize("keywords", COLUMNS, ids=str)
+def test_unfold_and_fold(backend: str, rank: int, keywords: dict[str, Any]) -> None:
+    size, kernel, keywords = (5, 4, 3)[:rank], (2,) * rank, keywords | {"backend": backend}
+    x = random(1, 2, *size)
+    columns = fc.unfold(x, kernel, **keywords)
+    dc, dy = random(*columns.shape), random(*x.shape)
+    expected = numeric(lambda v: fc.unfold(v, kernel, **keywords), x, dc)
+    close(grad.unfold(dc, size, kernel, **keywords), expected)
+    expected = numeric(lambda v: fc.fold(v, size, kernel, **keywords), columns, dy)
+    close(grad.fold(dy, kernel, **keywords), expected)
+
+
+def test_every_gradient_function_is_tested() -> None:
+    """Each public name of fastconv.grad appears above, with its rank left out."""
+    families = {
+        "conv_input", "conv_weight", "conv_bias", "conv_transpose_input", "conv_transpose_weight", "max_unpool",
+        "unfold", "fold", *(name for name, _, _ in POOLS),
+    }  # fmt: skip
+    by_rank = {
+        name.replace(f"{rank}d", "")
+        for rank in (1, 2, 3)
+        for name in vars(grad)
+        if f"{rank}d" in name and callable(getattr(grad, name))
+    }
+    assert by_rank | {"unfold", "fold"} == families
+
+
+@each_backend
 @pytest.mark.parametrize("value", [np.nan, np.inf, 5e-324])
 def test_special_values_stay_where_they_belong(backend: str, value: float) -> None:
     """One special gradient reaches the window it came from and nothing else."""
@@ -167,21 +230,16 @@ def test_special_values_stay_where_they_belong(backend: str, value: float) -> No
     np.testing.assert_array_equal(dx[0, 0][~inside], np.zeros(40))
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@each_backend
 def test_degenerate_shapes(backend: str) -> None:
     """Empty batches, one-pixel images, kernels as large as the image, strides beyond the kernel."""
     with fc.use_backend(backend):
-        assert grad.conv2d_input((0, 2, 4, 4), np.ones((3, 2, 2, 2)), np.ones((0, 3, 3, 3))).shape == (
-            0,
-            2,
-            4,
-            4,
-        )
+        empty = grad.conv2d_input((0, 2, 4, 4), np.ones((3, 2, 2, 2)), np.ones((0, 3, 3, 3)))
+        assert empty.shape == (0, 2, 4, 4)
         one = grad.conv2d_weight(np.full((1, 1, 1, 1), 3.0), (1, 1, 1, 1), np.full((1, 1, 1, 1), 2.0))
         assert one.item() == 6
-        whole = grad.conv2d_input(
-            (1, 1, 3, 3), np.arange(9.0).reshape(1, 1, 3, 3), np.full((1, 1, 1, 1), 2.0)
-        )
-        np.testing.assert_array_equal(whole[0, 0], 2 * np.arange(9.0).reshape(3, 3))
+        kernel = np.arange(9.0).reshape(1, 1, 3, 3)
+        whole = grad.conv2d_input((1, 1, 3, 3), kernel, np.full((1, 1, 1, 1), 2.0))
+        np.testing.assert_array_equal(whole, 2 * kernel)
         wide = grad.conv1d_input((1, 1, 7), np.ones((1, 1, 1)), np.ones((1, 1, 3)), stride=3)
         np.testing.assert_array_equal(wide[0, 0], [1, 0, 0, 1, 0, 0, 1])
