@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
-import numpy as np
 import pytest
 
+from benchmarks.baselines import disagreement, reference, tolerance
 from fastconv import testing
 from fastconv.compare.memory import Request, peaks
-from fastconv.plan import MAX_ERROR, Plan, plan
+from fastconv.plan import Plan
 from fastconv.problems import PROBLEMS
-from fastconv.spec import Op, Spec
+from fastconv.spec import Spec
 from fastconv.threads import get_num_threads
 
 
@@ -30,11 +29,6 @@ def pytest_configure(config: pytest.Config) -> None:
         config.option.benchmark_max_time = 0.02
 
 
-def answer(spec: Spec, op: Op, operands: tuple[Any, ...]) -> Any:
-    """The float64 answer, by im2col, which the conformance test ties to the definition."""
-    return testing.reference(spec, op, operands, backend="im2col")
-
-
 def _peak(made: Plan) -> int | None:
     """Measured scratch, in a process of its own; a second or two each, so not in a smoke run."""
     (peak,) = peaks([Request(str(made.spec), made.op.value, made.backend, made.algorithm)])
@@ -43,15 +37,21 @@ def _peak(made: Plan) -> int | None:
 
 @pytest.fixture
 def timed(benchmark: Any, request: pytest.FixtureRequest) -> Callable[..., None]:
-    """Check a result once, then time warm calls, and record what the numbers mean."""
+    """Check a result once, then time warm calls, and record what the numbers mean.
+
+    `read` makes one array of each result out of what `call` returns.
+    """
 
     def run(
-        spec: Spec, op: Op, name: str, call: Callable[[], Any], operands: tuple[Any, ...], made: Plan | None
-    ) -> None:
-        expected, result = answer(spec, op, operands), call()
-        allowed = testing.tolerance(made, operands) if made else _rival_tolerance(spec, op, operands)
-        error, detail = testing.compare(np.asarray(result), np.asarray(expected), allowed)
+        spec: Spec, name: str, call: Callable[[], Any], read: Callable[[Any], tuple[Any, ...]],
+        operands: tuple[Any, ...], made: Plan | None,
+    ) -> None:  # fmt: skip
+        x, weight, bias = operands
+        given = (x,) if weight is None else (x, weight)
+        allowed = testing.tolerance(made, given, bias) if made else tolerance(spec, *operands)
+        error, detail = disagreement(read(call()), reference(spec, *operands), allowed, max(spec.batch, 1))
         assert not detail, detail
+        op = spec.ops[0]
         benchmark.group = f"{op} {spec}"
         benchmark.name = name
         benchmark.extra_info.update(
@@ -63,9 +63,3 @@ def timed(benchmark: Any, request: pytest.FixtureRequest) -> Callable[..., None]
         benchmark(call)
 
     return run
-
-
-def _rival_tolerance(spec: Spec, op: Op, operands: tuple[Any, ...]) -> float:
-    """Rivals may use Winograd: what a transform under 6e-6 may add, on top of the plain sum's tolerance."""
-    plain = plan(spec, op, "im2col", "auto", "highest")
-    return testing.tolerance(replace(plain, run=replace(plain.run, error=MAX_ERROR)), operands)

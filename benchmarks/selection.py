@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-import pytest
+from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from fastconv.problems import PROBLEMS
-from fastconv.spec import Spec, parse
+from fastconv.spec import ConvSpec, PoolSpec, Spec, parse
+
+if TYPE_CHECKING:
+    import pytest
 
 SMOKE = (
     "n1 c1x28x28 k30x5x5 s1 p0 f32",
@@ -16,6 +20,8 @@ SMOKE = (
     "avg n1 c64x7x7 o1x1 f32",
 )
 
+NETWORKS = tuple(name for name in PROBLEMS if name != "edges")
+
 
 def specs(config: pytest.Config) -> list[Spec]:
     """The problems this run times."""
@@ -25,3 +31,19 @@ def specs(config: pytest.Config) -> list[Spec]:
         parse(text).with_batch(config.getoption("--batch"))
         for text in PROBLEMS[config.getoption("--workload")]
     ]
+
+
+def layers(network: str, batch: int) -> list[Spec]:
+    """Every distinct convolution and pool of a network; a pool with a window in its three kinds."""
+    found: list[Spec] = []
+    for text in PROBLEMS[network]:
+        found += kinds(parse(text).with_batch(batch))
+    return list(dict.fromkeys(found))
+
+
+def kinds(spec: Spec) -> list[Spec]:
+    """A pool's maximum without and with indices, and its average, over the same windows; others themselves."""
+    if isinstance(spec, ConvSpec) or spec.output_size:
+        return [spec]
+    plain: PoolSpec = replace(spec, mode="max", indices=False)
+    return [plain, replace(plain, indices=True), replace(plain, mode="avg")]

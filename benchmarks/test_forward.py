@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import pytest
 
-from benchmarks.baselines import BASELINES
+from benchmarks.baselines import BASELINES, operands
 from benchmarks.selection import specs
 from fastconv import testing
 from fastconv.backends import Unsupported, backends, owner
@@ -31,23 +32,23 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         metafunc.parametrize("spec", chosen, ids=str)
 
 
+def results(answer: Any) -> tuple[Any, ...]:
+    return answer if isinstance(answer, tuple) else (answer,)
+
+
 def test_fastconv(timed: Any, made: Plan) -> None:
-    name, operands = f"{made.backend}/{made.algorithm}", testing.operands(made.spec, made.op)
+    name, (x, weight, bias) = f"{made.backend}/{made.algorithm}", operands(made.spec)
+    call = partial(made, x)
     if made.op is Op.CONV:
-        x, w = operands
-        packed = made.pack(w)
-        timed(made.spec, made.op, name, lambda: made.run_packed(x, packed), operands, made)
-    else:
-        timed(made.spec, made.op, name, lambda: made(*operands), operands, made)
+        call = partial(made.run_packed, x, made.pack(weight), bias=bias)
+    timed(made.spec, name, call, results, (x, weight, bias), made)
 
 
 @pytest.mark.parametrize("rival", BASELINES)
 def test_rival(timed: Any, spec: Spec, rival: str) -> None:
+    x, weight, bias = operands(spec)
     try:
-        run, place = BASELINES[rival](spec)
+        made = BASELINES[rival](spec, weight, bias)
     except Unsupported as refusal:
         pytest.skip(str(refusal))
-    op = spec.ops[0]
-    operands = testing.operands(spec, op)
-    placed = tuple(map(place, operands))
-    timed(spec, op, rival, lambda: run(*placed), operands, None)
+    timed(spec, rival, partial(made.run, made.place(x)), made.read, (x, weight, bias), None)

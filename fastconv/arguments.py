@@ -14,7 +14,7 @@ import numpy as np
 
 from fastconv.backends import PRECISIONS, check, default_for, owner
 from fastconv.settings import get_backend
-from fastconv.spec import DTYPES, Pads, Shape, Sizes
+from fastconv.spec import DTYPES, Op, Pads, Shape, Sizes, type_name
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack as Unpack
@@ -192,13 +192,13 @@ def same_kind(**arrays: object) -> str:
     return kinds[first]
 
 
-def backend_for(kind: str, given: str | None) -> str:
+def backend_for(kind: str, given: str | None, op: Op) -> str:
     """The backend that will compute: the one named, or the best for this kind of array."""
     name = given or get_backend()
     if given is None:
         check(name, "FASTCONV_BACKEND")
     if name == "auto":
-        return default_for(kind)
+        return default_for(kind, op)
     if owner(name) != kind:
         raise TypeError(
             f"backend: {name!r} works on {owner(name)} arrays, got {kind} arrays; "
@@ -209,7 +209,7 @@ def backend_for(kind: str, given: str | None) -> str:
 
 def dtype_name(name: str, array: Array) -> str:
     """Canonical name of the array's type, or a TypeError that lists the types there are."""
-    dtype: str = array.dtype.name
+    dtype: str = type_name(array.dtype)
     if dtype not in DTYPES:
         hint = "; cast it to uint8" if dtype == "bool" else ""
         raise TypeError(f"{name}: got dtype {dtype}, expected one of {', '.join(DTYPES)}{hint}")
@@ -238,7 +238,7 @@ IN_C_ORDER = ("weight", "grad_output")
 
 def is_ready(array: Array, shape: Shape) -> bool:
     """Whether a kernel can read `array` where it lies: right type, aligned, native, weights in C order."""
-    if array.dtype.name != shape.dtype or (shape.name in IN_C_ORDER and not array.flags.c_contiguous):
+    if type_name(array.dtype) != shape.dtype or (shape.name in IN_C_ORDER and not array.flags.c_contiguous):
         return False
     return not isinstance(array, np.ndarray) or (array.flags.aligned and array.dtype.isnative)
 

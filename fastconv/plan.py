@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from fastconv.backends import Run, Unsupported, get
-from fastconv.spec import Op, Shape, Spec
+from fastconv.spec import Op, Shape, Spec, type_name
 from fastconv.threads import get_num_threads
 
 __all__ = ["Plan", "plan"]
@@ -124,7 +124,7 @@ def _check(name: str, array: Any, expected: Shape) -> None:
         raise TypeError(f"{name}: got {array!r:.60}, a {type(array).__name__}, expected an array")
     if tuple(array.shape) != expected.shape:
         raise ValueError(f"{name}: got shape {tuple(array.shape)}, expected {expected.shape}")
-    if array.dtype.name != expected.dtype:
+    if type_name(array.dtype) != expected.dtype:
         raise TypeError(f"{name}: got dtype {array.dtype.name}, expected {expected.dtype}")
 
 
@@ -136,8 +136,11 @@ def plan(
     algorithm: str = "auto",
     precision: str = "default",
     workspace_limit: int | None = None,
+    prepared: bool = False,
 ) -> Plan:
     """Ask every algorithm of `backend` and keep the cheapest that accepts (the first among equals).
+
+    With `prepared`, weights are packed once and used often, which costs nothing in the estimates.
 
     Raises
     ------
@@ -146,8 +149,10 @@ def plan(
     Unsupported
         If every algorithm declines; the message holds each one's reason.
     """
-    planners = get(backend).PLANNERS[op]
+    planners = get(backend).PLANNERS.get(op, ())
     names = [planner.__name__ for planner in planners]
+    if not names:
+        raise Unsupported(f"backend {backend!r} has no algorithm for {op}")
     if algorithm != "auto" and algorithm not in names:
         raise ValueError(
             f"algorithm: got {algorithm!r}, expected one of {', '.join(['auto', *names])} "
@@ -159,6 +164,8 @@ def plan(
         if algorithm in ("auto", planner.__name__):
             try:
                 run = planner(spec, precision, workspace_limit)
+                if prepared and run.prepared is not None:
+                    run = run.prepared
                 _check_transform(run, spec, algorithm, precision)
                 runs[planner.__name__] = run
             except Unsupported as refusal:

@@ -14,7 +14,8 @@ import re
 from collections import Counter
 from collections.abc import Callable, Container, Iterator
 from dataclasses import dataclass, replace
-from typing import NamedTuple, TypeVar
+from functools import lru_cache
+from typing import Any, NamedTuple, TypeVar
 
 __all__ = [
     "DTYPES",
@@ -39,6 +40,9 @@ POOL_MODES = ("max", "avg", "lp")
 
 # A longer step leaves one window anyway, and in bytes it would pass what kernels count in.
 MAX_STEP = 2**31 - 1
+
+# Problems whose shapes are remembered: every call asks for them several times, at 12 us each.
+SHAPES = 4096
 
 # The largest array anybody can hold: byte offsets are signed 64-bit in NumPy and in every kernel.
 MAX_BYTES = 2**63 - 1
@@ -91,6 +95,13 @@ DTYPES: dict[str, DType] = {
     "uint64": DType("u64", 8, "u", "uint64", "uint64", "float64"),
 }
 _BY_SHORT = {row.short: name for name, row in DTYPES.items()}
+
+
+@lru_cache(maxsize=256)
+def type_name(dtype: Any) -> str:
+    """``dtype.name``, which NumPy puts together anew each time it is asked: 2 us, several times a call."""
+    name: str = dtype.name
+    return name
 
 
 class Shape(NamedTuple):
@@ -306,6 +317,7 @@ class ConvSpec:
         """Bytes of the textbook column matrix for the whole batch, in the accumulation type."""
         return math.prod(self.columns_shape) * DTYPES[DTYPES[self.dtype].accumulate].itemsize
 
+    @lru_cache(maxsize=SHAPES)  # noqa: B019 - specs are small, and their number is bounded
     def shapes(self, op: Op) -> tuple[Shape, ...]:
         """Operands of `op` in call order, the result last (an optional bias is not listed)."""
         grad_dtype = self.dtype
@@ -538,6 +550,7 @@ class PoolSpec:
         starts = range(-before, self.out_size[axis] * self.stride[axis] - before, self.stride[axis])
         return tuple(min(start + self.kernel_extent[axis], end) - start for start in starts)
 
+    @lru_cache(maxsize=SHAPES)  # noqa: B019 - specs are small, and their number is bounded
     def shapes(self, op: Op) -> tuple[Shape, ...]:
         """Operands of `op` in call order, the result last."""
         x = Shape("input", self.input_shape, self.dtype)

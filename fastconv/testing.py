@@ -293,7 +293,10 @@ def assert_agrees(plan: Plan, kind: str = "integers", seed: int = 0) -> None:
 
 
 def plans(spec: Spec, op: Op, backend: str) -> Iterator[Plan | Unsupported]:
-    """One plan for each algorithm of `backend` that takes the problem; if none does, the refusal."""
+    """One plan for each algorithm of `backend` that takes the problem; if none does, the refusal.
+
+    Nothing for an op that the backend does not know.
+    """
     refusals = []
     names = algorithms(backend, op)
     for name in names:
@@ -301,7 +304,7 @@ def plans(spec: Spec, op: Op, backend: str) -> Iterator[Plan | Unsupported]:
             yield plan(spec, op, backend, name)
         except Unsupported as refusal:
             refusals.append(refusal)
-    if len(refusals) == len(names):
+    if refusals and len(refusals) == len(names):
         yield refusals[0]
 
 

@@ -73,6 +73,8 @@ class Run:
         ``weight -> packed``, applied once by a prepared call; `call` receives the packed weight.
     packing : hashable
         Names the format `pack` makes: runs with equal `packing` can share packed weights.
+    prepared : Run or None
+        What runs instead where weights are packed once and used often; None where that changes nothing.
     """
 
     call: Callable[..., None]
@@ -85,6 +87,7 @@ class Run:
     finite_only: bool = False
     pack: Callable[[Any], Any] | None = None
     packing: Hashable = None
+    prepared: Run | None = None
 
 
 def algorithm(name: str) -> Callable[[T], T]:
@@ -120,9 +123,9 @@ class _Row(NamedTuple):
     missing: str = ""
 
 
-# Order matters: "auto" takes the first available row that owns the arrays it was given.
+# Order matters: "auto" takes the first available row that owns the arrays it was given and knows the op.
 _BACKENDS = {
-    "numba": _Row(None, "numpy", "the Numba engine is not part of this version of fastconv yet"),
+    "numba": _Row("fastconv.backends.numba", "numpy"),
     "cupy": _Row(None, "cupy", "the CuPy engine is not part of this version of fastconv yet"),
     "im2col": _Row("fastconv.backends.im2col", "numpy"),
     "naive": _Row("fastconv.backends.naive", "numpy"),
@@ -155,10 +158,10 @@ def check(name: object, argument: str = "backend") -> None:
         raise BackendUnavailable(f"{argument}: {name!r} is not available: {why}")
 
 
-def default_for(arrays: str) -> str:
-    """The backend that "auto" means for arrays of this kind."""
+def default_for(arrays: str, op: Op) -> str:
+    """The backend that "auto" means for `op` on arrays of this kind."""
     for name, row in _BACKENDS.items():
-        if row.arrays == arrays and reason(name) is None:
+        if row.arrays == arrays and reason(name) is None and algorithms(name, op):
             return name
     whys = [f"{name}: {reason(name)}" for name, row in _BACKENDS.items() if row.arrays == arrays]
     raise BackendUnavailable(f"no backend can take {arrays} arrays here ({'; '.join(whys)})")
@@ -178,5 +181,5 @@ def get(name: str) -> Backend:
 
 
 def algorithms(name: str, op: Op) -> tuple[str, ...]:
-    """Names of backend `name`'s algorithms for `op`, best first."""
-    return tuple(planner.__name__ for planner in get(name).PLANNERS[op])
+    """Names of backend `name`'s algorithms for `op`, best first; none where it does not know the op."""
+    return tuple(planner.__name__ for planner in get(name).PLANNERS.get(op, ()))

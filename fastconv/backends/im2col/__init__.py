@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 
 from fastconv.backends import Planner
-from fastconv.backends.im2col import fft, gemm, pooling
+from fastconv.backends.fft import fft
+from fastconv.backends.im2col import gemm, pooling
 from fastconv.spec import Op
 
 
@@ -21,7 +22,7 @@ def empty(shape: tuple[int, ...], dtype: str) -> Any:
 
 
 PLANNERS: dict[Op, tuple[Planner, ...]] = {
-    Op.CONV: (gemm.pointwise, gemm.im2col, fft.fft),
+    Op.CONV: (gemm.pointwise, gemm.im2col, fft),
     Op.CONV_INPUT_GRAD: (gemm.input_grad,),
     Op.CONV_WEIGHT_GRAD: (gemm.weight_grad,),
     Op.UNFOLD: (gemm.unfold,),

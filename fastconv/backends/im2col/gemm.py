@@ -19,10 +19,9 @@ from typing import Any
 
 import numpy as np
 
-from fastconv.backends import Run, Unsupported, algorithm
-from fastconv.backends.im2col import blocks
-from fastconv.backends.im2col.blocks import Block, Part
-from fastconv.backends.im2col.threads import Scratch, each, in_order
+from fastconv.backends import Run, Unsupported, algorithm, blocks
+from fastconv.backends.blocks import COPY_BYTES, Block, Gemm, Part, Scratch, pack
+from fastconv.backends.im2col.threads import each, in_order
 from fastconv.spec import DTYPES, ConvSpec, Op
 
 Array = Any
@@ -30,44 +29,6 @@ Array = Any
 # Columns of one block, which one thread makes and uses. Speed is flat from 0.5 to 8 MB (within 5 % on eight
 # layers of three networks, benchmarks/test_blocks.py), so the block stays about the size of a core's L2.
 TARGET_BYTES = 1 << 20
-
-# The reference machine, for estimates only: float32 GEMM, copying into columns, and the calls of one block.
-# Fitted on 15 problems from 3x3 on a photograph to 1001 taps in 1-D: the choice between im2col and fft is
-# right, or costs at most 1.4x.
-GEMM_FLOPS = 1.5e11
-COPY_BYTES = 1.4e10
-BLOCK_SECONDS = 2.5e-5
-
-
-class Gemm:
-    """The matrix product one convolution is: its sizes for each group, and its types."""
-
-    def __init__(self, spec: ConvSpec) -> None:
-        row = DTYPES[spec.dtype]
-        self.taps = math.prod(spec.kernel_size)
-        self.g = spec.groups
-        self.c, self.o = spec.in_channels // self.g, spec.out_channels // self.g
-        self.k = self.c * self.taps
-        self.dtype = row.accumulate
-        self.itemsize = DTYPES[row.accumulate].itemsize
-        self.stored = row.itemsize
-        # Whether operands, or the result, are already of the type BLAS works in.
-        self.same_in, self.same_out = spec.dtype == self.dtype, spec.out_dtype == self.dtype
-        self.packed = 0 if self.same_in else math.prod(spec.weight_shape) * self.itemsize
-
-    def columns(self, block: Block) -> int:
-        """Bytes of one block's columns."""
-        return self.g * self.k * block.positions * self.itemsize
-
-    def pixels(self, spec: ConvSpec, block: Block) -> int:
-        """Bytes of one block of the output, in the accumulation type."""
-        return spec.out_channels * block.positions * self.itemsize
-
-    def seconds(self, spec: ConvSpec, op: Op, block: Block, copies: int) -> float:
-        """Estimate: arithmetic at BLAS's rate, `copies` bytes into or out of columns, calls for each block."""
-        rate = GEMM_FLOPS if self.dtype == "float32" else GEMM_FLOPS / 2 if self.dtype == "float64" else 1e9
-        overhead = blocks.count(spec, block) * BLOCK_SECONDS
-        return spec.flops(op) / rate + copies / COPY_BYTES + overhead
 
 
 def _is_flat(spec: ConvSpec, block: Block) -> bool:
@@ -101,11 +62,6 @@ def pixels_of(spec: ConvSpec, s: Gemm, dy: Array, part: Part, block: Block, scra
     copy = scratch.take((pixels.shape[1], pixels.shape[0], *pixels.shape[2:]), s.dtype)
     np.copyto(copy, pixels.swapaxes(0, 1))
     return copy.reshape(s.g, s.o, -1)
-
-
-def pack(s: Gemm, weight: Array) -> Array:
-    """The weight as (groups, O, K) in the accumulation type, a view where it already is."""
-    return np.ascontiguousarray(weight.reshape(s.g, s.o, s.k), dtype=s.dtype)
 
 
 def _note(spec: ConvSpec, block: Block) -> str:

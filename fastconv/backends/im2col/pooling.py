@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from fastconv.backends import Run, Unsupported, algorithm
-from fastconv.backends.im2col.blocks import BUFFERED
+from fastconv.backends.blocks import BUFFERED
 from fastconv.spec import DTYPES, Op, PoolSpec
 
 Array = Any

@@ -8,7 +8,6 @@ multiplies). Each thread has its own scratch, made once for all its blocks.
 
 from __future__ import annotations
 
-import math
 import os
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -19,37 +18,10 @@ from functools import cache
 from itertools import islice
 from typing import Any, TypeVar
 
-import numpy as np
-
+from fastconv.backends.blocks import Scratch
 from fastconv.threads import get_num_threads
 
 T = TypeVar("T")
-
-
-class Scratch:
-    """One thread's memory for all its blocks, handed out piece by piece and taken back after each block.
-
-    It is allocated at once, before any thread starts, so that a plan's peak does not depend on who runs when.
-    """
-
-    ALIGN = 64  # bytes of a cache line and of the widest vector
-    PIECES = 4  # no kernel takes more, so this much alignment is lost at most
-
-    def __init__(self, nbytes: int) -> None:
-        self._memory = np.empty(nbytes + self.PIECES * self.ALIGN, np.uint8)
-        self.reset()
-
-    def reset(self) -> None:
-        """Take every piece back."""
-        self._used = -self._memory.ctypes.data % self.ALIGN
-
-    def take(self, shape: tuple[int, ...], dtype: Any) -> Any:
-        """An uninitialised array, valid until the next block."""
-        nbytes = math.prod(shape) * np.dtype(dtype).itemsize
-        piece = self._memory[self._used : self._used + nbytes]
-        assert piece.nbytes == nbytes, "a plan predicted less scratch than its kernel takes"
-        self._used += nbytes + -nbytes % self.ALIGN
-        return piece.view(dtype).reshape(shape)
 
 
 _lock = threading.Lock()

@@ -15,8 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from fastconv.backends import Unsupported
-from fastconv.backends.im2col.threads import Scratch
-from fastconv.spec import ConvSpec, Sizes, source
+from fastconv.spec import DTYPES, ConvSpec, Op, Sizes, source
 
 # More threads than this gain nothing: blocks become memory-bound.
 MOST_THREADS = 64
@@ -191,3 +190,73 @@ def windows(spec: ConvSpec, values: Array, window: Window) -> Array:
     block = [o.stop - o.start for o in window]
     shape = (*values.shape[:2], *spec.kernel_size, *block)
     return np.lib.stride_tricks.as_strided(values, shape, (n, c, *taps, *steps))
+
+
+class Scratch:
+    """One thread's memory for all its blocks, handed out piece by piece and taken back after each block.
+
+    It is allocated at once, before any thread starts, so that a plan's peak does not depend on who runs when.
+    """
+
+    ALIGN = 64  # bytes of a cache line and of the widest vector
+    PIECES = 4  # no kernel takes more, so this much alignment is lost at most
+
+    def __init__(self, nbytes: int) -> None:
+        self._memory = np.empty(nbytes + self.PIECES * self.ALIGN, np.uint8)
+        self.reset()
+
+    def reset(self) -> None:
+        """Take every piece back."""
+        self._used = -self._memory.ctypes.data % self.ALIGN
+
+    def take(self, shape: tuple[int, ...], dtype: Any) -> Any:
+        """An uninitialised array, valid until the next block."""
+        nbytes = math.prod(shape) * np.dtype(dtype).itemsize
+        piece = self._memory[self._used : self._used + nbytes]
+        assert piece.nbytes == nbytes, "a plan predicted less scratch than its kernel takes"
+        self._used += nbytes + -nbytes % self.ALIGN
+        return piece.view(dtype).reshape(shape)
+
+
+# The reference machine, for estimates only: float32 GEMM, copying into columns, and the calls of one block.
+# Fitted on 15 problems from 3x3 on a photograph to 1001 taps in 1-D: the choice between im2col and fft is
+# right, or costs at most 1.4x.
+GEMM_FLOPS = 1.5e11
+COPY_BYTES = 1.4e10
+BLOCK_SECONDS = 2.5e-5
+
+
+class Gemm:
+    """The matrix product one convolution is: its sizes for each group, and its types."""
+
+    def __init__(self, spec: ConvSpec) -> None:
+        row = DTYPES[spec.dtype]
+        self.taps = math.prod(spec.kernel_size)
+        self.g = spec.groups
+        self.c, self.o = spec.in_channels // self.g, spec.out_channels // self.g
+        self.k = self.c * self.taps
+        self.dtype = row.accumulate
+        self.itemsize = DTYPES[row.accumulate].itemsize
+        self.stored = row.itemsize
+        # Whether operands, or the result, are already of the type BLAS works in.
+        self.same_in, self.same_out = spec.dtype == self.dtype, spec.out_dtype == self.dtype
+        self.packed = 0 if self.same_in else math.prod(spec.weight_shape) * self.itemsize
+
+    def columns(self, block: Block) -> int:
+        """Bytes of one block's columns."""
+        return self.g * self.k * block.positions * self.itemsize
+
+    def pixels(self, spec: ConvSpec, block: Block) -> int:
+        """Bytes of one block of the output, in the accumulation type."""
+        return spec.out_channels * block.positions * self.itemsize
+
+    def seconds(self, spec: ConvSpec, op: Op, block: Block, copies: int) -> float:
+        """Estimate: arithmetic at BLAS's rate, `copies` bytes into or out of columns, calls for each block."""
+        rate = GEMM_FLOPS if self.dtype == "float32" else GEMM_FLOPS / 2 if self.dtype == "float64" else 1e9
+        overhead = count(spec, block) * BLOCK_SECONDS
+        return spec.flops(op) / rate + copies / COPY_BYTES + overhead
+
+
+def pack(s: Gemm, weight: Array) -> Array:
+    """The weight as (groups, O, K) in the accumulation type, a view where it already is."""
+    return np.ascontiguousarray(weight.reshape(s.g, s.o, s.k), dtype=s.dtype)

@@ -11,11 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from fastconv.backends import Run, Unsupported
-from fastconv.backends.im2col import blocks
-from fastconv.backends.im2col.blocks import Block
-from fastconv.backends.im2col.gemm import COPY_BYTES, Gemm, pack
-from fastconv.backends.im2col.threads import Scratch
+from fastconv.backends import Run, Unsupported, blocks
+from fastconv.backends.blocks import COPY_BYTES, Block, Gemm, Scratch, pack
 from fastconv.spec import DTYPES, ConvSpec
 from fastconv.threads import get_num_threads
 

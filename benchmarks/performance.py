@@ -1,0 +1,445 @@
+"""From results to ``docs/performance.md`` and its pictures: nothing on that page is typed in by hand."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from xml.sax.saxutils import escape
+
+from benchmarks.results import (
+    BATCHES,
+    COUNT,
+    KINDS,
+    OURS,
+    RIVALS,
+    THREADS,
+    Results,
+    Row,
+    floors,
+    kind,
+    mean,
+    percent,
+    times,
+)
+from benchmarks.selection import NETWORKS, layers
+from fastconv.spec import ConvSpec, PoolSpec
+
+PAGE, RATIOS, NETWORK_TIMES = "performance.md", "performance-layers.svg", "performance-networks.svg"
+
+# Okabe and Ito's palette, which colour-blind readers tell apart; shapes say the same again.
+STYLE = """\
+svg { font: 12px system-ui, sans-serif; --paper: #fff; --ink: #1f1f1f; --soft: #6b6b6b; --line: #d9d9d9;
+  --one: #0072b2; --two: #d55e00; --lost: #f4f4f4; --rival: #b3b3b3; }
+@media (prefers-color-scheme: dark) { svg { --paper: #1e2129; --ink: #e6e6e6; --soft: #a3a3a3; --line: #3d414d;
+  --one: #56b4e9; --two: #e69f00; --lost: #2a2e38; --rival: #6d7280; } }
+text { fill: var(--ink); } .soft { fill: var(--soft); } .bold { font-weight: 600; paint-order: stroke;
+  stroke: var(--paper); stroke-width: 3px; } .end { text-anchor: end; }
+.middle { text-anchor: middle; } .paper { fill: var(--paper); } .lost { fill: var(--lost); }
+.line { stroke: var(--line); fill: none; } .even { stroke: var(--ink); fill: none; }
+.one { fill: var(--one); } .two { fill: var(--two); } .rival { fill: var(--rival); }
+.dot { opacity: .72; } .mean { stroke: var(--ink); stroke-width: 2; }"""
+
+# As wide as a phone, so that words keep their size there.
+WIDTH = 400
+
+
+def _svg(height: float, title: str, body: Iterable[str]) -> str:
+    return "\n".join(
+        [
+            f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height:g}" width="{WIDTH}" height="{height:g}" role="img">',
+            f"<title>{escape(title)}</title>",
+            f"<style>{STYLE}</style>",
+            f'<rect class="paper" width="{WIDTH}" height="{height:g}" rx="6"/>',
+            *body,
+            "</svg>\n",
+        ]
+    )
+
+
+def _text(x: float, y: float, words: str, look: str = "") -> str:
+    return f'<text x="{x:g}" y="{y:g}"{look and f" class={look!r}"}>{escape(words)}</text>'.replace("'", '"')
+
+
+def _mark(threads: int, x: float, y: float, words: str) -> str:
+    """A disc for one thread, a diamond for two."""
+    title = f"<title>{escape(words)}</title>"
+    if threads == 1:
+        return f'<circle class="one dot" cx="{x:.1f}" cy="{y:.1f}" r="2.8">{title}</circle>'
+    return f'<path class="two dot" d="M{x:.1f} {y - 3.6:.1f}l3.6 3.6-3.6 3.6-3.6-3.6z">{title}</path>'
+
+
+def _swarm(places: Sequence[float], apart: float) -> list[int]:
+    """How many steps above or below its line each dot stands, so that none hides another."""
+    taken: dict[int, list[float]] = {}
+    steps = [0, *(sign * n for n in range(1, 99) for sign in (1, -1))]
+    found = []
+    for place in places:
+        step = next(s for s in steps if all(abs(place - other) >= apart for other in taken.get(s, ())))
+        taken.setdefault(step, []).append(place)
+        found.append(step)
+    return found
+
+
+def ratios_picture(results: Results) -> str:
+    """Each layer a dot, by kind: how many times as fast as its fastest rival."""
+    rows = results.layers
+    left, right, y = 12.0, WIDTH - 14.0, 62.0
+    low = min([0.8, *(row.ratio() for row in rows)]) / 1.08
+    high = max([2.0, *(row.ratio() for row in rows)]) * 1.08
+    span = math.log(high / low)
+
+    def across(ratio: float) -> float:
+        return left + (right - left) * math.log(ratio / low) / span
+
+    body: list[str] = []
+    for name in KINDS:
+        lanes = []
+        for threads in THREADS:
+            some = [row for row in rows if row.threads == threads and kind(row.spec) == name]
+            some.sort(key=Row.ratio)
+            steps = _swarm([across(row.ratio()) for row in some], 6.2)
+            if some:
+                lanes.append((threads, some, steps))
+        if not lanes:
+            continue
+        body.append(f'<path class="line" d="M0 {y:g}h{WIDTH}"/>')
+        body.append(_text(left, y + 17, name, "bold"))
+        y += 26
+        for threads, some, steps in lanes:
+            up, down = -min([0, *steps]), max([0, *steps])
+            middle = y + 7 + 6 * up
+            average = mean(row.ratio() for row in some) or 1.0
+            for row, step in zip(some, steps, strict=True):
+                said = f"{row.name}, {COUNT[threads]}: {times(row.ratio())} {RIVALS[row.rival]}"
+                body.append(_mark(threads, across(row.ratio()), middle + 6 * step, said))
+            at = across(average)
+            body.append(f'<path class="mean" d="M{at:.1f} {middle - 8:g}v16"/>')
+            y = middle + 6 * down + 9
+            body.append(f"<!-- {COUNT[threads]}: geometric mean {average:.3f} of {len(some)} -->")
+        y += 6
+    height = y + 30
+    ticks = [t for t in (0.25, 0.5, 0.7, 1, 1.5, 2, 3, 5, 10, 20, 50, 100) if low < t < high]
+    grid = [f'<rect class="lost" x="0" y="62" width="{across(1):.1f}" height="{y - 62:g}"/>']
+    for tick in ticks:
+        x, look = across(tick), "even" if tick == 1 else "line"
+        grid.append(f'<path class="{look}" d="M{x:.1f} 62V{y:g}"/>')
+        grid.append(_text(x, y + 16, f"{tick:g}x", "middle"))
+    head = [
+        _text(left, 20, "Times as fast as the fastest rival", "bold"),
+        _mark(1, left + 3, 36, COUNT[1]),
+        _text(left + 11, 40, COUNT[1]),
+        _mark(2, left + 98, 36, COUNT[2]),
+        _text(left + 107, 40, COUNT[2]),
+        f'<path class="mean" d="M{left + 204:g} 29v14"/>',
+        _text(left + 211, 40, "geometric mean"),
+        _text(across(1) + 5, 57, "faster →", "soft"),
+        _text(across(1) - 5, 57, "← slower", "soft end") if across(1) > 64 else "",
+    ]
+    return _svg(height, "Every layer against its fastest rival", [*grid, *body, *head])
+
+
+SHORT = {
+    "prepared": "fastconv, prepared", "unprepared": "fastconv, unprepared", "highest": "fastconv, highest", **RIVALS
+}  # fmt: skip
+NETWORK_WORDS = {
+    "vgg16": "VGG16: convolutions and pools, chained",
+    "resnet50": "ResNet-50: its 53 convolutions",
+}
+
+
+def networks_picture(results: Results) -> str:
+    """Milliseconds of whole networks as bars."""
+    body, y, left = [], 6.0, 142.0
+    for name, words in NETWORK_WORDS.items():
+        rows = sorted((row for row in results.networks if row.name == name), key=lambda row: row.threads)
+        longest = max((t.median for row in rows for t in row.seconds.values()), default=1.0)
+        for row in rows:
+            body.append(_text(12, y + 17, f"{words}, {COUNT[row.threads]}", "bold"))
+            y += 26
+            for way, timing in row.seconds.items():
+                width = (WIDTH - left - 62) * timing.median / longest
+                look = ("one" if row.threads == 1 else "two") if way in OURS else "rival"
+                body.append(_text(left - 6, y + 11, SHORT[way], "end"))
+                body.append(
+                    f'<rect class="{look}" x="{left:g}" y="{y:g}" width="{width:.1f}" height="14" rx="1"/>'
+                )
+                body.append(_text(left + width + 5, y + 11.5, _ms(timing.median)))
+                y += 18
+            y += 8
+    return _svg(y + 4, "Time of whole networks", body)
+
+
+# ---------------------------------------------------------------------------- the page
+
+
+def _ms(seconds: float) -> str:
+    if seconds < 1e-3:
+        return f"{seconds * 1e6:.3g} µs"
+    return f"{seconds * 1e3:.3g} ms" if seconds < 1 else f"{seconds:.3g} s"
+
+
+def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+    lines = [f"| {' | '.join(cells)} |" for cells in rows]
+    return [f"| {' | '.join(head)} |", f"|{'---|' * len(head)}", *lines, ""]
+
+
+def _folded(title: str, lines: Iterable[str]) -> list[str]:
+    return ['<details markdown="1">', f"<summary>{title}</summary>", "", *lines, "</details>", ""]
+
+
+def expected() -> set[tuple[str, int]]:
+    """What a whole run measures."""
+    specs = {str(spec) for batch in BATCHES for name in NETWORKS for spec in layers(name, batch)}
+    return {(name, threads) for name in specs for threads in THREADS}
+
+
+def _summary(results: Results) -> Iterator[str]:
+    rows = results.layers
+    for threads in THREADS:
+        some = [row for row in rows if row.threads == threads]
+        convs = mean(row.ratio() for row in some if isinstance(row.spec, ConvSpec))
+        pools = mean(row.ratio() for row in some if isinstance(row.spec, PoolSpec))
+        said = [f"convolutions are {times(convs)}" if convs else "", f"pools {times(pools)}" if pools else ""]
+        faster = sum(row.ratio() >= 1 for row in some)
+        if some:
+            yield (
+                f"On {COUNT[threads]}, {' and '.join(filter(None, said))} as fast as the fastest of PyTorch NCHW, PyTorch "
+                f"channels_last and ONNX Runtime on the same layer (geometric mean), and {faster} of {len(some)} layers "
+                "are not slower."
+            )
+    missing = len(expected() - {(row.name, row.threads) for row in rows})
+    if missing:
+        yield f"**This run is not complete: {missing} of {len(expected())} measurements are missing.**"
+
+
+def _floor_table(results: Results) -> list[str]:
+    rows = [
+        [floor.label, *("<br>".join(map(str, floor.parts[t])) for t in THREADS)] for floor in floors(results)
+    ]
+    return [
+        '<div class="floors" markdown="1">',
+        "",
+        *_table(["", *(COUNT[t] for t in THREADS)], rows),
+        "</div>",
+        "",
+    ]
+
+
+def _loss_table(rows: Iterable[Row], way: str) -> list[str]:
+    found = sorted(
+        (row for row in rows if way in row.seconds and row.ratio(way) < 1), key=lambda row: row.ratio(way)
+    )
+    lines = [
+        (
+            times(row.ratio(way)) + " ±" * row.is_noise(way), f"`{row.name}`", str(row.threads), RIVALS[row.rival],
+            row.algorithms.get(way, ""),
+        )
+        for row in found
+    ]  # fmt: skip
+    return (
+        _table(("ratio", "layer", "threads", "fastest rival", "algorithm"), lines) if lines else ["None.", ""]
+    )
+
+
+def _losses(results: Results) -> Iterator[str]:
+    rows = results.layers
+    count = {way: sum(way in row.seconds and row.ratio(way) < 1 for row in rows) for way in OURS}
+    total = {way: sum(way in row.seconds for row in rows) for way in OURS}
+    yield (
+        "Every layer that is slower than its fastest rival. ± marks those whose quartiles overlap with the rival's: "
+        "noise could make the difference."
+    )
+    yield ""
+    yield f"Convolutions, prepared: {count['prepared']} of {total['prepared']}."
+    yield ""
+    yield from _loss_table(rows, "prepared")
+    yield f"Pools: {count['pool']} of {total['pool']}."
+    yield ""
+    yield from _loss_table(rows, "pool")
+    for way, words in (
+        ("unprepared", "Convolutions, unprepared"),
+        ("highest", 'Convolutions, precision="highest"'),
+    ):
+        yield from _folded(f"{words}: {count[way]} of {total[way]}", _loss_table(rows, way))
+
+
+def _machine(results: Results) -> list[str]:
+    facts = results.machine
+    packages = ", ".join(f"{name} {version}" for name, version in facts["packages"].items())
+    lines = [
+        ("processor", f"{facts['cpu']}, {facts['cores']} cores, {facts['vectors']}"),
+        ("versions", packages),
+        ("engine", f"`{facts['engine']}` (a digest of its sources)"),
+    ]
+    for threads, rates in sorted(results.limits.items()):
+        lines.append((f"multiply-adds, {COUNT[threads]}", f"{rates['flops'] / 1e9:.0f} GFLOP/s"))
+        lines.append((f"copying, {COUNT[threads]}", f"{rates['bytes'] / 1e9:.1f} GB/s, read and written"))
+    return _table(("", "measured on"), lines)
+
+
+METHOD = """\
+- **Answers first.** Each result, the rivals' too, is compared with a float64 reference before anything is timed. A batch
+  of 16 repeats two images, so that every image is checked.
+- **In turns.** All ways of computing a layer run in one process, each for about 3 ms, then each again, until there are at
+  least five rounds; with two threads each turn waits until the threads of the one before are idle. What is shown is the
+  median over the rounds; ± is half the distance between the quartiles.
+- **Against the fastest.** A ratio is the time of the fastest of the three rivals on that layer over ours.
+- **Weights.** Every convolution adds a bias. *Prepared* packs the weights ahead of the calls, as `fc.prepare_conv2d` does;
+  *unprepared* is `fc.conv2d`; *highest* is prepared with `precision="highest"`, which leaves transforms out. ONNX Runtime
+  holds its weights as constants and packs them ahead; PyTorch's channels-last input and weight are brought to that order
+  before timing. Rivals are the same for all three of our ways.
+- **Layers.** Every distinct convolution and pool of the seven networks in `fastconv/problems.py`, at batch 1 and 16,
+  float32. *All layers* are the convolutions; each pool with a window counts as maximum, maximum with indices, and average.
+- **Large direct layers** are convolutions with at least 64 channels in and out, at least 0.2 GFLOP and an image of at least
+  14x14, with `precision="highest"`. Their limit is the rate of a loop of vector multiply-adds on registers, timed in turns
+  with the layer, on as many threads.
+- **Copy bandwidth** is `np.copyto` moving as many bytes, read and written together, as the pool reads and writes.
+- **Whole networks**, batch 1. VGG16's 13 convolutions and 5 pools are chained: each reads what the one before gave, in the
+  rival's own layout, without activations. ResNet-50's 53 convolutions run in order, each on an input of its own.
+"""
+
+
+def _network_table(results: Results) -> list[str]:
+    rows = []
+    for row in sorted(results.networks, key=lambda row: (row.name != "vgg16", row.threads)):
+        cells = [NETWORK_WORDS[row.name], str(row.threads)]
+        cells += [_ms(row.seconds[way].median) if way in row.seconds else "-" for way in SHORT]
+        rows.append(
+            [
+                *cells,
+                *(
+                    times(row.ratio(way)) if row.rival else "-"
+                    for way in ("prepared", "unprepared", "highest")
+                ),
+            ]
+        )
+    return _table(["", "threads", *SHORT.values(), "ratio, prepared", "unprepared", "highest"], rows)
+
+
+def _details(results: Results) -> Iterator[str]:
+    rows = {(row.name, row.threads): row for row in results.layers}
+    for network in NETWORKS:
+        lines: list[str] = []
+        for batch in BATCHES:
+            for threads in THREADS:
+                names = [str(spec) for spec in layers(network, batch)]
+                found = [rows[name, threads] for name in names if (name, threads) in rows]
+                convs = [row for row in found if isinstance(row.spec, ConvSpec)]
+                pools = [row for row in found if isinstance(row.spec, PoolSpec)]
+                if found:
+                    lines += [f"Batch {batch}, {COUNT[threads]}", ""]
+                if convs:
+                    lines += _conv_table(convs)
+                if pools:
+                    lines += _pool_table(pools)
+        if lines:
+            yield from _folded(f"{network}", lines)
+
+
+def _timed(row: Row, way: str) -> str:
+    timing = row.seconds.get(way)
+    return f"{_ms(timing.median)} ±{100 * timing.spread:.0f} %" if timing else "-"
+
+
+def _conv_table(rows: Iterable[Row]) -> list[str]:
+    lines = [
+        [
+            f"`{row.name}`", row.algorithms["prepared"],
+            *(_timed(row, way) for way in ("prepared", "unprepared", "highest", *RIVALS)),
+            *(times(row.ratio(way)) for way in ("prepared", "unprepared", "highest")), percent(row.share("highest")),
+        ]
+        for row in rows
+    ]  # fmt: skip
+    head = ["convolution", "algorithm", "prepared", "unprepared", "highest", *RIVALS.values()]
+    return _table([*head, "ratio, prepared", "unprepared", "highest", "of peak, highest"], lines)
+
+
+def _pool_table(rows: Iterable[Row]) -> list[str]:
+    lines = [
+        [
+            f"`{row.name}`", row.algorithms["pool"], *(_timed(row, way) for way in ("pool", *RIVALS)), times(row.ratio()),
+            percent(row.share()),
+        ]
+        for row in rows
+    ]  # fmt: skip
+    return _table(["pool", "algorithm", "fastconv", *RIVALS.values(), "ratio", "of copying"], lines)
+
+
+def _refusals(results: Results) -> Iterator[str]:
+    said = Counter((RIVALS[name], why) for row in results.layers for name, why in row.refused.items())
+    errors: dict[str, float] = {}
+    for row in results.layers:
+        for way, error in row.errors.items():
+            errors[way] = max(error, errors.get(way, 0.0))
+    if errors:
+        largest = ", ".join(f"{SHORT.get(way, 'pools')} {error:.1e}" for way, error in errors.items())
+        yield f"Largest difference to float64 found, relative to the layer's largest result: {largest}."
+        yield ""
+    if said:
+        yield "Rivals that a layer was not measured with, and how often:"
+        yield ""
+        yield from (f"- {name}: {why} ({count})" for (name, why), count in sorted(said.items()))
+        yield ""
+
+
+def markdown(results: Results) -> str:
+    """The page."""
+    lines = [
+        "<!-- made from benchmarks/results.json by `python -m benchmarks.rivals --page` -->",
+        "",
+        "# Performance",
+        "",
+        *(line for sentence in _summary(results) for line in (sentence, "")),
+        f"![Every layer of seven networks as a dot: how many times as fast as its fastest rival]({RATIOS}){{ .chart }}",
+        "",
+        "## Floors",
+        "",
+        "What the CPU engine is to reach, and what it does.",
+        "",
+        *_floor_table(results),
+        "## Where it loses",
+        "",
+        *_losses(results),
+        "## Whole networks",
+        "",
+        f"![Time of VGG16's convolutions and pools, and of ResNet-50's convolutions]({NETWORK_TIMES}){{ .chart }}",
+        "",
+        *_folded("The same as a table", _network_table(results)),
+        "## The machine",
+        "",
+        *_machine(results),
+        "## How it was measured",
+        "",
+        METHOD,
+        *_refusals(results),
+        "## Every layer",
+        "",
+        *_details(results),
+        "## To repeat it",
+        "",
+        "```sh",
+        "python -m benchmarks.rivals           # about 12 minutes; --network, --batch and --threads measure a part",
+        "python -m benchmarks.rivals --page    # this page",
+        "```",
+    ]
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def pages(results: Results) -> dict[str, str]:
+    """Every file of the page: its name under docs/, and its text."""
+    return {
+        PAGE: markdown(results),
+        RATIOS: ratios_picture(results),
+        NETWORK_TIMES: networks_picture(results),
+    }
+
+
+def write(results: Results, docs: Path) -> list[Path]:
+    """Write page and pictures into the folder `docs`; return their paths."""
+    written = []
+    for name, text in pages(results).items():
+        written.append(docs / name)
+        written[-1].write_text(text, encoding="utf-8")
+    return written

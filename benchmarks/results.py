@@ -1,0 +1,313 @@
+"""What ``benchmarks.rivals`` has measured, as it lies in the JSON file, and the floors it is held against."""
+
+from __future__ import annotations
+
+import json
+import math
+import statistics
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from fastconv.spec import ConvSpec, PoolSpec, Spec, parse
+
+FORMAT = 1
+BATCHES, THREADS = (1, 16), (1, 2)
+OURS = ("prepared", "unprepared", "highest", "pool")
+RIVALS = {
+    "torch": "PyTorch NCHW",
+    "torch channels_last": "PyTorch channels_last",
+    "onnxruntime": "ONNX Runtime",
+}
+COUNT = {1: "one thread", 2: "two threads"}
+
+
+# ---------------------------------------------------------------------------- results
+
+
+class Timing(NamedTuple):
+    """Lower quartile, median and upper quartile, in seconds."""
+
+    low: float
+    median: float
+    high: float
+
+    @property
+    def spread(self) -> float:
+        """Half the distance between the quartiles, as a part of the median."""
+        return (self.high - self.low) / 2 / self.median
+
+
+@dataclass(frozen=True)
+class Row:
+    """Something measured on some threads: a layer (`spec`) or a whole network (`name`)."""
+
+    name: str
+    threads: int
+    seconds: dict[str, Timing]
+    algorithms: dict[str, str] = field(default_factory=dict)
+    errors: dict[str, float] = field(default_factory=dict)
+    refused: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def spec(self) -> Spec:
+        """The layer's problem."""
+        return parse(self.name)
+
+    @property
+    def own(self) -> str:
+        """The way that a layer's first number is about."""
+        return "pool" if "pool" in self.seconds else "prepared"
+
+    @property
+    def rival(self) -> str:
+        """The fastest rival; empty if none takes part."""
+        return min((n for n in RIVALS if n in self.seconds), key=lambda n: self.seconds[n].median, default="")
+
+    def ratio(self, way: str = "") -> float:
+        """How many times as fast as the fastest rival one of our ways is."""
+        return self.seconds[self.rival].median / self.seconds[way or self.own].median
+
+    def share(self, way: str = "") -> float:
+        """The part of the machine's limit (multiply-adds, or copied bytes) that one of our ways reaches."""
+        return self.seconds["limit"].median / self.seconds[way or self.own].median
+
+    def is_noise(self, way: str = "") -> bool:
+        """Whether the quartiles of ours and the rival's overlap."""
+        mine, other = self.seconds[way or self.own], self.seconds[self.rival]
+        return mine.low <= other.high and other.low <= mine.high
+
+
+class Results:
+    """What a file holds: the machine, and one record for each layer or network and number of threads."""
+
+    def __init__(self, machine: dict[str, Any]) -> None:
+        self.machine = machine
+        self.limits: dict[int, dict[str, float]] = {}
+        self._layers: dict[tuple[str, int], dict[str, Any]] = {}
+        self._networks: dict[tuple[str, int], dict[str, Any]] = {}
+
+    def set_limits(self, threads: int, rates: dict[str, float]) -> None:
+        """Keep the best rates that were ever seen: they are limits."""
+        before = self.limits.get(threads, {})
+        self.limits[threads] = {name: max(rate, before.get(name, 0.0)) for name, rate in rates.items()}
+
+    def set_layer(self, record: dict[str, Any]) -> None:
+        """Add a layer's record, or put it in the place of an earlier one."""
+        self._layers[record["problem"], record["threads"]] = record
+
+    def set_network(self, record: dict[str, Any]) -> None:
+        """Add a network's record, or put it in the place of an earlier one."""
+        self._networks[record["network"], record["threads"]] = record
+
+    @property
+    def layers(self) -> list[Row]:
+        """Every layer's row that a rival took part in, in the order of their names."""
+        rows = [_row(record["problem"], record) for _, record in sorted(self._layers.items())]
+        return [row for row in rows if row.rival]
+
+    @property
+    def networks(self) -> list[Row]:
+        """Every whole network's row."""
+        return [_row(record["network"], record) for _, record in sorted(self._networks.items())]
+
+    def as_json(self) -> str:
+        """JSON with one record a line, in the order of their names."""
+        lines = [f'{{"format": {FORMAT},', f'"machine": {json.dumps(self.machine)},']
+        lines.append(f'"limits": {json.dumps(dict(sorted(self.limits.items())))},')
+        for name, table in (("layers", self._layers), ("networks", self._networks)):
+            records = ",\n".join(json.dumps(table[key], separators=(",", ":")) for key in sorted(table))
+            lines.append(f'"{name}": [\n{records}\n]' + ("," if name == "layers" else "}"))
+        return "\n".join(lines) + "\n"
+
+
+def _row(name: str, record: dict[str, Any]) -> Row:
+    seconds = {way: Timing(*values) for way, values in record["seconds"].items()}
+    parts = {key: record.get(key, {}) for key in ("algorithms", "errors", "refused")}
+    return Row(name, record["threads"], seconds, **parts)
+
+
+def read(path: Path) -> Results:
+    """Results from the file that a run wrote.
+
+    Raises
+    ------
+    ValueError
+        If it is of another format.
+    """
+    data = json.loads(path.read_text(encoding="utf-8"))
+    if data["format"] != FORMAT:
+        raise ValueError(f"{path.name}: got format {data['format']}, expected {FORMAT}; measure anew")
+    results = Results(data["machine"])
+    for threads, rates in data["limits"].items():
+        results.set_limits(int(threads), rates)
+    for record in data["layers"]:
+        results.set_layer(record)
+    for record in data["networks"]:
+        results.set_network(record)
+    return results
+
+
+# ---------------------------------------------------------------------------- kinds of layers
+
+
+def kind(spec: Spec) -> str:
+    """The group a layer is shown in."""
+    if isinstance(spec, PoolSpec):
+        if spec.mode == "max":
+            return "max pools with indices" if spec.indices else "max pools"
+        return "average pools"
+    if spec.groups > 1:
+        return "depthwise"
+    if is_wide_3x3(spec):
+        return "3x3, ≥ 64 channels"
+    largest = max(spec.kernel_size)
+    return "1x1" if largest == 1 else "other 3x3" if largest == 3 else "5x5 and larger"
+
+
+KINDS = (
+    "3x3, ≥ 64 channels", "other 3x3", "1x1", "5x5 and larger", "depthwise",
+    "max pools", "max pools with indices", "average pools",
+)  # fmt: skip
+
+
+def is_wide_3x3(spec: Spec) -> bool:
+    """A dense 3x3 convolution at stride 1 from and to at least 64 channels."""
+    return (
+        isinstance(spec, ConvSpec)
+        and (set(spec.kernel_size), set(spec.stride), set(spec.dilation)) == ({3}, {1}, {1})
+        and spec.groups == 1
+        and min(spec.in_channels, spec.out_channels) >= 64
+    )
+
+
+def is_large(spec: Spec) -> bool:
+    """A dense convolution that has enough to do for its rate to be that of its arithmetic."""
+    return (
+        isinstance(spec, ConvSpec)
+        and spec.groups == 1
+        and min(spec.in_channels, spec.out_channels) >= 64
+        and spec.flops() >= 0.2e9
+        and min(spec.in_size) >= 14
+    )
+
+
+# ---------------------------------------------------------------------------- floors
+
+
+def times(ratio: float) -> str:
+    """A ratio as it is shown: rounded down, so that what is short never looks met."""
+    return f"{math.floor(ratio * 100 + 1e-9) / 100:.2f}x"
+
+
+def percent(share: float) -> str:
+    """A share as it is shown, rounded down."""
+    return f"{math.floor(share * 1000 + 1e-9) / 10:.1f} %"
+
+
+class Part(NamedTuple):
+    """One floor: what it is about, the number it asks for, the number measured (None: nothing was)."""
+
+    about: str
+    floor: float
+    value: float | None
+    unit: str = "x"
+    remark: str = ""
+
+    @property
+    def met(self) -> bool | None:
+        """Whether the number is as large as it must be; None if there is none."""
+        return None if self.value is None else self.value >= self.floor
+
+    def __str__(self) -> str:
+        asked = f"≥ {self.floor * 100:g} %" if self.unit == "%" else f"≥ {self.floor:g}x"
+        if self.value is None:
+            return f"{asked} {self.about}: not measured"
+        shown = percent if self.unit == "%" else times
+        verdict = "met" if self.met else "short"
+        remark = f" ({self.remark})" if self.remark else ""
+        return f"{asked} {self.about}: **{shown(self.value)}, {verdict}**{remark}"
+
+
+class Floor(NamedTuple):
+    """A row of the table: a label, and its parts for each number of threads."""
+
+    label: str
+    parts: dict[int, list[Part]]
+
+
+def mean(values: Iterable[float]) -> float | None:
+    """The geometric mean; None of nothing."""
+    found = list(values)
+    return statistics.geometric_mean(found) if found else None
+
+
+def floors(results: Results) -> list[Floor]:
+    """What the engine is to reach, and what it does."""
+    rows, networks = results.layers, results.networks
+    convs = {t: [r for r in rows if r.threads == t and isinstance(r.spec, ConvSpec)] for t in THREADS}
+    pools = {t: [r for r in rows if r.threads == t and isinstance(r.spec, PoolSpec)] for t in THREADS}
+    wide = {t: [r for r in convs[t] if is_wide_3x3(r.spec)] for t in THREADS}
+    large = {t: [r for r in convs[t] if is_large(r.spec)] for t in THREADS}
+    stack = {t: [r for r in networks if r.threads == t and r.name == "vgg16" and r.rival] for t in THREADS}
+
+    def ways(of: list[Row], prepared: float, unprepared: float) -> list[Part]:
+        return [
+            Part("the fastest rival, prepared", prepared, mean(r.ratio("prepared") for r in of)),
+            Part("unprepared", unprepared, mean(r.ratio("unprepared") for r in of)),
+        ]
+
+    def worst(of: list[Row], floor: float) -> list[Part]:
+        row = min(of, key=Row.ratio, default=None)
+        return [Part("prepared", floor, row.ratio() if row else None, remark=f"`{row.name}`" if row else "")]
+
+    def highest(of: list[Row], floor: float) -> list[Part]:
+        least = min((r.ratio("highest") for r in of), default=0.0)
+        return [
+            Part(
+                "the fastest rival",
+                floor,
+                mean(r.ratio("highest") for r in of),
+                remark=f"worst {times(least)}",
+            )
+        ]
+
+    def peak(of: list[Row], floor: float) -> list[Part]:
+        least = min((r.share("highest") for r in of), default=0.0)
+        value = mean(r.share("highest") for r in of)
+        return [Part("of the peak", floor, value, "%", f"{len(of)} layers, worst {percent(least)}")]
+
+    def pooling(of: list[Row], floor: float, copied: float | None) -> list[Part]:
+        made = []
+        for name in KINDS[-3:]:
+            some = [r for r in of if kind(r.spec) == name]
+            made.append(Part(f"the fastest rival, {name}", floor, mean(r.ratio() for r in some)))
+            if copied is not None:
+                made.append(Part(f"of copy bandwidth, {name}", copied, mean(r.share() for r in some), "%"))
+        return made
+
+    def end_to_end(of: list[Row], floor: float) -> list[Part]:
+        return [Part("the fastest rival, prepared", floor, of[0].ratio() if of else None)]
+
+    return [
+        Floor(
+            "3x3 stride-1 layers with ≥ 64 channels, geometric mean",
+            {t: ways(wide[t], 1.7, 1.5) for t in THREADS},
+        ),
+        Floor("all layers, geometric mean", {t: ways(convs[t], 1.4, 1.25) for t in THREADS}),
+        Floor("the worst layer", {t: worst(convs[t], {1: 0.85, 2: 0.8}[t]) for t in THREADS}),
+        Floor(
+            '`precision="highest"`, all layers, geometric mean',
+            {t: highest(convs[t], {1: 0.95, 2: 0.9}[t]) for t in THREADS},
+        ),
+        Floor(
+            "large direct layers, share of the measured FMA peak",
+            {t: peak(large[t], {1: 0.9, 2: 0.85}[t]) for t in THREADS},
+        ),
+        Floor(
+            "pooling (max with and without indices, average)",
+            {1: pooling(pools[1], 1.5, 0.7), 2: pooling(pools[2], 1.3, None)},
+        ),
+        Floor("VGG16 stack, end to end", {t: end_to_end(stack[t], 1.7) for t in THREADS}),
+    ]

@@ -1,0 +1,58 @@
+"""The cost model: what each part of an algorithm takes on the reference machine, in seconds.
+
+Only comparisons between algorithms (and between ways of cutting one) count. The number of threads is not in it:
+it would change which algorithm runs, and with it the bits of the result.
+"""
+
+from __future__ import annotations
+
+from fastconv.backends.numba.kernels.simd import host
+from fastconv.backends.numba.kernels.tile import VECTORS, scalars
+from fastconv.spec import DTYPES
+
+# One core of the reference machine, Zen 5 at 4.3 GHz: two FMAs of 64 bytes in a cycle, 275 GF/s of float32.
+CYCLE = 1 / 4.3e9
+FMAS = 2
+
+# The cycles of a multiply-add as a multiple of a float's: 32- and 64-bit multiplications are not fused.
+SLOWER = {"float32": 1.0, "float64": 1.0, "int32": 2.0, "int64": 3.0}
+
+# A tile of one or two vectors loads as many weights as one of three.
+NARROW = (0.0, 1.25, 1.04, 1.01)
+
+# Starting a tile and storing its results; starting a task; one vector or one row copied into a slab.
+TILE_CYCLES = 60
+TASK_SECONDS = 0.5e-6
+COPY_CYCLES = 5
+ROW_CYCLES = 12
+
+# Reading channels that lie a multiple of 4096 bytes apart, which fall on the same lines of the L1 cache.
+SAME_LINES = 1.5
+
+# Reading from memory or the shared cache, one core.
+BYTES = 3e10
+
+# The part of that which arithmetic does not hide.
+EXPOSED = 0.6
+
+# What a call costs before its first task and after its last, in Python.
+CALL_SECONDS = 5e-6
+
+
+def lanes(dtype: str) -> int:
+    """Elements of one of the host's vectors."""
+    return host().width // DTYPES[dtype].itemsize
+
+
+def tiles(dtype: str, vectors: int, o: int, K: int) -> float:
+    """`vectors` vectors of output positions, for `o` output channels, each a sum of K products."""
+    NS = scalars(host())
+    full, rest = divmod(vectors, VECTORS)
+    step = NS / FMAS * (full * VECTORS * NARROW[VECTORS] + rest * NARROW[rest]) * SLOWER[dtype]
+    cycles = K * step + (full + (rest > 0)) * TILE_CYCLES
+    return -(-o // NS) * cycles * CYCLE
+
+
+def traffic(nbytes: float) -> float:
+    """What a task reads for the first time, beside its arithmetic."""
+    return EXPOSED * nbytes / BYTES

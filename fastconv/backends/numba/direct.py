@@ -1,0 +1,552 @@
+"""Direct convolution, planned: what a task computes, what it copies, and the tables the kernels read."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from functools import cache
+from typing import NamedTuple
+
+import numpy as np
+
+from fastconv.backends import Run, Unsupported
+from fastconv.backends.numba import cost, jit
+from fastconv.backends.numba.kernels import direct as kernels
+from fastconv.backends.numba.kernels.simd import host
+from fastconv.backends.numba.kernels.tile import SLOT, VECTORS, scalars
+from fastconv.backends.numba.operands import ALIGNMENT, Array, address, cast_images, contiguous, scratch
+from fastconv.spec import DTYPES, ConvSpec, Sizes, source
+
+FLAT = jit.Kernel(kernels.flat)
+SLAB = jit.Kernel(kernels.slab)
+COPY = jit.Kernel(kernels.copy)
+
+# A box's slab and a block of weights share a core's L2 (1 MB on the reference machine) with the output.
+SLAB_BYTES = 384 << 10
+WEIGHT_BYTES = 320 << 10
+
+# Copied images are used at once and overwritten by the next ones: a share of the last level of the cache.
+COPIED_BYTES = 2 << 20
+
+# Masks are made with the plan and kept with it; an image that needs more of them is copied to a slab instead.
+MASK_BYTES = 256 << 10
+
+# Tasks an image is copied in.
+COPY_TASKS = 8
+
+# Output positions from which packed weights are worth having: below, 0 to 2 % are gained and sums along k lost.
+PACKED_FROM = 600
+
+# The least work of a task: with tasks of 15 us, starting one (0.3 us) does not show.
+TASK_FLOPS = 4e6
+
+Triple = tuple[int, int, int]
+
+
+def lift(values: Sizes, fill: int) -> Triple:
+    """One entry for each of three axes: a missing depth or height is `fill`."""
+    d, h, w = (fill,) * (3 - len(values)) + tuple(values)
+    return d, h, w
+
+
+class Geometry(NamedTuple):
+    """A convolution lifted to three axes."""
+
+    size: Triple
+    out: Triple
+    kernel: Triple
+    stride: Triple
+    dilation: Triple
+    before: Triple
+    after: Triple
+    c: int
+    o: int
+
+    @property
+    def taps(self) -> int:
+        """Elements of a kernel's window."""
+        return math.prod(self.kernel)
+
+    @property
+    def K(self) -> int:  # noqa: N802 - the field's letter
+        """Products of a sum."""
+        return self.c * self.taps
+
+    @property
+    def is_pointwise(self) -> bool:
+        """Whether each output position reads the input at the same position and nothing else."""
+        return self.taps == 1 and self.stride == (1, 1, 1) and not any(self.before + self.after)
+
+    def phases(self, axis: int) -> list[int]:
+        """Which of an axis's `stride` phases any tap reads."""
+        return sorted({k * self.dilation[axis] % self.stride[axis] for k in range(self.kernel[axis])})
+
+    def reach(self, axis: int) -> int:
+        """How many positions of a phase a box reads beyond its own."""
+        return (self.kernel[axis] - 1) * self.dilation[axis] // self.stride[axis]
+
+    def slab(self, box: Triple) -> tuple[int, ...]:
+        """Shape of what a box reads of one channel: the phases of each axis, then its positions.
+
+        Phases lie outside, so that rows of one phase are neighbours and vectors can run on from one to the next.
+        """
+        return (
+            *(len(self.phases(axis)) for axis in range(3)),
+            *(box[axis] + self.reach(axis) for axis in range(3)),
+        )
+
+
+def geometry(spec: ConvSpec) -> Geometry:
+    """`spec` on three axes."""
+    return Geometry(
+        size=lift(spec.in_size, 1),
+        out=lift(spec.out_size, 1),
+        kernel=lift(spec.kernel_size, 1),
+        stride=lift(spec.stride, 1),
+        dilation=lift(spec.dilation, 1),
+        before=lift(tuple(before for before, _ in spec.padding), 0),
+        after=lift(tuple(after for _, after in spec.padding), 0),
+        c=spec.in_channels // spec.groups,
+        o=spec.out_channels // spec.groups,
+    )
+
+
+def shares(length: int) -> Iterator[int]:
+    """The different sides of even shares of `length`, largest first."""
+    side = length
+    while side:
+        yield side
+        parts = -(-length // side)
+        side = min(-(-length // (parts + 1)), side - 1)
+
+
+def strides(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Strides in elements of an array in C order."""
+    return tuple(math.prod(shape[axis + 1 :]) for axis in range(len(shape)))
+
+
+def task_seconds(task: float, tasks: int) -> float:
+    """All tasks, and half a one more for which a thread waits at the end.
+
+    So a problem is cut finer until starting tasks costs more than waiting, whatever the number of threads.
+    """
+    return tasks * (task + cost.TASK_SECONDS) + task / 2
+
+
+class Cut(NamedTuple):
+    """How a convolution is cut into tasks."""
+
+    seconds: float
+    positions: tuple[int, ...]  # flat: vectors; slab: a box
+    o_step: int
+    group_step: int
+    copied: int = 0  # images that are copied at a time, before tasks start
+
+
+def fill(template: Array, **values: int) -> None:
+    """Set fields of the kernels' arguments."""
+    for name, value in values.items():
+        template[name] = value
+
+
+def common(spec: ConvSpec, g: Geometry, cut: Cut, *, packed: bool) -> dict[str, int]:
+    """The arguments that both kernels read alike."""
+    NS = scalars(host())
+    plane = math.prod(g.out)
+    rows = -(-g.o // NS) * NS if packed else g.o
+    return {
+        "batch": spec.batch, "o": g.o, "c": g.c, "taps": g.taps, "groups": spec.groups,
+        "y_n": spec.out_channels * plane, "y_c": plane,
+        "w_group": rows * g.K, "w_row": NS * g.K, "w_j": 1 if packed else g.K, "w_k": NS if packed else 1,
+        "o_step": cut.o_step, "o_tasks": -(-g.o // cut.o_step),
+        "group_step": cut.group_step, "group_tasks": -(-spec.groups // cut.group_step),
+    }  # fmt: skip
+
+
+def channel_steps(spec: ConvSpec, g: Geometry, most: int) -> Iterator[tuple[int, int]]:
+    """Output channels and groups of a task: even shares of either, no more than `most` channels at a time."""
+    NS = scalars(host())
+    for blocks in shares(-(-min(g.o, max(most, NS)) // NS)):
+        yield min(blocks * NS, g.o), 1
+    per_group = 2 * spec.batch * g.o * math.prod(g.out) * g.K
+    for step in shares(spec.groups):
+        if step > 1 and step * per_group <= 8 * TASK_FLOPS * max(spec.batch, 1):
+            yield g.o, step
+
+
+def is_flat(spec: ConvSpec, g: Geometry) -> bool:
+    """Whether output positions and what they read lie equally far apart, so that no copy is needed.
+
+    With padding also whether masks cost nothing: where they take vector registers, accumulators are spilled.
+    """
+    rows = g.out[2] == g.size[2] or g.out[:2] == (1, 1)
+    planes = g.out[1] == g.size[1] or g.out[0] == 1
+    offsets = (math.prod(g.size) + 1) * (g.c if g.is_pointwise else 1) < 2**31
+    if g.stride != (1, 1, 1) or spec.padding_mode != "zeros" or not (rows and planes and offsets):
+        return False
+    lanes = cost.lanes(spec.dtype)
+    vectors = -(-math.prod(g.out) // lanes)
+    return needs_no_masks(lanes, g) or (host().masks and 2 * (vectors + VECTORS) * g.taps <= MASK_BYTES)
+
+
+def needs_no_masks(lanes: int, g: Geometry) -> bool:
+    """Whether every vector may be read whole."""
+    return g.is_pointwise and math.prod(g.out) >= lanes
+
+
+def flat_masks(g: Geometry, lanes: int) -> Array:
+    """Which lanes of every vector lie inside the input, for every tap: uint16 (tiles, taps, VECTORS)."""
+    positions = math.prod(g.out)
+    tiles = -(-positions // (lanes * VECTORS))
+    place = np.full(tiles * VECTORS * lanes, False)
+    place[:positions] = True
+    inside = np.ones((g.taps, place.size), bool) & place
+    coordinates = np.unravel_index(np.minimum(np.arange(place.size), positions - 1), g.out)
+    for tap, steps in enumerate(itertools.product(*map(range, g.kernel))):
+        for axis in range(3):
+            at = coordinates[axis] + steps[axis] * g.dilation[axis] - g.before[axis]
+            inside[tap] &= (at >= 0) & (at < g.size[axis])
+    bits = inside.reshape(g.taps, tiles, VECTORS, lanes) @ (1 << np.arange(lanes))
+    return np.ascontiguousarray(bits.transpose(1, 0, 2).astype(np.uint16))
+
+
+def split_positions(g: Geometry, lanes: int, packed: bool) -> tuple[int, int]:
+    """Vectors of a plane, and positions left for sums with vectors along k.
+
+    A tile of one vector takes 5 cycles for each k, a sum along k half a cycle. It wants rows of weights, which
+    packing turns: large planes are packed, and have few positions left.
+    """
+    positions = math.prod(g.out)
+    left = positions % lanes
+    if not packed and needs_no_masks(lanes, g) and 0 < left <= lanes * 3 // 8:
+        return positions // lanes, left
+    return -(-positions // lanes), 0
+
+
+def choose_flat(spec: ConvSpec, g: Geometry, packed: bool) -> Cut:
+    """The cheapest cut into vectors of positions and blocks of channels."""
+    vectors, left = split_positions(g, cost.lanes(spec.dtype), packed)
+    most = WEIGHT_BYTES // (g.K * DTYPES[spec.dtype].itemsize)
+    best = None
+    tiles = -(-vectors // VECTORS)
+    for o_step, group_step in channel_steps(spec, g, most):
+        for side in shares(tiles):
+            v_step = side * VECTORS
+            each = cost.tiles(spec.dtype, min(v_step, vectors), o_step, g.K) * group_step
+            each += left * (0.07 * o_step + 2) * g.K * group_step * cost.CYCLE * v_step / vectors
+            count = -(-vectors // v_step) * -(-g.o // o_step) * -(-spec.groups // group_step) * spec.batch
+            if best is not None and each < TASK_FLOPS / 250e9:
+                break
+            # What a task reads for the first time: its weights, and its part of the input.
+            x_bytes = min(v_step / vectors, 1) * g.c * math.prod(g.size) * DTYPES[spec.dtype].itemsize
+            w_bytes = o_step * g.K * DTYPES[spec.dtype].itemsize
+            each += group_step * cost.traffic(w_bytes + x_bytes)
+            cut = Cut(task_seconds(each, count), (v_step,), o_step, group_step)
+            best = cut if best is None or cut.seconds < best.seconds else best
+    assert best is not None
+    return best
+
+
+class Planned(NamedTuple):
+    """A kernel's arguments but for the addresses of a call, and what stands behind them."""
+
+    arguments: Array
+    tables: tuple[Array, ...]
+    scratch: int  # bytes a worker
+    tasks: int  # of one image
+    seconds: float
+    copied: int  # bytes of images that are copied before
+    images: int  # that are worked on at a time
+
+
+def plan_flat(spec: ConvSpec, packed: bool) -> Planned:
+    """Arguments of the ``flat`` kernel."""
+    g = geometry(spec)
+    cut = choose_flat(spec, g, packed)
+    lanes = cost.lanes(spec.dtype)
+    step_d, step_h, step_w = strides(g.size)
+    plane = math.prod(g.size)
+    if needs_no_masks(lanes, g):  # a matrix product: the channels take the taps' place
+        offsets = np.arange(g.c) * plane
+        masks = np.empty(0, np.uint16)
+        channels, taps, c_step = 1, g.c, 0
+    else:
+        taps_at = (
+            (kd * g.dilation[0] - g.before[0]) * step_d
+            + (kh * g.dilation[1] - g.before[1]) * step_h
+            + (kw * g.dilation[2] - g.before[2]) * step_w
+            for kd, kh, kw in itertools.product(*map(range, g.kernel))
+        )
+        offsets = np.fromiter(taps_at, np.int64)
+        masks = flat_masks(g, lanes)
+        channels, taps, c_step = g.c, g.taps, plane
+    offsets = offsets.astype(np.int32)
+    positions = math.prod(g.out)
+    v_step = cut.positions[0]
+    vectors, left = split_positions(g, lanes, packed)
+    v_tasks = -(-vectors // v_step)
+    nbytes = -(-(128 + left * g.K * DTYPES[spec.dtype].itemsize) // 64) * 64
+    a = np.zeros(1, kernels.ARGUMENTS)
+    fill(a, **common(spec, g, cut, packed=packed))
+    fill(
+        a, c=channels, taps=taps, c_step=c_step, K=g.K,
+        positions=positions, vectors=vectors, left=left, v_step=v_step, v_tasks=v_tasks,
+        x_n=spec.in_channels * plane, x_group=g.c * plane, x_c=plane,
+        scratch_size=nbytes, offsets=address(offsets), masks=address(masks) if masks.size else 0,
+    )  # fmt: skip
+    tasks = v_tasks * int(a["o_tasks"][0] * a["group_tasks"][0])
+    return Planned(a, (offsets, masks), nbytes, tasks, cut.seconds, 0, spec.batch)
+
+
+def slots_bytes(box: Triple, lanes: int) -> int:
+    """Bytes of a box's slots."""
+    return -(-8 * SLOT * box[0] * box[1] * -(-box[2] // lanes) // 64) * 64
+
+
+def slab_channel(g: Geometry, box: Triple, itemsize: int) -> int:
+    """Elements from one channel of a slab to the next.
+
+    Where channels lie a multiple of 4096 bytes apart they meet in the same few lines of the L1 cache: 165 GF/s
+    where 250 are reached.
+    """
+    plane = math.prod(g.slab(box))
+    return plane + (128 // itemsize if near_page(plane * itemsize) else 0)
+
+
+def near_page(nbytes: int) -> bool:
+    """Whether steps of `nbytes` bytes fall on the same lines of the cache again and again."""
+    return nbytes > 2048 and (nbytes + 256) % 4096 < 512
+
+
+def slab_bytes(g: Geometry, box: Triple, channels: int, itemsize: int) -> int:
+    """Bytes of a box's slab, and of the vector that is read beyond its end."""
+    return -(-channels * slab_channel(g, box, itemsize) * itemsize // 64) * 64 + host().width
+
+
+def vectors_of(g: Geometry, box: Triple, lanes: int) -> int:
+    """About how many vectors a box takes; two short rows share one."""
+    d, h, w = box
+    gap = g.slab(box)[-1] - w
+    if gap >= lanes:
+        return d * h * -(-w // lanes)
+    return d * max(-(-(h * (w + gap) - gap) // lanes), -(-h * -(-w // lanes) // 2))
+
+
+def choose_slab(spec: ConvSpec, g: Geometry, limit: int | None) -> Cut:
+    """The cheapest box whose slab stays in a core's cache, and under `limit`; copied by tasks, or before."""
+    itemsize, lanes = DTYPES[spec.dtype].itemsize, cost.lanes(spec.dtype)
+    cuts: list[Cut] = []
+    smallest = slots_bytes((1, 1, 1), lanes) + slab_bytes(g, (1, 1, 1), g.c, itemsize)
+    if limit is not None:
+        limit -= ALIGNMENT
+        if smallest > limit:
+            need = smallest + ALIGNMENT
+            raise Unsupported(f"needs {need} bytes of scratch for one output position", workspace=need)
+
+    def copy_seconds(box: Triple, channels: int) -> float:
+        *rows, length = g.slab(box)
+        row = cost.ROW_CYCLES + -(-length // lanes) * len(g.phases(2)) * cost.COPY_CYCLES
+        return channels * math.prod(rows) / len(g.phases(2)) * row * cost.CYCLE
+
+    image = slab_bytes(g, g.out, spec.in_channels, itemsize)
+    images = max(min(COPIED_BYTES // image, spec.batch), 1)
+    may_copy = image <= 4 * COPIED_BYTES and (limit is None or image + slots_bytes(g.out, lanes) <= limit)
+    if limit is not None and may_copy:
+        images = 1
+    whole = copy_seconds(g.out, spec.in_channels) * spec.batch
+    d_shares, h_shares, w_shares = map(shares, g.out)
+    for box in itertools.product(d_shares, h_shares, w_shares):
+        cut_inner = any(b < n for b, n in zip(box[1:], g.out[1:], strict=True))
+        if (box[0] > 1 and cut_inner) or (box[1] > 1 and box[2] < g.out[2]):
+            continue  # what a box reads twice is least where only the outermost axis is cut
+        slots = slots_bytes(box, lanes)
+        vectors = vectors_of(g, box, lanes)
+        boxes = math.prod(-(-n // b) for n, b in zip(g.out, box, strict=True)) * spec.batch
+        slab = slab_bytes(g, box, g.c, itemsize)
+        allowed = limit is None or slots + slab <= limit
+        own = copy_seconds(box, g.c)
+        for o_step, group_step in channel_steps(spec, g, g.o):
+            work = cost.tiles(spec.dtype, vectors, o_step, g.K) + cost.traffic(o_step * g.K * itemsize)
+            count = boxes * -(-g.o // o_step) * -(-spec.groups // group_step)
+            if may_copy:
+                each = group_step * (work + cost.traffic(slab))
+                seconds = whole + cost.CALL_SECONDS + task_seconds(each, count)
+                cuts.append(Cut(seconds, box, o_step, group_step, images))
+            if allowed and (slab <= SLAB_BYTES or slab == smallest):
+                cuts.append(Cut(task_seconds(group_step * (own + work), count), box, o_step, group_step))
+    # A channel count that fills the cache with one row of positions leaves no choice.
+    one = Cut(math.inf, (1, 1, 1), min(g.o, scalars(host())), 1)
+    return min(cuts, key=lambda cut: cut.seconds, default=one)
+
+
+def source_map(spec: ConvSpec, g: Geometry, axis: int) -> Iterator[int]:
+    """Where each position of the padded axis comes from; -1 is a zero."""
+    mode, size = spec.padding_mode, g.size[axis]
+    for i in range((g.out[axis] + g.reach(axis)) * g.stride[axis]):
+        at = i - g.before[axis]
+        # A box that ends before a phase's last position copies beyond what the taps read.
+        found = source(at, size, mode) if mode == "zeros" or at < size + g.after[axis] else None
+        yield -1 if found is None else found
+
+
+def plan_slab(spec: ConvSpec, limit: int | None, packed: bool) -> Planned:
+    """Arguments of the ``slab`` kernel."""
+    g = geometry(spec)
+    cut = choose_slab(spec, g, limit)
+    box: Triple = cut.positions  # type: ignore[assignment]
+    itemsize, lanes = DTYPES[spec.dtype].itemsize, cost.lanes(spec.dtype)
+    held: Triple = g.out if cut.copied else box
+    phase_d, phase_h, phase_w, pitch_d, pitch_h, pitch_w = strides(g.slab(held))
+    pitch_c = slab_channel(g, held, itemsize)
+    phases = [g.phases(axis) for axis in range(3)]
+    steps = ((phase_d, pitch_d), (phase_h, pitch_h), (phase_w, pitch_w))
+    offsets = np.zeros(g.taps, np.int64)
+    for t, tap in enumerate(itertools.product(*map(range, g.kernel))):
+        for axis in range(3):
+            q, phase = divmod(tap[axis] * g.dilation[axis], g.stride[axis])
+            offsets[t] += phases[axis].index(phase) * steps[axis][0] + q * steps[axis][1]
+    if offsets.max() >= 2**31:
+        raise Unsupported("its window spans 2**31 elements or more")
+    offsets = offsets.astype(np.int32)
+    maps = [list(source_map(spec, g, axis)) for axis in range(3)]
+    all_maps = np.array(list(itertools.chain(*maps)), np.int64)
+    all_phases = np.array(list(itertools.chain(*phases)), np.int64)
+    counts = [-(-n // side) for n, side in zip(g.out, box, strict=True)]
+    slab = 0 if cut.copied else slab_bytes(g, box, g.c, itemsize)
+    nbytes = slab + slots_bytes(box, lanes)
+    copied_n = spec.in_channels * pitch_c
+    plane = math.prod(g.size)
+    x_d, x_h, x_w = strides(g.size)
+    NS = scalars(host())
+    a = np.zeros(1, kernels.ARGUMENTS)
+    fill(a, **common(spec, g, cut, packed=packed))
+    fill(
+        a, scratch_size=nbytes, slots_at=slab, copied_n=copied_n, channels=spec.in_channels,
+        c_tasks=max(min(spec.in_channels, COPY_TASKS), 1), offsets=address(offsets), maps=address(all_maps),
+        phases=address(all_phases),
+        x_n=spec.in_channels * plane, x_group=g.c * plane, x_c=plane, x_d=x_d, x_h=x_h, x_w=x_w,
+        o_block=max(WEIGHT_BYTES // (g.K * itemsize) // NS, 1) * NS,
+        od=g.out[0], oh=g.out[1], ow=g.out[2], box_d=box[0], box_h=box[1], box_w=box[2],
+        boxes_d=counts[0], boxes_h=counts[1], boxes_w=counts[2],
+        size_w=g.size[2], before_w=g.before[2],
+        stride_d=g.stride[0], stride_h=g.stride[1], stride_w=g.stride[2],
+        phases_d=len(phases[0]), phases_h=len(phases[1]), phases_w=len(phases[2]),
+        reach_d=g.reach(0), reach_h=g.reach(1), reach_w=g.reach(2),
+        pitch_d=pitch_d, pitch_h=pitch_h, pitch_c=pitch_c, phase_d=phase_d, phase_h=phase_h, phase_w=phase_w,
+        wanted_w=sum(1 << phase for phase in phases[2]) if g.stride[2] < 64 else 0,
+        map_h=len(maps[0]), map_w=len(maps[0]) + len(maps[1]), borders=spec.padding_mode != "zeros",
+    )  # fmt: skip
+    tasks = math.prod(counts) * int(a["o_tasks"][0] * a["group_tasks"][0])
+    tables = (offsets, all_maps, all_phases)
+    copied = cut.copied * copied_n * itemsize + host().width if cut.copied else 0
+    return Planned(a, tables, nbytes, tasks, cut.seconds, copied, cut.copied or spec.batch)
+
+
+def pack_rows(spec: ConvSpec, weight: Array) -> Array:
+    """Weights as the micro-kernel reads them best: (groups, blocks of NS channels, K, NS), the last filled up."""
+    g, NS = geometry(spec), scalars(host())
+    blocks = -(-g.o // NS)
+    padded = np.zeros((spec.groups, blocks * NS, g.K), weight.dtype)
+    padded[:, : g.o] = weight.reshape(spec.groups, g.o, g.K)
+    return np.ascontiguousarray(padded.reshape(spec.groups, blocks, NS, g.K).swapaxes(2, 3))
+
+
+FIELD = {name: at for at, name in enumerate(kernels.ARGUMENTS.names or ())}
+ADDRESSES = slice(FIELD["x"], FIELD["y"] + 1)
+STRIDES = slice(FIELD["x_n"], FIELD["x_w"] + 1)
+X, Y, SCRATCH, COPIED, BATCH = (FIELD[name] for name in ("x", "y", "scratch", "copied", "batch"))
+
+
+def caller(kernel: jit.Kernel, planned: Planned, spec: ConvSpec) -> Callable[..., None]:
+    """The function that runs a planned kernel; the flat one needs operands in C order."""
+    fields, tables = planned.arguments.view(np.int64), planned.tables
+    channels = spec.in_channels // spec.groups
+    images = max(planned.images, 1)
+    seconds = planned.seconds * images / max(spec.batch, 1)
+    c_tasks = int(planned.arguments["c_tasks"][0])
+
+    def call(x: Array, w: Array, bias: Array | None, y: Array) -> None:
+        a = fields.copy()
+        bias = contiguous(bias)
+        a[ADDRESSES] = address(x), address(w), address(bias), address(y)
+        if not x.flags.c_contiguous:
+            n, c, *rest = (step // x.itemsize for step in x.strides)
+            a[STRIDES] = n, c * channels, c, *lift(tuple(rest), 0)
+        x_step, y_step = x.strides[0] * images, y.strides[0] * images
+        workers = jit.workers(planned.tasks * images)
+        _held, at = scratch(workers * planned.scratch + planned.copied)
+        a[SCRATCH] = at + planned.copied
+        for n in range(0, spec.batch, images):
+            count = min(images, spec.batch - n)
+            a[BATCH] = count
+            if planned.copied:
+                a[COPIED] = at
+                jit.launch(COPY.address(spec.dtype), a, c_tasks * count, workers, 0)
+            jit.launch(kernel.address(spec.dtype), a, planned.tasks * count, workers, seconds)
+            a[X] += x_step
+            a[Y] += y_step
+
+    call.tables = tables  # type: ignore[attr-defined]
+    return call
+
+
+def strided(spec: ConvSpec, limit: int | None, packed: bool = False) -> Callable[..., None]:
+    """The function for an input of any strides, planned when the first one comes."""
+
+    @cache
+    def planned() -> Callable[..., None]:
+        return caller(SLAB, plan_slab(spec, limit, packed), spec)
+
+    return lambda x, w, bias, y: planned()(x, w, bias, y)
+
+
+def run_direct(spec: ConvSpec, limit: int | None, packed: bool) -> Run:
+    """Direct convolution, of weights as they are given or packed."""
+    g = geometry(spec)
+    planned, kernel = None, FLAT
+    if is_flat(spec, g):
+        planned = plan_flat(spec, packed)
+        if limit is not None and (need := planned.scratch + ALIGNMENT) > limit:
+            raise Unsupported(f"needs {need} bytes of scratch", workspace=need)
+    if planned is None or (limit is None and near_page(math.prod(g.size) * DTYPES[spec.dtype].itemsize)):
+        copied = plan_slab(spec, limit, packed)
+        if planned is None or copied.seconds < planned.seconds * cost.SAME_LINES:
+            planned, kernel = copied, SLAB
+    in_order = caller(kernel, planned, spec)
+    other = in_order if kernel is SLAB else strided(spec, limit, packed)
+
+    def call(x: Array, w: Array, bias: Array | None, y: Array) -> None:
+        (in_order if x.flags.c_contiguous else other)(x, w, bias, y)
+
+    at_once = max(planned.tasks * planned.images, 1)
+    if limit is not None:
+        at_once = max(min(at_once, (limit - planned.copied - ALIGNMENT) // planned.scratch), 1)
+    return Run(
+        call=call,
+        seconds=planned.seconds + cost.CALL_SECONDS,
+        workspace=planned.scratch,
+        at_once=at_once,
+        shared=planned.copied + ALIGNMENT,
+        note="reads the input where it lies" if kernel is FLAT else "copies what it reads, padded",
+        pack=(lambda w: pack_rows(spec, w)) if packed else None,
+        packing=("rows", scalars(host()), spec.groups) if packed else None,
+    )
+
+
+@cast_images
+def implicit_gemm(spec: ConvSpec, precision: str, workspace_limit: int | None) -> Run:
+    """Direct convolution of any stride, dilation, groups, padding and rank."""
+    run = run_direct(spec, workspace_limit, packed=False)
+    if math.prod(spec.out_size) < PACKED_FROM:
+        return run
+    return replace(run, prepared=run_direct(spec, workspace_limit, packed=True))
+
+
+@cast_images
+def pointwise(spec: ConvSpec, precision: str, workspace_limit: int | None) -> Run:
+    """A kernel of one element at stride 1: a matrix product over channels, in place."""
+    if not geometry(spec).is_pointwise:
+        raise Unsupported("needs a kernel of 1, stride 1 and no padding")
+    return implicit_gemm(spec, precision, workspace_limit)

@@ -1,0 +1,287 @@
+"""Compiling kernels, keeping the machine code on disk, and running it on threads.
+
+A kernel is a factory: given an element type it returns ``work(worker, arguments)``, plain Numba code that takes
+tasks one after the other until none is left (``next_task``). It is compiled as a C function without arrays in
+its signature, so one compiled variant serves every layout, rank and size, and :func:`launch` starts any of them
+on any number of threads through one compiled loop.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import hashlib
+import importlib
+import os
+import pickle
+import shutil
+import sys
+import threading
+import uuid
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numba
+import numpy as np
+from numba.core import types
+from numba.core.ccallback import CFunc
+from numba.core.compiler import CompileResult
+from numba.core.serialize import dumps
+from numba.misc.appdirs import AppDirs
+
+from fastconv.backends.numba.kernels.simd import call_kernel
+from fastconv.threads import get_num_threads
+
+# IEEE arithmetic as written: no reassociation, so that a result does not depend on the compiler's mood.
+# Division by zero is a float, not an exception, and indices count from zero only: kernels know their ranges.
+OPTIONS: dict[str, Any] = {"nopython": True, "error_model": "numpy", "boundscheck": False}
+
+# A call may be interrupted (Ctrl-C) between shares of the work that take about this long.
+PATIENCE = 0.25
+
+# How many versions of the package keep their machine code on disk (about 2 MB each).
+KEPT_VERSIONS = 3
+
+
+class Kernel:
+    """A kernel for every element type: compiled on first use, found on disk by later processes."""
+
+    def __init__(self, make: Callable[[Any], Callable[[int, int], None]]) -> None:
+        self.__doc__ = make.__doc__
+        self.__name__ = make.__name__
+        self.make = make
+        self._compiled: dict[str, Any] = {}
+
+    def compile(self, dtype: str) -> Any:
+        """The compiled C function ``void(int64 worker, int64 arguments)`` for elements of `dtype`."""
+        with _compiling:
+            if dtype not in self._compiled:
+                work = self.make(getattr(types, dtype))
+                function: Any = CFunc(work, ((types.int64, types.int64), types.void), {}, dict(OPTIONS))
+                function._cache = DiskCache(f"{self.__name__}_{dtype}")
+                function.compile()
+                self._compiled[dtype] = function
+            return self._compiled[dtype]
+
+    def address(self, dtype: str) -> int:
+        """Where the compiled function for elements of `dtype` lies."""
+        compiled = self._compiled.get(dtype) or self.compile(dtype)
+        return int(compiled.address)
+
+
+# Numba's compiler holds one lock for everybody already; this one also guards our table.
+_compiling = threading.RLock()
+
+
+@cache
+def source_stamp() -> str:
+    """A digest of this backend's sources.
+
+    Numba keys its own cache by the file of the outermost function alone: an intrinsic edited elsewhere would
+    leave stale machine code behind.
+    """
+    digest = hashlib.sha256(numba.__version__.encode())
+    for path in sorted(Path(__file__).parent.rglob("*.py")):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def cache_folder() -> Path:
+    """Where machine code is kept: under ``NUMBA_CACHE_DIR`` if that is set, else the user's cache folder."""
+    root = numba.config.CACHE_DIR or AppDirs("fastconv", appauthor=False).user_cache_dir
+    return Path(root) / f"fastconv-{source_stamp()}"
+
+
+class DiskCache:
+    """Machine code of one kernel on disk, one file for each target it was compiled for.
+
+    Nothing that is wrong with the folder may reach the user: what cannot be read counts as missing, what
+    cannot be written is compiled again next time. Files are replaced in one step, so processes can share it,
+    and each begins with a digest of the rest, so half a file is no file.
+    """
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def _path(self, signature: Any, magic: Any) -> Path:
+        key = hashlib.sha256(repr((signature, magic, sys.version_info[:2])).encode()).hexdigest()[:16]
+        return cache_folder() / f"{self.name}-{key}.bin"
+
+    def load_overload(self, signature: Any, target: Any) -> Any:
+        """The compiled result, or None."""
+        target.refresh()
+        path = self._path(signature, target.codegen().magic_tuple())
+        try:
+            data = path.read_bytes()
+            if hashlib.sha256(data[32:]).digest() == data[:32]:
+                return CompileResult._rebuild(target, *pickle.loads(data[32:]))
+        except Exception:  # a missing, foreign or damaged file: whatever it raises, there is a compiler
+            pass
+        _announce()
+        return None
+
+    def save_overload(self, signature: Any, result: Any) -> None:
+        """Keep a compiled result, if the folder lets us."""
+        data = dumps(result._reduce())
+        path = self._path(signature, result.codegen.magic_tuple())
+        passing = path.with_suffix(f".{uuid.uuid4().hex}.tmp")
+        try:
+            if not path.parent.is_dir():
+                path.parent.mkdir(parents=True, exist_ok=True)
+                _forget_old_versions(path.parent)
+            passing.write_bytes(hashlib.sha256(data).digest() + data)
+            passing.replace(path)
+        except OSError:
+            with contextlib.suppress(OSError):
+                passing.unlink()
+
+
+def _forget_old_versions(current: Path) -> None:
+    """Delete the machine code of all but the newest few versions of the package."""
+    folders = [f for f in current.parent.glob("fastconv-*") if f.is_dir() and f != current]
+    for folder in sorted(folders, key=lambda f: f.stat().st_mtime)[: 1 - KEPT_VERSIONS or None]:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+_announced = False
+
+
+def _announce() -> None:
+    """Say once in a process why a first call takes seconds."""
+    global _announced
+    if not _announced:
+        _announced = True
+        sys.stderr.write(
+            "fastconv: compiling CPU kernels for this machine, once (`fastconv warm` does it ahead)\n"
+        )
+
+
+def _jit(signature: Any, **options: Any) -> Callable[[Any], Any]:
+    """numba.njit with our options and our cache."""
+
+    def decorate(function: Any) -> Any:
+        dispatcher = numba.njit(nogil=True, **OPTIONS_NJIT, **options)(function)
+        dispatcher._cache = DiskCache(function.__name__)
+        with _compiling:
+            dispatcher.compile(signature)
+        dispatcher.disable_compile()
+        return dispatcher
+
+    return decorate
+
+
+OPTIONS_NJIT = {name: value for name, value in OPTIONS.items() if name != "nopython"}
+
+
+@cache
+def _load_tbb() -> bool:
+    """Let Numba find TBB, the one threading layer that survives many callers and a fork.
+
+    pip puts ``libtbb`` under ``sys.prefix/lib``, where no loader looks; once loaded it is found by name.
+    """
+    names = {"win32": ["tbb12.dll"], "darwin": ["libtbb.12.dylib"]}.get(sys.platform, ["libtbb.so.12"])
+    folders = [Path(sys.prefix) / "lib", Path(sys.prefix) / "Library" / "bin", None]
+    for folder in folders:
+        for name in names:
+            with contextlib.suppress(OSError):
+                ctypes.CDLL(str(folder / name) if folder else name, mode=ctypes.RTLD_GLOBAL)
+                break
+    try:
+        importlib.import_module("numba.np.ufunc.tbbpool")
+    except ImportError:
+        return False
+    return True
+
+
+@cache
+def _serial() -> Any:
+    @_jit((types.int64, types.int64, types.int64))
+    def serial(kernel, worker, arguments):  # type: ignore[no-untyped-def]
+        call_kernel(kernel, worker, arguments)
+
+    return serial
+
+
+@cache
+def _parallel() -> Any:
+    """The one parallel loop of the backend, or None where Numba has no threading layer that cannot abort."""
+    # A program that runs Numba code of its own chose its layer already; what it chose we cannot vouch for.
+    chosen = numba.config.THREADING_LAYER
+    if not _load_tbb() or chosen not in ("default", "safe", "threadsafe", "forksafe", "tbb"):
+        return None
+    try:
+        if numba.threading_layer() != "tbb":
+            return None
+    except ValueError:  # no layer yet: ours is the first
+        numba.config.THREADING_LAYER = "tbb"
+
+    @_jit((types.int64, types.int64, types.int64), parallel=True)
+    def parallel(kernel, workers, arguments):  # type: ignore[no-untyped-def]
+        for worker in numba.prange(workers):
+            call_kernel(kernel, worker, arguments)
+
+    numba.config.THREADING_LAYER = chosen
+    return parallel
+
+
+_pool: ThreadPoolExecutor | None = None
+
+
+def _after_fork() -> None:
+    """A child has none of its parent's threads."""
+    global _pool, _compiling
+    _pool, _compiling = None, threading.RLock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
+
+
+def _python_threads(kernel: int, workers: int, arguments: int) -> None:
+    """The same loop on Python threads: 45 us to start where TBB takes 3, and safe everywhere."""
+    global _pool
+    with _compiling:
+        if _pool is None:
+            _pool = ThreadPoolExecutor(max(os.cpu_count() or 1, 1), thread_name_prefix="fastconv")
+        pool = _pool
+    others = [pool.submit(_serial(), kernel, worker, arguments) for worker in range(1, workers)]
+    _serial()(kernel, 0, arguments)
+    for other in others:
+        other.result()
+
+
+def workers(at_once: int) -> int:
+    """Threads a call that can use `at_once` may take now.
+
+    Never more than Numba started with: on one CPU, asked for two, TBB waits for a thread that never comes when the
+    process has been forked.
+    """
+    started: int = numba.config.NUMBA_NUM_THREADS
+    return max(min(at_once, get_num_threads(), started), 1)
+
+
+def launch(kernel: int, arguments: np.ndarray[Any, Any], tasks: int, workers: int, seconds: float) -> None:
+    """Run tasks 0 .. `tasks` - 1 of a compiled kernel on `workers` threads.
+
+    Parameters
+    ----------
+    kernel : int
+        ``Kernel.address``.
+    arguments : array of int64
+        What the kernel reads; the first two are the next task and where to stop, and are set here.
+    seconds : float
+        The plan's estimate: long work is done in shares, between which Ctrl-C is heard.
+    """
+    at = arguments.ctypes.data
+    share = max(tasks, 1) if seconds <= 2 * PATIENCE else max(int(tasks * PATIENCE / seconds), 4 * workers)
+    for begin in range(0, tasks, share):
+        arguments[0], arguments[1] = begin, min(begin + share, tasks)
+        if workers == 1:
+            _serial()(kernel, 0, at)
+        elif (parallel := _parallel()) is not None:
+            parallel(kernel, workers, at)
+        else:
+            _python_threads(kernel, workers, at)

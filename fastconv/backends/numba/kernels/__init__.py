@@ -1,0 +1,1 @@
+"""What runs: loops over tasks, and the micro-kernels they call. Nothing here knows of specs or plans."""

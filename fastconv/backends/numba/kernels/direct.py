@@ -1,0 +1,309 @@
+"""Direct convolution: tiles of the micro-kernel over the input itself, or over a padded copy of part of it.
+
+::
+
+    y[n, o, q] = bias[o] + sum_{c, k} w[o, c, k] * x[n, c, q * stride + k * dilation - before]
+
+No column matrix exists. Two ways to bring the terms of a sum to the micro-kernel:
+
+``flat``
+    Stride 1 and an output as wide and high as the input: position q of the output lies at position q of the
+    input, and a tap is an offset from it. Masks stand for the padding, so nothing is copied at all.
+``slab``
+    Anything else. What a box of output positions reads is copied to a *slab*: padded, and for a stride s split
+    into its phases, so that neighbouring output positions always read neighbouring elements. Vectors run on
+    over the ends of padded rows; what lies between two output rows is computed and not written. Either each
+    task copies its own box into its worker's scratch, or ``copy`` has copied whole images before (where many
+    tasks, for different output channels, read the same).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numba import carray, from_dtype, types
+from numba.extending import register_jitable
+
+from .simd import copy_phases, element, host, next_task, pointer
+from .tile import SLOT, VECTORS, dots, scalars, tile
+
+# One struct for plan and kernels. Every field is an int64; addresses are in bytes, strides in elements.
+FIELDS = (
+    "next stop "  # the next task, and where to stop
+    "x w bias y scratch "  # addresses; no bias is 0
+    "offsets masks maps phases "  # addresses of the plan's tables
+    "scratch_size slots_at "  # bytes of a worker's scratch, and where its slots begin
+    "copied copied_n c_tasks channels "  # slab: address of the copied images or 0, elements of one; copy: tasks
+    "x_n x_group x_c x_d x_h x_w "  # strides of the input
+    "y_n y_c "  # strides of the output, whose planes are contiguous
+    "batch o c taps groups "  # images, channels of a group, window elements, groups
+    "w_group w_row w_j w_k "  # strides of the weights: a group, a block of NS rows, a row, a term
+    "o_step o_tasks o_block "  # output channels of a task, tasks along them, channels kept in cache
+    "group_step group_tasks "  # groups of a task, tasks along them
+    "positions vectors v_step v_tasks "  # flat: output positions, vectors in all, of a task, and tasks
+    "left K c_step "  # flat: positions beyond the vectors, products of a sum, a channel's stride
+    "od oh ow "  # slab: output size
+    "box_d box_h box_w boxes_d boxes_h boxes_w "  # a box's sides, and how many there are
+    "size_w before_w "  # length of an input row, and padding before it
+    "stride_d stride_h stride_w "
+    "phases_d phases_h phases_w "  # phases the slab holds along each axis
+    "reach_d reach_h reach_w "  # rows of a phase beyond the box's own
+    "pitch_d pitch_h pitch_c phase_d phase_h phase_w "  # the slab's strides: plane, row, channel, phases
+    "wanted_w "  # a bit for each phase of a row that the slab holds
+    "map_h map_w "  # where the maps of rows and columns begin
+    "borders "  # whether padding holds elements of the input (all modes but zeros)
+)
+ARGUMENTS = np.dtype([(name, np.int64) for name in FIELDS.split()])
+RECORD = from_dtype(ARGUMENTS)
+
+
+@register_jitable
+def fill_row(T, size, lanes, a, to, x, row, missing, maps, phases, w0, count):  # type: ignore[no-untyped-def]
+    """All phases of one row of the slab, from the input's row at element `row`, or zeros if that is `missing`."""
+    s = a.stride_w
+    # Element j of the row is column w0 * s + j of the padded input: the input's own are those from low to high.
+    low = a.before_w - w0 * s
+    high = low if missing else low + a.size_w
+    source = x + size * (row - low * a.x_w)
+    step = size * a.phase_w
+    if a.x_w == 1 and s == 1:
+        for i in range(0, count, lanes):
+            copy_phases(T, 1, to + size * i, step, 1, source + size * i, low - i, high - i, count - i)
+    elif a.x_w == 1 and s == 2:
+        for i in range(0, count, lanes):
+            j = 2 * i
+            copy_phases(
+                T, 2, to + size * i, step, a.wanted_w, source + size * j, low - j, high - j, count - i
+            )
+    elif a.x_w == 1 and s == 4:
+        for i in range(0, count, lanes):
+            j = 4 * i
+            copy_phases(
+                T, 4, to + size * i, step, a.wanted_w, source + size * j, low - j, high - j, count - i
+            )
+    else:
+        for k in range(a.phases_w):
+            row_to = carray(pointer(to + step * k, T), 1 << 40)
+            j = phases[a.phases_d + a.phases_h + k]
+            for i in range(count):
+                row_to[i] = element(x + size * (row + (j - low) * a.x_w), T) if low <= j < high else 0
+                j += s
+    if a.borders and not missing:
+        for k in range(a.phases_w):
+            row_to = carray(pointer(to + step * k, T), 1 << 40)
+            j = phases[a.phases_d + a.phases_h + k]
+            for i in range(count):
+                if j < low or j >= high:
+                    w = maps[a.map_w + w0 * s + j]
+                    if w >= 0:
+                        row_to[i] = element(x + size * (row + w * a.x_w), T)
+                j += s
+
+
+@register_jitable
+def fill_slab(T, size, lanes, a, c0, c1, slab, x, maps, phases, d0, h0, w0, nd, nh, nw):  # type: ignore[no-untyped-def]
+    """Copy what a box of nd x nh x nw positions at (d0, h0, w0) reads of channels c0 to c1 - 1 of `x`."""
+    nd, nh, nw = nd + a.reach_d, nh + a.reach_h, nw + a.reach_w
+    for c in range(c0, c1):
+        for i in range(a.phases_d):
+            for qd in range(nd):
+                d = maps[(d0 + qd) * a.stride_d + phases[i]]
+                for j in range(a.phases_h):
+                    for qh in range(nh):
+                        h = maps[a.map_h + (h0 + qh) * a.stride_h + phases[a.phases_d + j]]
+                        to = c * a.pitch_c + i * a.phase_d + qd * a.pitch_d + j * a.phase_h + qh * a.pitch_h
+                        row = c * a.x_c + d * a.x_d + h * a.x_h
+                        missing = d < 0 or h < 0
+                        fill_row(T, size, lanes, a, slab + size * to, x, row, missing, maps, phases, w0, nw)
+
+
+@register_jitable
+def fill_slots(a, slots, lanes, d0, h0, w0, nd, nh, nw):  # type: ignore[no-untyped-def]
+    """The vectors of a box: where each reads and writes. Returns how many there are.
+
+    A vector begins at the first position that is left and takes as much of its row as it holds; what it then
+    reads beyond the row's end may hold the beginning of the next row, which it takes too.
+    """
+    count = 0
+    d, h, w = 0, 0, 0
+    while d < nd:
+        at = d * a.pitch_d + h * a.pitch_h + w
+        y0 = ((d0 + d) * a.oh + h0 + h) * a.ow + w0 + w
+        n0 = min(lanes, nw - w)
+        mask0 = (1 << n0) - 1
+        y1, mask1 = 0, 0
+        w += n0
+        if w == nw:
+            gap = a.pitch_h - nw
+            w, h = 0, h + 1
+            if h == nh:
+                gap = a.pitch_d - (nh - 1) * a.pitch_h - nw
+                h, d = 0, d + 1
+            lane = n0 + gap
+            if d < nd and gap >= 0 and lane < lanes:
+                n1 = min(lanes - lane, nw)
+                mask1 = ((1 << n1) - 1) << lane
+                y1 = ((d0 + d) * a.oh + h0 + h) * a.ow + w0 - lane
+                w = n1
+                if w == nw:
+                    w, h = 0, h + 1
+                    if h == nh:
+                        h, d = 0, d + 1
+        slots[count, 0], slots[count, 1], slots[count, 2] = at, y0, mask0
+        slots[count, 3], slots[count, 4] = y1, mask1
+        count += 1
+    return count
+
+
+def copy(T: Any) -> Any:
+    """Tasks of copying whole images to slabs: some channels of an image."""
+    size = T.bitwidth // 8
+    lanes = host().width // size
+
+    def work(worker, arguments):  # type: ignore[no-untyped-def]
+        a = carray(pointer(arguments, RECORD), 1)[0]
+        maps = carray(pointer(a.maps, types.int64), 1 << 40)
+        phases = carray(pointer(a.phases, types.int64), 1 << 40)
+        while True:
+            task = next_task(arguments)
+            if task >= a.stop:
+                return
+            n, c0 = divmod(task, a.c_tasks)
+            c1 = (c0 + 1) * a.channels // a.c_tasks
+            c0 = c0 * a.channels // a.c_tasks
+            at_slab, at_x = a.copied + size * n * a.copied_n, a.x + size * n * a.x_n
+            fill_slab(T, size, lanes, a, c0, c1, at_slab, at_x, maps, phases, 0, 0, 0, a.od, a.oh, a.ow)
+
+    return work
+
+
+def slab(T: Any) -> Any:
+    """Tasks of any direct convolution for elements of type T: one image, some groups, a box, some channels."""
+    size = T.bitwidth // 8
+    lanes = host().width // size
+    NS = scalars(host())
+
+    def work(worker, arguments):  # type: ignore[no-untyped-def]
+        a = carray(pointer(arguments, RECORD), 1)[0]
+        at_slab = a.scratch + worker * a.scratch_size
+        at_slots = at_slab + a.slots_at
+        slots = carray(pointer(at_slots, types.int64), (1 << 40, SLOT))
+        maps = carray(pointer(a.maps, types.int64), 1 << 40)
+        phases = carray(pointer(a.phases, types.int64), 1 << 40)
+        while True:
+            task = next_task(arguments)
+            if task >= a.stop:
+                return
+            task, w0 = divmod(task, a.boxes_w)
+            task, h0 = divmod(task, a.boxes_h)
+            task, d0 = divmod(task, a.boxes_d)
+            task, n = divmod(task, a.batch)
+            g0, o0 = divmod(task, a.o_tasks)
+            d0, h0, w0 = d0 * a.box_d, h0 * a.box_h, w0 * a.box_w
+            nd, nh, nw = min(a.box_d, a.od - d0), min(a.box_h, a.oh - h0), min(a.box_w, a.ow - w0)
+            o0 *= a.o_step
+            o1 = min(o0 + a.o_step, a.o)
+            g0 *= a.group_step
+            count = fill_slots(a, slots, lanes, d0, h0, w0, nd, nh, nw)
+            for g in range(g0, min(g0 + a.group_step, a.groups)):
+                if a.copied:
+                    begin = n * a.copied_n + g * a.c * a.pitch_c + d0 * a.pitch_d + h0 * a.pitch_h + w0
+                    at_slab = a.copied + size * begin
+                else:
+                    at_x = a.x + size * (n * a.x_n + g * a.x_group)
+                    fill_slab(T, size, lanes, a, 0, a.c, at_slab, at_x, maps, phases, d0, h0, w0, nd, nh, nw)
+                at_y = a.y + size * (n * a.y_n + g * a.o * a.y_c)
+                at_w = a.w + size * g * a.w_group
+                at_bias = a.bias + size * g * a.o if a.bias else 0
+                for o2 in range(o0, o1, a.o_block):
+                    for m in range(0, count, VECTORS):
+                        for o in range(o2, min(o2 + a.o_block, o1), NS):
+                            rows = min(NS, o1 - o)
+                            to, w = at_y + size * o * a.y_c, at_w + size * (o // NS) * a.w_row
+                            b = at_bias + size * o if at_bias else 0
+                            tile(
+                                NS, 0, T, min(count - m, VECTORS), a.c, a.taps, a.pitch_c, at_slab, a.offsets, 0,
+                                at_slots + 8 * SLOT * m, w, a.w_j, a.w_k, to, a.y_c, rows, b,
+                            )  # fmt: skip
+
+    return work
+
+
+@register_jitable
+def gather(T, size, lanes, a, to, x, offsets):  # type: ignore[no-untyped-def]
+    """The columns of the positions beyond the last vector, one after the other (no masks: no padding)."""
+    column = carray(pointer(to, T), a.left * a.K)
+    for p in range(a.left):
+        at = x + size * (a.vectors * lanes + p)
+        for k in range(a.K):
+            column[p * a.K + k] = element(at + size * offsets[k], T)
+
+
+def flat(T: Any) -> Any:
+    """Tasks of a convolution whose output is as large as its input: some channels and vectors of an image."""
+    size = T.bitwidth // 8
+    lanes = host().width // size
+    NS = scalars(host())
+    every = (1 << lanes) - 1
+
+    def work(worker, arguments):  # type: ignore[no-untyped-def]
+        a = carray(pointer(arguments, RECORD), 1)[0]
+        at_slots = a.scratch + worker * a.scratch_size
+        slots = carray(pointer(at_slots, types.int64), (VECTORS, SLOT))
+        offsets = carray(pointer(a.offsets, types.int32), a.taps)
+        at_column = at_slots + 128
+        while True:
+            task = next_task(arguments)
+            if task >= a.stop:
+                return
+            task, v0 = divmod(task, a.v_tasks)
+            task, n = divmod(task, a.batch)
+            g0, o0 = divmod(task, a.o_tasks)
+            o0 *= a.o_step
+            o1 = min(o0 + a.o_step, a.o)
+            v0 *= a.v_step
+            v1 = min(v0 + a.v_step, a.vectors)
+            g0 *= a.group_step
+            for g in range(g0, min(g0 + a.group_step, a.groups)):
+                at_x = a.x + size * (n * a.x_n + g * a.x_group)
+                at_y = a.y + size * (n * a.y_n + g * a.o * a.y_c)
+                at_w = a.w + size * g * a.w_group
+                at_bias = a.bias + size * g * a.o if a.bias else 0
+                if v1 == a.vectors and a.left:
+                    gather(T, size, lanes, a, at_column, at_x, offsets)
+                    for o in range(o0, o1, NS):
+                        b = at_bias + size * o if at_bias else 0
+                        for p in range(0, a.left, 2):
+                            dots(
+                                NS, T, a.K, at_column + size * p * a.K, a.K, at_w + size * o * a.K, a.K,
+                                at_y + size * (o * a.y_c + a.vectors * lanes + p), a.y_c, min(NS, o1 - o), b,
+                                a.left - p,
+                            )  # fmt: skip
+                for v in range(v0, v1, VECTORS):
+                    for m in range(min(VECTORS, v1 - v)):
+                        at = (v + m) * lanes
+                        left = a.positions - at
+                        if left < lanes and not a.masks:  # the last vector ends with the plane
+                            back = lanes - left
+                            slots[m, 0], slots[m, 1], slots[m, 2] = at - back, at - back, every & -(1 << back)
+                        else:
+                            slots[m, 0], slots[m, 1], slots[m, 2] = at, at, (1 << min(left, lanes)) - 1
+                        slots[m, 3], slots[m, 4] = 0, 0
+                    masks = a.masks + 2 * VECTORS * a.taps * (v // VECTORS)
+                    for o in range(o0, o1, NS):
+                        rows = min(NS, o1 - o)
+                        to, w = at_y + size * o * a.y_c, at_w + size * (o // NS) * a.w_row
+                        b = at_bias + size * o if at_bias else 0
+                        if a.masks:
+                            tile(
+                                NS, 1, T, min(v1 - v, VECTORS), a.c, a.taps, a.c_step, at_x, a.offsets, masks,
+                                at_slots, w, a.w_j, a.w_k, to, a.y_c, rows, b,
+                            )  # fmt: skip
+                        else:
+                            tile(
+                                NS, 0, T, min(v1 - v, VECTORS), a.c, a.taps, a.c_step, at_x, a.offsets, 0,
+                                at_slots, w, a.w_j, a.w_k, to, a.y_c, rows, b,
+                            )  # fmt: skip
+
+    return work

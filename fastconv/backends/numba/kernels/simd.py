@@ -1,0 +1,309 @@
+"""The host's vectors, and the few LLVM pieces that plain Numba has no word for.
+
+Each intrinsic is module-level and takes what it is built from as literals: only so does Numba's on-disk cache
+know it again in another process (an intrinsic made in a closure misses every time).
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any, NamedTuple
+
+from llvmlite import ir
+from numba import types
+from numba.core import cgutils
+from numba.core.registry import cpu_target
+from numba.extending import intrinsic
+
+I16, I32, I64 = ir.IntType(16), ir.IntType(32), ir.IntType(64)
+
+
+class Isa(NamedTuple):
+    """A family of vector instructions: its name, bytes of a vector, registers, and whether masks have their own."""
+
+    name: str
+    width: int
+    registers: int
+    masks: bool
+
+
+AVX512 = Isa("avx512", 64, 32, True)
+AVX2 = Isa("avx2", 32, 16, False)
+NEON = Isa("neon", 16, 32, False)
+PORTABLE = Isa("portable", 16, 16, False)
+
+
+@cache
+def host() -> Isa:
+    """The widest vectors Numba compiles for here.
+
+    Numba's own variables ``NUMBA_CPU_NAME`` and ``NUMBA_CPU_FEATURES`` override what the processor has, and
+    are part of Numba's cache key.
+    """
+    triple, _, features = cpu_target.target_context.codegen().magic_tuple()
+    has = set(features.split(","))
+    if {"+avx512f", "+avx512vl", "+avx512bw", "+avx512dq"} <= has:
+        return AVX512
+    if {"+avx2", "+fma"} <= has:
+        return AVX2
+    return NEON if triple.startswith(("aarch64", "arm64")) else PORTABLE
+
+
+class Element(NamedTuple):
+    """An element type in LLVM's words."""
+
+    short: str
+    llvm: ir.Type
+    size: int
+    real: bool
+
+    @property
+    def lanes(self) -> int:
+        """Elements of one of the host's vectors."""
+        return host().width // self.size
+
+    @property
+    def vector(self) -> ir.VectorType:
+        """The host's vector of these elements."""
+        return ir.VectorType(self.llvm, self.lanes)
+
+
+ELEMENTS = {
+    types.float32: Element("f32", ir.FloatType(), 4, True),
+    types.float64: Element("f64", ir.DoubleType(), 8, True),
+    types.int32: Element("i32", I32, 4, False),
+    types.int64: Element("i64", I64, 8, False),
+}
+
+
+def const(value: int) -> ir.Constant:
+    """A 64-bit integer constant."""
+    return ir.Constant(I64, value)
+
+
+def splat(builder: ir.IRBuilder, vector: ir.VectorType, scalar: Any) -> Any:
+    """A vector with `scalar` in every lane."""
+    undefined = ir.Constant(vector, ir.Undefined)
+    one = builder.insert_element(undefined, scalar, ir.Constant(I32, 0))
+    lanes = ir.Constant(ir.VectorType(I32, vector.count), [0] * vector.count)
+    return builder.shuffle_vector(one, undefined, lanes)
+
+
+def as_written(branch: Any) -> None:
+    """Tell LLVM not to unroll the loop that this branch closes."""
+    module = branch.function.module
+    disable = module.add_metadata([ir.MetaDataString(module, "llvm.loop.unroll.disable")])
+    loop = module.add_metadata([disable, ir.MetaDataString(module, str(len(module.metadata)))])
+    loop.operands = (loop, disable)  # LLVM takes it for a loop's mark only if it begins with itself
+    branch.set_metadata("llvm.loop", loop)
+
+
+def multiply_add(builder: ir.IRBuilder, e: Element, a: Any, b: Any, c: Any) -> Any:
+    """``a * b + c``, rounded once for floats and modulo 2**n for integers."""
+    if not e.real:
+        return builder.add(builder.mul(a, b), c)
+    name = f"llvm.fma.v{e.lanes}{e.short}"
+    fma = cgutils.get_or_insert_function(builder.module, ir.FunctionType(e.vector, [e.vector] * 3), name)
+    return builder.call(fma, [a, b, c])
+
+
+def masked_store(builder: ir.IRBuilder, e: Element, value: Any, pointer: Any, mask: Any) -> None:
+    """Store the lanes that `mask` (flags) names, and touch no other byte."""
+    address = builder.bitcast(pointer, e.vector.as_pointer())
+    signature = ir.FunctionType(ir.VoidType(), [e.vector, address.type, I32, mask.type])
+    name = f"llvm.masked.store.v{e.lanes}{e.short}.p0"
+    function = cgutils.get_or_insert_function(builder.module, signature, name)
+    builder.call(function, [value, address, ir.Constant(I32, e.size), mask])
+
+
+def flags(builder: ir.IRBuilder, e: Element, mask: Any) -> Any:
+    """The lowest bits of an integer as one flag for each lane."""
+    return builder.bitcast(builder.trunc(mask, ir.IntType(e.lanes)), ir.VectorType(ir.IntType(1), e.lanes))
+
+
+def masked_load(builder: ir.IRBuilder, e: Element, pointer: Any, mask: Any, other: Any = None) -> Any:
+    """A vector whose lanes are read where `mask` (flags) says so, else `other` (zero); no other byte is touched."""
+    address = builder.bitcast(pointer, e.vector.as_pointer())
+    signature = ir.FunctionType(e.vector, [address.type, I32, mask.type, e.vector])
+    name = f"llvm.masked.load.v{e.lanes}{e.short}.p0"
+    function = cgutils.get_or_insert_function(builder.module, signature, name)
+    rest = ir.Constant(e.vector, None) if other is None else other
+    return builder.call(function, [address, ir.Constant(I32, e.size), mask, rest])
+
+
+def load(builder: ir.IRBuilder, e: Element, pointer: Any) -> Any:
+    """A vector from any address."""
+    value = builder.load(builder.bitcast(pointer, e.vector.as_pointer()))
+    value.align = e.size
+    return value
+
+
+def store(builder: ir.IRBuilder, e: Element, value: Any, pointer: Any) -> None:
+    """A vector to any address."""
+    builder.store(value, builder.bitcast(pointer, e.vector.as_pointer())).align = e.size
+
+
+def lane_range(builder: ir.IRBuilder, e: Element, low: Any, high: Any) -> Any:
+    """Flags of the lanes from `low` (an i64) to `high`, which is left out; either may lie anywhere."""
+    wide = ir.VectorType(I32, e.lanes)
+    lane = ir.Constant(wide, list(range(e.lanes)))
+    first, stop = (splat(builder, wide, builder.trunc(bound, I32)) for bound in (low, high))
+    return builder.and_(builder.icmp_signed(">=", lane, first), builder.icmp_signed("<", lane, stop))
+
+
+def halves(builder: ir.IRBuilder, a: Any, b: Any) -> tuple[Any, Any]:
+    """The even and the odd lanes of two vectors."""
+    count = a.type.count
+    picks = ([ir.Constant(I32, 2 * i + odd) for i in range(count)] for odd in (0, 1))
+    even, odd = (
+        builder.shuffle_vector(a, b, ir.Constant(ir.VectorType(I32, count), lanes)) for lanes in picks
+    )
+    return even, odd
+
+
+def phases(builder: ir.IRBuilder, vectors: list[Any]) -> list[Any]:
+    """S vectors, S a power of two: lane i of result r is element ``S * i + r`` of them all."""
+    if len(vectors) == 1:
+        return vectors
+    pairs = [halves(builder, *vectors[i : i + 2]) for i in range(0, len(vectors), 2)]
+    found = [phases(builder, [pair[odd] for pair in pairs]) for odd in (0, 1)]
+    return [found[r % 2][r // 2] for r in range(len(vectors))]
+
+
+def transpose(builder: ir.IRBuilder, vectors: list[Any]) -> list[Any]:
+    """As many vectors as lanes: lane i of result j is lane j of vector i.
+
+    log2(lanes) rounds in which vector i meets vector i + lanes / 2 and their lanes are taken in turn.
+    """
+    count = len(vectors)
+    half, rounds = count // 2, count.bit_length() - 1
+    index = ir.VectorType(I32, count)
+    picks = []
+    for begin in (0, half):
+        lanes = [begin + i // 2 + (count if i % 2 else 0) for i in range(count)]
+        picks.append(ir.Constant(index, [ir.Constant(I32, lane) for lane in lanes]))
+    for _ in range(rounds):
+        vectors = [
+            builder.shuffle_vector(vectors[i], vectors[i + half], pick) for i in range(half) for pick in picks
+        ]
+    return vectors
+
+
+def sum_lanes(builder: ir.IRBuilder, e: Element, vector: Any) -> Any:
+    """The sum of a vector's lanes, halves added to halves."""
+    add = builder.fadd if e.real else builder.add
+    step = e.lanes // 2
+    while step:
+        lanes = ir.Constant(
+            ir.VectorType(I32, e.lanes), [ir.Constant(I32, (i + step) % e.lanes) for i in range(e.lanes)]
+        )
+        vector = add(vector, builder.shuffle_vector(vector, vector, lanes))
+        step //= 2
+    return builder.extract_element(vector, ir.Constant(I32, 0))
+
+
+def out_of_line(name: str, kinds: str, skip: int, e: Element, body: Any) -> Any:
+    """An intrinsic's code: a call of an LLVM function of its own, whose `body` is written once in a module.
+
+    `kinds` has a letter for each argument after the first `skip`: p for a pointer to elements (given as an
+    address), i for an integer.
+    """
+
+    def codegen(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+        function = builder.module.globals.get(name)
+        if function is None:
+            arguments = [e.llvm.as_pointer() if kind == "p" else I64 for kind in kinds]
+            function = ir.Function(builder.module, ir.FunctionType(ir.VoidType(), arguments), name)
+            function.linkage = "internal"
+            function.attributes.add("noinline")
+            inner = ir.IRBuilder(function.append_basic_block("entry"))
+            body(inner, *function.args)
+            inner.ret_void()
+        given = [
+            builder.inttoptr(value, argument.type) if isinstance(argument.type, ir.PointerType) else value
+            for value, argument in zip(values[skip:], function.args, strict=True)
+        ]
+        builder.call(function, given)
+        return context.get_dummy_value()
+
+    return codegen
+
+
+@intrinsic(prefer_literal=True)
+def copy_phases(
+    typing: Any, T: Any, S: Any, to: Any, step: Any, wanted: Any, source: Any, low: Any, high: Any, count: Any
+) -> Any:
+    """One vector of each of S phases: lane i of phase r becomes ``source[S * i + r]``, `count` lanes are written.
+
+    Elements before `low` and from `high` on are taken for zero and not read. Phases whose bit in `wanted` is
+    set are written, one after the other, `step` bytes apart. S is a power of two.
+    """
+    if not isinstance(S, types.IntegerLiteral):
+        return None
+    e, stride = ELEMENTS[T.instance_type], S.literal_value
+
+    def codegen(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+        to, step, wanted, source, low, high, count = values[2:]
+        element = e.llvm.as_pointer()
+        begin = builder.inttoptr(source, element)
+        vectors = []
+        for r in range(stride):
+            skip = const(r * e.lanes)
+            flag = lane_range(builder, e, builder.sub(low, skip), builder.sub(high, skip))
+            vectors.append(masked_load(builder, e, builder.gep(begin, [skip]), flag))
+        written = lane_range(builder, e, const(0), count)
+        at = to
+        for r, value in enumerate(phases(builder, vectors)):
+            bit = builder.and_(builder.lshr(wanted, const(r)), const(1))
+            with builder.if_then(builder.icmp_unsigned("!=", bit, const(0)), likely=True):
+                masked_store(builder, e, value, builder.inttoptr(at, element), written)
+            at = builder.add(at, builder.mul(bit, step))
+        return context.get_dummy_value()
+
+    return types.void(T, S, *[types.int64] * 7), codegen
+
+
+@intrinsic
+def pointer(typing: Any, address: Any, T: Any) -> Any:
+    """The address as a pointer to elements of type `T`, for ``numba.carray``."""
+    result = types.CPointer(T.instance_type)
+
+    def codegen(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+        return builder.inttoptr(values[0], context.get_value_type(signature.return_type))
+
+    return result(types.int64, T), codegen
+
+
+@intrinsic
+def element(typing: Any, address: Any, T: Any) -> Any:
+    """The element at an address. An array's index would not do: Numba counts negative ones from the end."""
+    e = ELEMENTS[T.instance_type]
+
+    def codegen(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+        return builder.load(builder.inttoptr(values[0], e.llvm.as_pointer()))
+
+    return T.instance_type(types.int64, T), codegen
+
+
+@intrinsic
+def next_task(typing: Any, address: Any) -> Any:
+    """Take the number at `address` and leave the next one there; no two threads take the same."""
+
+    def codegen(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+        counter = builder.inttoptr(values[0], I64.as_pointer())
+        return builder.atomic_rmw("add", counter, const(1), "monotonic")
+
+    return types.int64(types.int64), codegen
+
+
+@intrinsic
+def call_kernel(typing: Any, kernel: Any, worker: Any, arguments: Any) -> Any:
+    """Call the compiled kernel at address `kernel` with a worker's number and its arguments' address."""
+
+    def codegen(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+        kernel, worker, arguments = values
+        function = ir.FunctionType(ir.VoidType(), [I64, I64])
+        builder.call(builder.inttoptr(kernel, function.as_pointer()), [worker, arguments])
+        return context.get_dummy_value()
+
+    return types.void(types.int64, types.int64, types.int64), codegen

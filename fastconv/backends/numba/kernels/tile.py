@@ -1,0 +1,359 @@
+"""The micro-kernel of every convolution: a tile of MV vectors x NS scalars, summed over channels and taps.
+
+::
+
+    y[j * ldy + positions of vector m] = bias[j] + sum_{c, t} w[j * wj + (c * taps + t) * wk]
+                                                     * x[slot[m].x + c * xc + offsets[t] + lane]
+
+MV vectors of output positions lie along the lanes, NS output channels along the scalars, so outputs are written
+in place (NCHW) and weights are read where they lie. What a tap adds to a position's address is a table; for a
+matrix product the rows take the taps' place. Each vector m has a slot of five numbers: where it reads, and where
+it writes twice, each time with a mask, because sixteen neighbouring positions of a padded image may lie in two
+rows of the output:
+
+    slot[m] = (x, y0, mask0, y1, mask1)       all in elements, relative to x and y
+
+Edges belong inside: with rows < NS the surplus scalars read the last row's weights again and are not written;
+masked-out lanes are never written. A MASKED tile also reads no lane that its masks leave out, and takes zero for
+it: ``masks[t * VECTORS + m]`` has a bit for each lane, so padding need not exist in memory. Any other tile reads
+its vectors whole, and the caller sees to it that they may be read.
+
+The loop is emitted as an LLVM function of its own, out of line. Inlined into its driver LLVM unrolled it and
+spilled accumulators to the stack: 50 GF/s where 272 are reached on the same core. LLVM is also told not to
+unroll it: twice the loop has twice the weights' addresses, more than there are registers.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+from llvmlite import ir
+from numba import types
+from numba.extending import intrinsic
+
+from .simd import (
+    ELEMENTS,
+    I16,
+    I32,
+    I64,
+    Element,
+    Isa,
+    as_written,
+    const,
+    flags,
+    host,
+    lane_range,
+    load,
+    masked_load,
+    masked_store,
+    multiply_add,
+    out_of_line,
+    splat,
+    store,
+    sum_lanes,
+)
+
+# Vectors of a tile at most: see :func:`scalars`. Masks are stored for this many.
+VECTORS = 3
+
+# Numbers of a slot.
+SLOT = 5
+
+
+class MicroKernel(NamedTuple):
+    """One row of the table: MV vectors by NS scalars of an element type, with or without masks."""
+
+    dtype: str
+    mv: int
+    ns: int
+    masked: bool
+
+    @property
+    def name(self) -> str:
+        """Such as ``tile_f32_3x8_avx512``."""
+        short = ELEMENTS[getattr(types, self.dtype)].short
+        return f"tile_{short}_{self.mv}x{self.ns}{'_masked' if self.masked else ''}_{host().name}"
+
+
+def scalars(isa: Isa) -> int:
+    """NS of the tiles.
+
+    3 x 8 needs 24 accumulators, 3 vectors and a broadcast scalar: 28 of 32 registers; 3 x 4 needs 16 of 16.
+    """
+    return 8 if isa.registers == 32 else 4
+
+
+MICROKERNELS = tuple(
+    MicroKernel(dtype, mv, scalars(host()), masked)
+    for dtype in ("float32", "float64", "int32", "int64")
+    for masked in ((False, True) if host().masks else (False,))
+    for mv in range(1, VECTORS + 1)
+)
+
+
+def emit(module: ir.Module, kernel: MicroKernel) -> ir.Function:
+    """The tile as an internal LLVM function of `module`."""
+    if kernel.name in module.globals:
+        return module.globals[kernel.name]
+    e, (_, mv, ns, masked) = ELEMENTS[getattr(types, kernel.dtype)], kernel
+    element, words = e.llvm.as_pointer(), I64.as_pointer()
+    signature = ir.FunctionType(
+        ir.VoidType(),
+        # C, taps, xc, x, offsets, masks, slots, w, wj, wk, y, ldy, rows, bias
+        [
+            I64,
+            I64,
+            I64,
+            element,
+            I32.as_pointer(),
+            I16.as_pointer(),
+            words,
+            element,
+            I64,
+            I64,
+            element,
+            I64,
+            I64,
+            element,
+        ],
+    )
+    function = ir.Function(module, signature, kernel.name)
+    function.linkage = "internal"
+    function.attributes.add("noinline")
+    C, taps, xc, x, offsets, masks, slots, w, wj, wk, y, ldy, rows, bias = function.args
+    entry, channel, tap, next_channel, biased, done = (
+        function.append_basic_block(label)
+        for label in ("entry", "channel", "tap", "next_channel", "biased", "done")
+    )
+
+    b = ir.IRBuilder(entry)
+    vectors = [b.gep(x, [b.load(b.gep(slots, [const(SLOT * m)]))]) for m in range(mv)]
+    last = b.sub(rows, const(1))
+    row = [b.select(b.icmp_signed("<", const(j), rows), const(j), last) for j in range(ns)]
+    weights = [b.gep(w, [b.mul(wj, r)]) for r in row]
+    b.branch(channel)
+
+    b = ir.IRBuilder(channel)
+    c, base, at_channel = b.phi(I64), b.phi(I64), b.phi(I64)
+    sums_channel = [[b.phi(e.vector) for _ in range(ns)] for _ in range(mv)]
+    b.branch(tap)
+
+    b = ir.IRBuilder(tap)
+    t, at = b.phi(I64), b.phi(I64)
+    sums = [[b.phi(e.vector) for _ in range(ns)] for _ in range(mv)]
+    offset = b.add(base, b.sext(b.load(b.gep(offsets, [t])), I64))
+    xs = []
+    for m in range(mv):
+        pointer = b.gep(vectors[m], [offset])
+        if masked:
+            bits = b.load(b.gep(masks, [b.add(b.mul(t, const(VECTORS)), const(m))]))
+            xs.append(masked_load(b, e, pointer, flags(b, e, bits)))
+        else:
+            xs.append(load(b, e, pointer))
+    after: list[list[Any]] = [[None] * ns for _ in range(mv)]
+    for j in range(ns):
+        scalar = splat(b, e.vector, b.load(b.gep(weights[j], [at])))
+        for m in range(mv):
+            after[m][j] = multiply_add(b, e, xs[m], scalar, sums[m][j])
+    t_next, at_next = b.add(t, const(1)), b.add(at, wk)
+    as_written(b.cbranch(b.icmp_signed("<", t_next, taps), tap, next_channel))
+
+    b = ir.IRBuilder(next_channel)
+    c_next, base_next = b.add(c, const(1)), b.add(base, xc)
+    over = function.append_basic_block("over")
+    as_written(b.cbranch(b.icmp_signed("<", c_next, C), channel, over))
+
+    for phi, zero, value in (
+        (c, const(0), c_next),
+        (base, const(0), base_next),
+        (at_channel, const(0), at_next),
+    ):
+        phi.add_incoming(zero, entry)
+        phi.add_incoming(value, next_channel)
+    for phi, outside, value in ((t, const(0), t_next), (at, at_channel, at_next)):
+        phi.add_incoming(outside, channel)
+        phi.add_incoming(value, tap)
+    for m in range(mv):
+        for j in range(ns):
+            sums_channel[m][j].add_incoming(ir.Constant(e.vector, None), entry)
+            sums_channel[m][j].add_incoming(after[m][j], next_channel)
+            sums[m][j].add_incoming(sums_channel[m][j], channel)
+            sums[m][j].add_incoming(after[m][j], tap)
+
+    # The bias comes last: a sum that begins with it is rounded to its size at every step.
+    b = ir.IRBuilder(over)
+    b.cbranch(b.icmp_unsigned("!=", b.ptrtoint(bias, I64), const(0)), biased, done)
+    b = ir.IRBuilder(biased)
+    add = b.fadd if e.real else b.add
+    offsets_j = [splat(b, e.vector, b.load(b.gep(bias, [row[j]]))) for j in range(ns)]
+    shifted = [[add(after[m][j], offsets_j[j]) for j in range(ns)] for m in range(mv)]
+    b.branch(done)
+
+    b = ir.IRBuilder(done)
+    results = []
+    for m in range(mv):
+        results.append([b.phi(e.vector) for _ in range(ns)])
+        for j in range(ns):
+            results[m][j].add_incoming(after[m][j], over)
+            results[m][j].add_incoming(shifted[m][j], biased)
+    for m in range(mv):
+        b = _write(b, e, slots, m, results[m], y, ldy, rows)
+    b.ret_void()
+    return function
+
+
+def _write(
+    b: ir.IRBuilder, e: Element, slots: Any, m: int, values: list[Any], y: Any, ldy: Any, rows: Any
+) -> ir.IRBuilder:
+    """Store a vector of every row: whole where its slot says so, else by one or two masks."""
+    y0, mask0, y1, mask1 = (b.load(b.gep(slots, [const(SLOT * m + field)])) for field in (1, 2, 3, 4))
+    function = b.function
+    whole, part, second, over = (
+        function.append_basic_block(f"{label}{m}") for label in ("whole", "part", "second", "over")
+    )
+    every = const((1 << e.lanes) - 1)
+    b.cbranch(b.icmp_unsigned("==", mask0, every), whole, part)
+    for block, at, mask in ((whole, y0, None), (part, y0, mask0), (second, y1, mask1)):
+        b = ir.IRBuilder(block)
+        base = b.gep(y, [at])
+        lanes = None if mask is None else flags(b, e, mask)
+        skip = b.icmp_unsigned("==", mask1, const(0)) if block is part else None
+        for j, value in enumerate(values):
+            leave = function.append_basic_block("leave")
+            if j:  # row 0 is always there
+                write = function.append_basic_block("write")
+                b.cbranch(b.icmp_signed("<", const(j), rows), write, leave)
+                b = ir.IRBuilder(write)
+            to = b.gep(base, [b.mul(ldy, const(j))])
+            if lanes is None:
+                store(b, e, value, to)
+            else:
+                masked_store(b, e, value, to, lanes)
+            b.branch(leave)
+            b = ir.IRBuilder(leave)
+        if skip is None:
+            b.branch(over)
+        else:
+            b.cbranch(skip, over, second)
+    return ir.IRBuilder(over)
+
+
+@intrinsic(prefer_literal=True)
+def tile(
+    typing: Any, NS: Any, MASKED: Any, T: Any, mv: Any,
+    C: Any, taps: Any, xc: Any, x: Any, offsets: Any, masks: Any, slots: Any,
+    w: Any, wj: Any, wk: Any, y: Any, ldy: Any, rows: Any, bias: Any,
+) -> Any:  # fmt: skip
+    """Call the micro-kernel of mv (1 to ``VECTORS``) x NS for elements of type T; every pointer is an address."""
+    if not all(isinstance(literal, types.IntegerLiteral) for literal in (NS, MASKED)):
+        return None
+    ns, masked = NS.literal_value, bool(MASKED.literal_value)
+    dtype = T.instance_type.name
+
+    def codegen(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+        mv, arguments = values[3], values[4:]
+        over = builder.append_basic_block("over")
+        blocks = [builder.append_basic_block(f"mv{n}") for n in range(1, VECTORS + 1)]
+        choose = builder.switch(mv, blocks[-1])
+        for n, block in enumerate(blocks, 1):
+            choose.add_case(const(n), block)
+            builder.position_at_end(block)
+            function = emit(builder.module, MicroKernel(dtype, n, ns, masked))
+            pointed = [
+                builder.inttoptr(value, argument.type) if isinstance(argument.type, ir.PointerType) else value
+                for value, argument in zip(arguments, function.args, strict=True)
+            ]
+            builder.call(function, pointed)
+            builder.branch(over)
+        builder.position_at_end(over)
+        return context.get_dummy_value()
+
+    return types.void(NS, MASKED, T, *[types.int64] * 15), codegen
+
+
+@intrinsic(prefer_literal=True)
+def dots(
+    typing: Any, NS: Any, T: Any,
+    K: Any, x: Any, step: Any, w: Any, wj: Any, y: Any, ldy: Any, rows: Any, bias: Any, count: Any,
+) -> Any:  # fmt: skip
+    """NS sums for one or two positions at once, vectors along k: ``y[j * ldy + p] = bias[j] + w[j] . x[p]``.
+
+    What is left of a plane when its vectors are full, where a tile of one vector would compute 16 lanes for one.
+    """
+    if not isinstance(NS, types.IntegerLiteral):
+        return None
+    ns, e = NS.literal_value, ELEMENTS[T.instance_type]
+
+    def body(
+        b: ir.IRBuilder, K: Any, x: Any, step: Any, w: Any, wj: Any, y: Any, ldy: Any, rows: Any, bias: Any, count: Any
+    ) -> None:  # fmt: skip
+        function = b.function
+        loop, tail = function.append_basic_block("loop"), function.append_basic_block("tail")
+        last = b.sub(rows, const(1))
+        row = [b.select(b.icmp_signed("<", const(j), rows), const(j), last) for j in range(ns)]
+        weights = [b.gep(w, [b.mul(wj, r)]) for r in row]
+        # The second position is the first again where there is only one.
+        xs = [x, b.gep(x, [b.select(b.icmp_signed(">", count, const(1)), step, const(0))])]
+        whole = b.and_(K, const(-e.lanes))
+        entry = b.block
+        b.cbranch(b.icmp_signed(">", whole, const(0)), loop, tail)
+        zero = ir.Constant(e.vector, None)
+
+        b.position_at_end(loop)
+        k = b.phi(I64)
+        sums = [[b.phi(e.vector) for _ in range(ns)] for _ in range(2)]
+        vectors = [load(b, e, b.gep(at, [k])) for at in xs]
+        after: list[list[Any]] = [[], []]
+        for j in range(ns):
+            weight = load(b, e, b.gep(weights[j], [k]))
+            for i in range(2):
+                after[i].append(multiply_add(b, e, vectors[i], weight, sums[i][j]))
+        k_next = b.add(k, const(e.lanes))
+        as_written(b.cbranch(b.icmp_signed("<", k_next, whole), loop, tail))
+        k.add_incoming(const(0), entry)
+        k.add_incoming(k_next, loop)
+        for i in range(2):
+            for j in range(ns):
+                sums[i][j].add_incoming(zero, entry)
+                sums[i][j].add_incoming(after[i][j], loop)
+
+        b.position_at_end(tail)
+        ends = []
+        for i in range(2):
+            ends.append([b.phi(e.vector) for _ in range(ns)])
+            for j in range(ns):
+                ends[i][j].add_incoming(zero, entry)
+                ends[i][j].add_incoming(after[i][j], loop)
+        mask = lane_range(b, e, const(0), b.sub(K, whole))
+        vectors = [masked_load(b, e, b.gep(at, [whole]), mask) for at in xs]
+        has_bias = b.icmp_unsigned("!=", b.ptrtoint(bias, I64), const(0))
+        add = b.add if not e.real else b.fadd
+        for j in range(ns):
+            leave, write, second = (
+                function.append_basic_block(label) for label in ("leave", "write", "second")
+            )
+            b.cbranch(b.icmp_signed("<", const(j), rows), write, leave)
+            b.position_at_end(write)
+            weight = masked_load(b, e, b.gep(weights[j], [whole]), mask)
+            with b.if_else(has_bias) as (there, absent):
+                with there:
+                    given, at_there = b.load(b.gep(bias, [const(j)])), b.block
+                with absent:
+                    at_absent = b.block
+            offset = b.phi(e.llvm)
+            offset.add_incoming(given, at_there)
+            offset.add_incoming(ir.Constant(e.llvm, 0), at_absent)
+            totals = [
+                add(sum_lanes(b, e, multiply_add(b, e, vectors[i], weight, ends[i][j])), offset)
+                for i in range(2)
+            ]
+            to = b.gep(y, [b.mul(ldy, const(j))])
+            b.store(totals[0], to)
+            b.cbranch(b.icmp_signed(">", count, const(1)), second, leave)
+            b.position_at_end(second)
+            b.store(totals[1], b.gep(to, [const(1)]))
+            b.branch(leave)
+            b.position_at_end(leave)
+
+    name = f"dots_{e.short}_{ns}_{host().name}"
+    return types.void(NS, T, *[types.int64] * 10), out_of_line(name, "ipipipiipi", 2, e, body)

@@ -1,0 +1,495 @@
+"""Winograd's minimal filtering: products of transformed tiles instead of sums over taps.
+
+With ``n = m + r - 1`` a tile of m outputs of an r-tap correlation takes n products instead of m * r (Winograd
+1980; Lavin and Gray 2016 for the nested two-dimensional form)::
+
+    y = A^T [ (G w G^T) * (B^T d B) ] A          summed over channels between the transforms
+
+For each of the n x n places in a tile the sum over channels is a matrix product over tiles, done by the same
+micro-kernel as everything else: vectors lie along the output channels, scalars along the tiles. So vectors are
+full however small the image is, and transforms work on vectors of channels; to and from N, C, H, W blocks of
+lanes x lanes elements are transposed in registers.
+"""
+
+from __future__ import annotations
+
+from fractions import Fraction
+from typing import Any, NamedTuple
+
+import numpy as np
+from llvmlite import ir
+from numba import carray, from_dtype, types
+from numba.extending import intrinsic, register_jitable
+
+from .simd import (
+    ELEMENTS,
+    Element,
+    const,
+    host,
+    lane_range,
+    load,
+    masked_load,
+    masked_store,
+    multiply_add,
+    next_task,
+    out_of_line,
+    pointer,
+    splat,
+    store,
+    transpose,
+)
+from .tile import SLOT, VECTORS, scalars, tile
+
+Matrix = tuple[tuple[Fraction, ...], ...]
+
+# Points whose powers stay near 1 keep the rounding error small: with 0, 1, -1, 2, -2 it is four times as large
+# (C = 256, float32: 1.1e-5 of max|y| against 2.9e-6).
+POINTS = (Fraction(0), Fraction(3, 4), Fraction(-3, 4), Fraction(3, 2), Fraction(-3, 2))
+
+
+class Form(NamedTuple):
+    """One row of the table: m outputs of r taps, along the height and along the width."""
+
+    mh: int
+    rh: int
+    mw: int
+    rw: int
+
+    @property
+    def n(self) -> tuple[int, int]:
+        """Sides of an input tile."""
+        return self.mh + self.rh - 1, self.mw + self.rw - 1
+
+    @property
+    def products(self) -> int:
+        """Places of a tile."""
+        return self.n[0] * self.n[1]
+
+    def __str__(self) -> str:
+        if self.rh == 1:
+            return f"F({self.mw},{self.rw})"
+        return f"F({self.mh}x{self.mw},{self.rh}x{self.rw})"
+
+
+FORMS = (
+    Form(4, 3, 4, 3),
+    Form(2, 3, 2, 3),
+    Form(2, 5, 2, 5),
+    Form(1, 1, 4, 3),
+    Form(1, 1, 2, 3),
+    Form(1, 1, 2, 5),
+)
+
+
+def _product(a: list[Fraction], b: list[Fraction]) -> list[Fraction]:
+    """Coefficients of the product of two polynomials."""
+    result = [Fraction(0)] * (len(a) + len(b) - 1)
+    for i, x in enumerate(a):
+        for j, y in enumerate(b):
+            result[i + j] += x * y
+    return result
+
+
+def matrices(m: int, r: int) -> tuple[Matrix, Matrix, Matrix]:
+    """A^T (m, n), G (n, r) and B^T (n, n), exactly, by Toom and Cook's interpolation.
+
+    The points are 0, 1, -1 for n = 4 and ``POINTS`` for n = 6, and infinity.
+    """
+    n = m + r - 1
+    if n == 1:
+        one = ((Fraction(1),),)
+        return one, one, one
+    points = POINTS if n == 6 else (Fraction(0), Fraction(1), Fraction(-1))
+    assert len(points) == n - 1
+    at = [(*(p**i for p in points), Fraction(i == m - 1)) for i in range(m)]
+    g, bt = [], []
+    everything = [Fraction(1)]
+    for p in points:
+        others, scale = [Fraction(1)], Fraction(1)
+        for q in points:
+            if q != p:
+                others, scale = _product(others, [-q, Fraction(1)]), scale * (p - q)
+        g.append(tuple(p**j / scale for j in range(r)))
+        bt.append((*others, Fraction(0)))
+        everything = _product(everything, [-p, Fraction(1)])
+    g.append(tuple(Fraction(j == r - 1) for j in range(r)))
+    bt.append(tuple(everything))
+    return tuple(at), tuple(g), tuple(bt)
+
+
+# ---------------------------------------------------------------------------- transforms, as LLVM IR
+
+
+def _combine(b: ir.IRBuilder, e: Element, row: list[tuple[Fraction, Any]]) -> Any:
+    """``sum of coefficient * vector``, or None for an empty sum."""
+    total = None
+    # Coefficients of 1 first: they begin the sum without a multiplication.
+    for coefficient, vector in sorted(row, key=lambda term: term[0] != 1):
+        if total is None and coefficient == 1:
+            total = vector
+        elif total is not None and coefficient in (1, -1):
+            total = b.fadd(total, vector) if coefficient == 1 else b.fsub(total, vector)
+        else:
+            factor = splat(b, e.vector, ir.Constant(e.llvm, float(coefficient)))
+            total = b.fmul(factor, vector) if total is None else multiply_add(b, e, factor, vector, total)
+    return total
+
+
+def apply(b: ir.IRBuilder, e: Element, matrix: Matrix, vectors: list[Any]) -> list[Any]:
+    """``matrix @ vectors``. Rows of opposite points share their even and their odd part."""
+    results: list[Any] = [None] * len(matrix)
+    for i, row in enumerate(matrix):
+        if results[i] is not None:
+            continue
+        # The row of -p is the row of p with every second sign turned, or that negated.
+        for sign in (1, -1):
+            turned = tuple(sign * (-c if j % 2 else c) for j, c in enumerate(row))
+            twin = next((k for k in range(i + 1, len(matrix)) if matrix[k] == turned and turned != row), None)
+            if twin is not None:
+                break
+        terms = [[(c, vectors[j]) for j, c in enumerate(row) if c and j % 2 == odd] for odd in (0, 1)]
+        even, odd = (_combine(b, e, part) for part in terms)
+        if twin is None or even is None or odd is None:
+            results[i] = _combine(b, e, [(c, vectors[j]) for j, c in enumerate(row) if c])
+        else:
+            results[i] = b.fadd(even, odd)
+            results[twin] = b.fsub(even, odd) if sign == 1 else b.fsub(odd, even)
+    return results
+
+
+def nested(
+    b: ir.IRBuilder, e: Element, rows: Matrix, columns: Matrix, grid: list[list[Any]]
+) -> list[list[Any]]:
+    """``rows @ grid @ columns^T`` of a grid of vectors."""
+    down = [apply(b, e, rows, [line[j] for line in grid]) for j in range(len(grid[0]))]
+    return [apply(b, e, columns, [line[i] for line in down]) for i in range(len(rows))]
+
+
+def _literals(*values: Any) -> bool:
+    return all(isinstance(value, types.IntegerLiteral) for value in values)
+
+
+def _at(b: ir.IRBuilder, e: Element, base: Any, *steps: tuple[int, Any]) -> Any:
+    """The address of ``base[sum of count * step]``."""
+    offset = const(0)
+    for count, step in steps:
+        offset = b.add(offset, b.mul(const(count), step))
+    return b.gep(base, [offset])
+
+
+@intrinsic(prefer_literal=True)
+def transform_input(typing: Any, F: Any, T: Any, to: Any, step: Any, d: Any, row: Any) -> Any:
+    """``B^T d B`` of one tile and a vector of channels: places `step` elements apart, rows of `d` `row`."""
+    if not _literals(F):
+        return None
+    form, e = FORMS[F.literal_value], ELEMENTS[T.instance_type]
+
+    def body(b: ir.IRBuilder, to: Any, step: Any, d: Any, row: Any) -> None:
+        nh, nw = form.n
+        lanes = const(e.lanes)
+        grid = [[load(b, e, _at(b, e, d, (i, row), (j, lanes))) for j in range(nw)] for i in range(nh)]
+        rows, columns = matrices(form.mh, form.rh)[2], matrices(form.mw, form.rw)[2]
+        for i, line in enumerate(nested(b, e, rows, columns, grid)):
+            for j, value in enumerate(line):
+                store(b, e, value, _at(b, e, to, (i * nw + j, step)))
+
+    name = f"winograd_input_{e.short}_{F.literal_value}_{host().name}"
+    return types.void(F, T, *[types.int64] * 4), out_of_line(name, "pipi", 2, e, body)
+
+
+@intrinsic(prefer_literal=True)
+def transform_weights(typing: Any, F: Any, T: Any, to: Any, step: Any, w: Any) -> Any:
+    """``G w G^T`` of one input channel and a vector of output channels; the taps of `w` are vectors in a row."""
+    if not _literals(F):
+        return None
+    form, e = FORMS[F.literal_value], ELEMENTS[T.instance_type]
+
+    def body(b: ir.IRBuilder, to: Any, step: Any, w: Any) -> None:
+        lanes = const(e.lanes)
+        grid = [
+            [load(b, e, _at(b, e, w, (i * form.rw + j, lanes))) for j in range(form.rw)]
+            for i in range(form.rh)
+        ]
+        rows, columns = matrices(form.mh, form.rh)[1], matrices(form.mw, form.rw)[1]
+        for i, line in enumerate(nested(b, e, rows, columns, grid)):
+            for j, value in enumerate(line):
+                store(b, e, value, _at(b, e, to, (i * form.n[1] + j, step)))
+
+    name = f"winograd_weights_{e.short}_{F.literal_value}_{host().name}"
+    return types.void(F, T, *[types.int64] * 3), out_of_line(name, "pip", 2, e, body)
+
+
+@intrinsic(prefer_literal=True)
+def transform_output(
+    typing: Any, F: Any, T: Any, to: Any, row: Any, m: Any, step: Any, bias: Any, check: Any
+) -> Any:  # fmt: skip
+    """``A^T m A + bias`` of one tile and a vector of channels, into rows of vectors `row` elements apart.
+
+    The vector at `check` becomes NaN where a result is not finite: a transform spreads one NaN or Inf over its
+    tile and may overflow where the plain sum does not, so such a result must be computed again.
+    """
+    if not _literals(F):
+        return None
+    form, e = FORMS[F.literal_value], ELEMENTS[T.instance_type]
+
+    def body(b: ir.IRBuilder, to: Any, row: Any, m: Any, step: Any, bias: Any, check: Any) -> None:
+        nh, nw = form.n
+        grid = [[load(b, e, _at(b, e, m, (i * nw + j, step))) for j in range(nw)] for i in range(nh)]
+        offset, checked = load(b, e, bias), load(b, e, check)
+        zero = ir.Constant(e.vector, None)
+        rows, columns = matrices(form.mh, form.rh)[0], matrices(form.mw, form.rw)[0]
+        for i, line in enumerate(nested(b, e, rows, columns, grid)):
+            for j, value in enumerate(line):
+                result = b.fadd(value, offset)
+                checked = multiply_add(b, e, result, zero, checked)
+                store(b, e, result, _at(b, e, to, (i, row), (j, const(e.lanes))))
+        store(b, e, checked, check)
+
+    name = f"winograd_output_{e.short}_{F.literal_value}_{host().name}"
+    return types.void(F, T, *[types.int64] * 6), out_of_line(name, "pipipp", 2, e, body)
+
+
+@intrinsic
+def load_transposed(
+    typing: Any, T: Any, to: Any, x: Any, step: Any, rows: Any, low: Any, high: Any
+) -> Any:  # fmt: skip
+    """A square block: vector j of `to` becomes ``x[i * step + j]`` over i; zero unless i < rows, low <= j < high."""
+    e = ELEMENTS[T.instance_type]
+
+    def body(b: ir.IRBuilder, to: Any, x: Any, step: Any, rows: Any, low: Any, high: Any) -> None:
+        vectors = []
+        for i in range(e.lanes):
+            stop = b.select(b.icmp_signed("<", const(i), rows), high, low)
+            vectors.append(masked_load(b, e, _at(b, e, x, (i, step)), lane_range(b, e, low, stop)))
+        for j, vector in enumerate(transpose(b, vectors)):
+            store(b, e, vector, b.gep(to, [const(j * e.lanes)]))
+
+    name = f"load_transposed_{e.short}_{host().name}"
+    return types.void(T, *[types.int64] * 6), out_of_line(name, "ppiiii", 1, e, body)
+
+
+@intrinsic
+def store_transposed(typing: Any, T: Any, y: Any, step: Any, d: Any, rows: Any, count: Any) -> Any:
+    """A square block: ``y[i * step + j]`` becomes lane i of vector j of `d`, for i < rows and j < count."""
+    e = ELEMENTS[T.instance_type]
+
+    def body(b: ir.IRBuilder, y: Any, step: Any, d: Any, rows: Any, count: Any) -> None:
+        vectors = [load(b, e, b.gep(d, [const(j * e.lanes)])) for j in range(e.lanes)]
+        for i, vector in enumerate(transpose(b, vectors)):
+            stop = b.select(b.icmp_signed("<", const(i), rows), count, const(0))
+            masked_store(b, e, vector, _at(b, e, y, (i, step)), lane_range(b, e, const(0), stop))
+
+    name = f"store_transposed_{e.short}_{host().name}"
+    return types.void(T, *[types.int64] * 5), out_of_line(name, "pipii", 1, e, body)
+
+
+# ---------------------------------------------------------------------------- tasks
+
+FIELDS = (
+    "next stop "  # the next task, and where to stop
+    "x w bias y scratch "  # addresses; no bias is 0
+    "v offsets "  # addresses of the transformed tiles, and of the table of channels
+    "scratch_size "  # bytes of a worker's scratch
+    "x_n x_c x_h y_n y_c "  # strides: of the input, whose rows are contiguous, and of the output
+    "c o K c_round "  # input and output channels, elements of a kernel; channels in whole vectors
+    "size_h size_w before_h before_w oh ow "  # sizes and padding
+    "tiles_w tiles first count "  # tiles along a row, in an image; the first and how many, of all images
+    "v_step u_step m_step "  # elements from one place of a tile to the next
+    "rows_step c_tasks "  # input: tile rows of a task, tasks along channels
+    "t_step t_tasks part "  # products: tiles of a task, tasks along them, tiles worked on at a time
+    "block "  # output channels of a task
+    "packed "  # whether the weights are transformed already
+    "spoiled"  # set where a result is not finite
+)
+ARGUMENTS = np.dtype([(name, np.int64) for name in FIELDS.split()])
+RECORD = from_dtype(ARGUMENTS)
+
+
+def tiles_in(F: int) -> Any:
+    """A factory of tasks that transform tiles: some rows of them, a vector of channels."""
+    form = FORMS[F]
+    nh, nw = form.n
+    mh, mw = form.mh, form.mw
+
+    def winograd_tiles(T: Any) -> Any:
+        size = T.bitwidth // 8
+        lanes = host().width // size
+
+        def work(worker, arguments):  # type: ignore[no-untyped-def]
+            a = carray(pointer(arguments, RECORD), 1)[0]
+            slab = a.scratch + worker * a.scratch_size
+            columns = a.tiles_w * mw + nw - mw
+            row_bytes = (columns + lanes) * lanes * size
+            tile_rows = a.tiles // a.tiles_w
+            first_row = a.first // a.tiles_w
+            stop_row = (a.first + a.count + a.tiles_w - 1) // a.tiles_w
+            while True:
+                task = next_task(arguments)
+                if task >= a.stop:
+                    return
+                row, c0 = divmod(task, a.c_tasks)
+                c0 *= lanes
+                row = first_row + row * a.rows_step
+                for r in range(row, min(row + a.rows_step, stop_row)):
+                    n, th = divmod(r, tile_rows)
+                    at_x = a.x + size * (n * a.x_n + c0 * a.x_c)
+                    # Rows that the tile row above has read already are read again: half of them, from L2.
+                    for i in range(nh):
+                        h = th * mh + i - a.before_h
+                        for q in range(0, columns, lanes):
+                            low, high = a.before_w - q, a.before_w + a.size_w - q
+                            if h < 0 or h >= a.size_h:
+                                high = low
+                            load_transposed(
+                                T, slab + i * row_bytes + q * lanes * size,
+                                at_x + size * (h * a.x_h + q - a.before_w), a.x_c, a.c - c0, low, high,
+                            )  # fmt: skip
+                    for tw in range(a.tiles_w):
+                        t = r * a.tiles_w + tw - a.first
+                        if 0 <= t < a.count:
+                            transform_input(
+                                F, T, a.v + size * (t * a.c_round + c0), a.v_step,
+                                slab + tw * mw * lanes * size, row_bytes // size,
+                            )  # fmt: skip
+
+        return work
+
+    winograd_tiles.__name__ = f"winograd_tiles_{F}"
+    return winograd_tiles
+
+
+@register_jitable
+def transform_block(F, taps, T, size, lanes, a, to, stage, o0):  # type: ignore[no-untyped-def]
+    """Weights of a block of output channels: (places, c_round, block), zero beyond the last channel."""
+    for v in range(a.block // lanes):
+        rows = min(a.o - o0 - v * lanes, lanes)
+        for c0 in range(0, a.c_round, lanes):
+            stop = min(a.c - c0, lanes) * taps if rows > 0 else 0
+            for k in range(0, lanes * taps, lanes):
+                load_transposed(
+                    T, stage + k * lanes * size, a.w + size * ((o0 + v * lanes) * a.K + c0 * taps + k), a.K,
+                    rows, 0, stop - k,
+                )  # fmt: skip
+            for c in range(lanes):
+                transform_weights(
+                    F,
+                    T,
+                    to + size * ((c0 + c) * a.block + v * lanes),
+                    a.u_step,
+                    stage + c * taps * lanes * size,
+                )
+
+
+def products(F: int) -> Any:
+    """A factory of tasks that multiply and transform back: a block of output channels, some tiles."""
+    form = FORMS[F]
+    nn = form.products
+    mh, mw, taps = form.mh, form.mw, form.rh * form.rw
+
+    def winograd_products(T: Any) -> Any:
+        size = T.bitwidth // 8
+        lanes = host().width // size
+        NS = scalars(host())
+        most = VECTORS * lanes
+        # Tiles side by side that are written as one vector of pixels.
+        together = lanes // mw
+
+        def work(worker, arguments):  # type: ignore[no-untyped-def]
+            a = carray(pointer(arguments, RECORD), 1)[0]
+            at_slots = a.scratch + worker * a.scratch_size
+            slots = carray(pointer(at_slots, types.int64), (VECTORS, SLOT))
+            for v in range(VECTORS):
+                slots[v, 0], slots[v, 1], slots[v, 2] = v * lanes, v * lanes, (1 << lanes) - 1
+                slots[v, 3], slots[v, 4] = 0, 0
+            at_bias = at_slots + 128
+            at_check = at_bias + most * size
+            at_stage = at_check + 64
+            at_m = at_stage + max(lanes * taps, mh * lanes) * lanes * size
+            at_own = at_m + nn * a.m_step * size
+            bias = carray(pointer(at_bias, T), most)
+            block = a.block
+            check = carray(pointer(at_check, T), lanes)
+            given = carray(pointer(a.bias, T), 1 << 40)
+            for i in range(lanes):
+                check[i] = 0
+            made = -1
+            while True:
+                task = next_task(arguments)
+                if task >= a.stop:
+                    break
+                ob, t0 = divmod(task, a.t_tasks)
+                o0 = ob * block
+                t1 = min((t0 + 1) * a.t_step, a.count)
+                t0 *= a.t_step
+                vectors = min((a.o - o0 + lanes - 1) // lanes, block // lanes)
+                u = a.w + size * ob * nn * a.u_step
+                if not a.packed:
+                    u = at_own
+                    if made != ob:
+                        transform_block(F, taps, T, size, lanes, a, u, at_stage, o0)
+                        made = ob
+                for i in range(block):
+                    bias[i] = given[o0 + i] if a.bias and o0 + i < a.o else 0
+                for p0 in range(t0, t1, a.part):
+                    p1 = min(p0 + a.part, t1)
+                    for f in range(nn):
+                        for t in range(p0, p1, NS):
+                            tile(
+                                NS, 0, T, vectors, 1, a.c_round, 0, u + size * f * a.u_step, a.offsets, 0, at_slots,
+                                a.v + size * (f * a.v_step + t * a.c_round), a.c_round, 1,
+                                at_m + size * (f * a.m_step + (t - p0) * block), block, min(NS, p1 - t), 0,
+                            )  # fmt: skip
+                    t = p0
+                    while t < p1:
+                        n, at = divmod(a.first + t, a.tiles)
+                        th, tw = divmod(at, a.tiles_w)
+                        run = min(together, p1 - t, a.tiles_w - tw)
+                        for v in range(vectors):
+                            for i in range(run):
+                                transform_output(
+                                    F, T, at_stage + i * mw * lanes * size, lanes * lanes,
+                                    at_m + size * ((t + i - p0) * block + v * lanes), a.m_step,
+                                    at_bias + v * lanes * size, at_check,
+                                )  # fmt: skip
+                            channels = a.o - o0 - v * lanes
+                            to = n * a.y_n + (o0 + v * lanes) * a.y_c + tw * mw
+                            for i in range(min(mh, a.oh - th * mh)):
+                                store_transposed(
+                                    T, a.y + size * (to + (th * mh + i) * a.ow), a.y_c,
+                                    at_stage + i * lanes * lanes * size, channels, min(run * mw, a.ow - tw * mw),
+                                )  # fmt: skip
+                        t += run
+            for i in range(lanes):
+                if check[i] != 0:
+                    a.spoiled = 1
+
+        return work
+
+    winograd_products.__name__ = f"winograd_products_{F}"
+    return winograd_products
+
+
+def weights(F: int) -> Any:
+    """A factory of tasks that transform weights ahead: a block of output channels."""
+    form = FORMS[F]
+    nn, taps = form.products, form.rh * form.rw
+
+    def winograd_weights(T: Any) -> Any:
+        size = T.bitwidth // 8
+        lanes = host().width // size
+
+        def work(worker, arguments):  # type: ignore[no-untyped-def]
+            a = carray(pointer(arguments, RECORD), 1)[0]
+            stage = a.scratch + worker * a.scratch_size
+            while True:
+                ob = next_task(arguments)
+                if ob >= a.stop:
+                    return
+                transform_block(
+                    F, taps, T, size, lanes, a, a.v + size * ob * nn * a.u_step, stage, ob * a.block
+                )
+
+        return work
+
+    winograd_weights.__name__ = f"winograd_weights_{F}"
+    return winograd_weights

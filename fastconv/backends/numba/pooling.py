@@ -1,0 +1,218 @@
+"""Pooling, planned: which way the vectors lie, the tables, and types that kernels do not know."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from fastconv.backends import Planner, Run, Unsupported
+from fastconv.backends.numba import cost, direct, jit
+from fastconv.backends.numba.depthwise import TABLE_BYTES, begins, table
+from fastconv.backends.numba.kernels import pool as kernels
+from fastconv.backends.numba.kernels.pool import ARGMAX, MAX, SLOT, SUM
+from fastconv.backends.numba.operands import ALIGNMENT, Array, address, scratch
+from fastconv.spec import DTYPES, PoolSpec
+
+TAPS = [jit.Kernel(kernels.taps(op)) for op in (SUM, MAX, ARGMAX)]
+CELLS = [jit.Kernel(kernels.cells(op)) for op in (SUM, MAX, ARGMAX)]
+
+# Planes are cast and finished in pieces of about this size, which stay in a core's cache.
+PIECE_BYTES = 512 << 10
+
+# A task takes about this long, so that starting it (0.3 us) does not show.
+TASK_SECONDS = 10e-6
+
+# Cycles of one tap of a vector, at stride 1 and 2, and of one window beyond its elements.
+TAP_CYCLES = {1: 2.0, 2: 4.0}
+CELL_CYCLES = 40
+
+FIELD = {name: at for at, name in enumerate(kernels.ARGUMENTS.names or ())}
+
+
+def computed(spec: PoolSpec) -> str:
+    """The type windows are reduced in.
+
+    Integers are added exactly and divided once; those of 64 bits, whose sums could wrap, as numpy.mean does.
+    """
+    row = DTYPES[spec.dtype]
+    if row.kind == "f":
+        return row.accumulate
+    if spec.mode == "max":
+        return "int32" if row.itemsize < 4 or spec.dtype == "int32" else "int64"
+    return "float64" if spec.mode == "lp" or row.itemsize == 8 else "int64"
+
+
+def geometry(spec: PoolSpec) -> direct.Geometry:
+    """A pool's windows on three axes."""
+    return direct.Geometry(
+        size=direct.lift(spec.in_size, 1),
+        out=direct.lift(spec.out_size, 1),
+        kernel=direct.lift(spec.kernel_size, 1),
+        stride=direct.lift(spec.stride, 1),
+        dilation=direct.lift(spec.dilation, 1),
+        before=direct.lift(tuple(before for before, _ in spec.padding), 0),
+        after=(0, 0, 0),
+        c=1,
+        o=1,
+    )
+
+
+def divisors(spec: PoolSpec, dtype: str) -> Array:
+    """What each output of a plane is divided by."""
+    if spec.divisor_override:
+        return np.full(spec.out_size, spec.divisor_override, dtype)
+    product = np.ones((), dtype)
+    for axis in range(spec.rank):
+        product = np.multiply.outer(product, np.array(spec.divisors(axis), dtype))
+    return product
+
+
+def lp_scale(spec: PoolSpec) -> Array:
+    """What torch multiplies a window's sum by: the kernel's size over the elements the window kept."""
+    kept = np.ones(())
+    for axis in range(spec.rank):
+        kept = np.multiply.outer(kept, np.array([len(window) for window in spec.windows(axis)], float))
+    return math.prod(spec.kernel_size) / kept
+
+
+def bins(spec: PoolSpec) -> list[Array]:
+    """First element, count and step of every window along three axes."""
+    found = [np.array([(0, 1, 1)], np.int64)] * (3 - spec.rank)
+    for axis in range(spec.rank):
+        rows = [(window.start, len(window), window.step) for window in spec.windows(axis)]
+        found.append(np.array(rows, np.int64))
+    return found
+
+
+def run(
+    spec: PoolSpec,
+    kernel: jit.Kernel,
+    tables: dict[str, Array],
+    cycles: float,
+    limit: int | None,
+    **more: int,
+) -> Run:
+    """The run of a kernel on planes of the type it computes in, or cast to it piece by piece."""
+    wide = computed(spec)
+    itemsize = DTYPES[wide].itemsize
+    plane, plane_out = math.prod(spec.in_size), math.prod(spec.out_size)
+    planes = spec.batch * spec.channels
+    channel = max(cycles * cost.CYCLE * cost.SLOWER[wide], (plane + plane_out) * itemsize / cost.BYTES)
+    step = min(max(int(TASK_SECONDS / channel), 1), max(planes, 1))
+    averages = spec.mode == "avg"
+    division = divisors(spec, "float64") if averages else None
+    scale = lp_scale(spec) if spec.mode == "lp" else None
+    inside = averages and DTYPES[wide].kind == "f"
+    if inside:
+        tables = {**tables, "divisors": divisors(spec, wide)}
+    _, h, w = direct.lift(spec.in_size, 1)
+    od, oh, ow = direct.lift(spec.out_size, 1)
+    template = np.zeros(1, kernels.ARGUMENTS)
+    values = {
+        **{name: address(array) for name, array in tables.items()},
+        "plane": plane, "plane_out": plane_out, "planes_step": step,
+        "h": h, "w": w, "od": od, "oh": oh, "ow": ow, **more,
+    }  # fmt: skip
+    for name, value in values.items():
+        template[name] = value
+    fields = template.view(np.int64)
+    as_is = spec.dtype == wide and spec.out_dtype == wide and spec.mode != "lp"
+
+    def reduce(x: int, y: int, indices: int, count: int) -> None:
+        a = fields.copy()
+        a[FIELD["x"]], a[FIELD["y"]], a[FIELD["indices"]], a[FIELD["planes"]] = x, y, indices, count
+        tasks = -(-count // step)
+        jit.launch(kernel.address(wide), a, tasks, jit.workers(tasks), count * channel)
+
+    reduce.tables = tables  # type: ignore[attr-defined]
+
+    # Planes that are cast, or brought in order, at a time.
+    each = (plane + plane_out) * itemsize
+    piece = max(min(PIECE_BYTES // each, planes), 1)
+    if limit is not None and not as_is:
+        if each + ALIGNMENT > limit:
+            raise Unsupported(
+                f"needs {each + ALIGNMENT} bytes for one plane in {wide}", workspace=each + ALIGNMENT
+            )
+        piece = min(piece, (limit - ALIGNMENT) // each)
+
+    def finish(values: Array, result: Array) -> None:
+        if scale is not None:
+            np.power(np.multiply(values, scale, out=values), 1 / spec.norm_type, out=values)
+        elif division is not None and not inside:
+            np.copyto(result, values / division, casting="unsafe")
+            return
+        elif spec.dtype == "uint64" and spec.mode == "max":
+            np.copyto(result, values.view("uint64") ^ np.uint64(1 << 63))
+            return
+        np.copyto(result, values, casting="unsafe")
+
+    def call(x: Array, y: Array, indices: Array | None = None) -> None:
+        if not planes:
+            return
+        at_indices = address(indices)
+        if as_is and x.flags.c_contiguous:
+            reduce(address(x), address(y), at_indices, planes)
+            return
+        held, _ = scratch(piece * each - ALIGNMENT)
+        part = held[: piece * plane * itemsize].view(wide).reshape(piece, *spec.in_size)
+        made = held[piece * plane * itemsize : piece * each].view(wide).reshape(piece, *spec.out_size)
+        result = y.reshape(planes, *spec.out_size)
+        for p in range(0, planes, piece):
+            count = min(piece, planes - p)
+            for i in range(count):
+                source = x[divmod(p + i, spec.channels)]
+                if spec.dtype == "uint64" and spec.mode == "max":  # the order of int64, upside down
+                    np.bitwise_xor(source, np.uint64(1 << 63), out=part[i].view("uint64"))
+                else:
+                    np.copyto(part[i], source, casting="unsafe")
+            if spec.mode == "lp":
+                np.power(np.abs(part[:count], out=part[:count]), spec.norm_type, out=part[:count])
+            reduce(address(part), address(made), at_indices and at_indices + 8 * p * plane_out, count)
+            finish(made[:count], result[p : p + count])
+
+    return Run(
+        call=call,
+        seconds=planes * channel + cost.CALL_SECONDS,
+        at_once=max(-(-planes // step), 1),
+        shared=0 if as_is else piece * each,
+        note="" if as_is else f"{piece} planes at a time in {wide}",
+    )
+
+
+def op_of(spec: PoolSpec) -> int:
+    return (ARGMAX if spec.indices else MAX) if spec.mode == "max" else SUM
+
+
+def taps(spec: PoolSpec, precision: str, workspace_limit: int | None) -> Run:
+    """Vectors along the outputs."""
+    if spec.output_size:
+        raise Unsupported("bins of an adaptive pool may differ in size")
+    g = geometry(spec)
+    if g.stride[2] not in TAP_CYCLES:
+        raise Unsupported(f"needs a stride of 1 or 2 along rows, got {g.stride[2]}")
+    lanes = cost.lanes(computed(spec))
+    vectors = len(begins(g, lanes))
+    if (nbytes := vectors * (4 * g.taps + 8 * SLOT)) > TABLE_BYTES or math.prod(g.size) >= 2**31:
+        raise Unsupported(f"its table of masks would take {nbytes} bytes, more than {TABLE_BYTES}")
+    offsets, slots, masks, inner = table(g, lanes)
+    tables = {"offsets": offsets, "slots": slots, "masks": masks, "inner": inner}
+    cycles = vectors * (g.taps * TAP_CYCLES[g.stride[2]] + 12)
+    return run(
+        spec, TAPS[op_of(spec)], tables, cycles, workspace_limit,
+        taps=g.taps, groups=len(inner), stride=g.stride[2],
+    )  # fmt: skip
+
+
+def cells(spec: PoolSpec, precision: str, workspace_limit: int | None) -> Run:
+    """Vectors along the rows of a window."""
+    tables = dict(zip(("bins_d", "bins_h", "bins_w"), bins(spec), strict=True))
+    outputs = math.prod(spec.out_size)
+    elements = spec.flops() / max(spec.batch * spec.channels, 1)
+    rows = elements / max(outputs, 1) / max(len(window) for window in spec.windows(spec.rank - 1))
+    cycles = outputs * (CELL_CYCLES + 4 * rows) + elements / (1 if spec.indices else 4)
+    return run(spec, CELLS[op_of(spec)], tables, cycles, workspace_limit)
+
+
+PLANNERS: tuple[Planner, ...] = (taps, cells)

@@ -1,0 +1,272 @@
+"""The benchmarks: rivals that answer or refuse, floors that can be missed, and a page made from what was measured."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from benchmarks import performance, results
+from benchmarks.baselines import BASELINES, disagreement, operands, tolerance
+from benchmarks.results import Floor, Part, Results
+from benchmarks.selection import NETWORKS, layers
+from fastconv import testing
+from fastconv.backends import Unsupported
+from fastconv.problems import PROBLEMS
+from fastconv.spec import ConvSpec, PoolSpec, parse
+
+ROOT = Path(__file__).parents[1]
+FILE = ROOT / "benchmarks" / "results.json"
+
+WIDE, POINT, POOL = (
+    "n1 c64x56x56 k64x3x3 s1 p1 f32",
+    "n1 c64x56x56 k64x1x1 s1 p0 f32",
+    "max n1 c4x8x8 k2x2 s2 p0 f32",
+)
+POOLS = (POOL, "max n1 c4x8x8 k2x2 s2 p0 indices f32", "avg n1 c4x8x8 k2x2 s2 p0 f32")
+
+
+# ---------------------------------------------------------------------------- rivals
+
+
+@pytest.mark.oracle
+@pytest.mark.parametrize("rival", BASELINES)
+def test_rivals_answer_or_say_why_not(rival: str) -> None:
+    answered, reasons = set(), []
+    for problem in PROBLEMS["edges"]:
+        spec = parse(problem)
+        x, weight, bias = operands(spec)
+        try:
+            made = BASELINES[rival](spec, weight, bias)
+        except Unsupported as refusal:
+            if "is not installed" in str(refusal):
+                pytest.skip(str(refusal))
+            reasons.append(str(refusal))
+            continue
+        answer = testing.reference(spec, spec.ops[0], (x,) if weight is None else (x, weight), bias)
+        expected = answer if isinstance(answer, tuple) else (answer,)
+        found = made.read(made.run(made.place(x)))
+        _, detail = disagreement(found, expected, tolerance(spec, x, weight, bias), max(spec.batch, 1))
+        assert not detail, f"{rival} on '{spec}': {detail}"
+        assert [array.dtype.name for array in found] == [
+            shape.dtype for shape in spec.shapes(spec.ops[0])[-len(found) :]
+        ]
+        answered.add(spec.mode if isinstance(spec, PoolSpec) else "conv")
+    assert all(", needs " in reason or reason.startswith("it ") for reason in reasons), reasons
+    assert answered == {"scipy": {"conv"}}.get(rival, {"conv", "max", "avg", "lp"})
+
+
+@pytest.mark.oracle
+@pytest.mark.parametrize("rival", BASELINES)
+def test_a_bias_is_added(rival: str) -> None:
+    spec = parse("n1 c1x6x7 k4x3x3 s1 p1 f32")
+    x, weight, bias = operands(spec)
+    assert bias is not None
+    found: list[Any] = []
+    for added in (bias, None):
+        try:
+            made = BASELINES[rival](spec, weight, added)
+        except Unsupported as refusal:
+            pytest.skip(str(refusal))
+        found += made.read(made.run(made.place(x)))
+    allowed = tolerance(spec, x, weight, bias)
+    assert not disagreement(found[:1], [found[1] + bias[:, None, None]], allowed)[1]
+    assert disagreement(found[:1], found[1:], allowed)[1]
+
+
+def test_a_wrong_image_is_seen() -> None:
+    spec = parse("n2 c2x4x4 k2x3x3 s1 p1 f32")
+    x, weight, bias = operands(spec)
+    (answer,) = (testing.reference(spec, spec.ops[0], (x, weight), bias),)
+    result = answer.astype("float32").repeat(2, axis=0)[[0, 2, 0, 2]]
+    allowed = tolerance(spec, x, weight, bias)
+    assert not disagreement((result,), (answer,), allowed, 2)[1]
+    result[3, 1, 2, 2] += 1
+    assert disagreement((result,), (answer,), allowed, 2)[1].startswith("image 3")
+
+
+# ---------------------------------------------------------------------------- what is measured
+
+
+def test_every_layer_is_measured() -> None:
+    for network in NETWORKS:
+        found = {str(spec) for spec in layers(network, 1)}
+        assert set(PROBLEMS[network]) <= found | {p for p in PROBLEMS[network] if " max " in p}
+        windows = [parse(p) for p in PROBLEMS[network] if isinstance(parse(p), PoolSpec) and "o1x1" not in p]
+        assert len([p for p in found if "indices" in p]) == len(windows)
+
+
+def test_whole_networks_hold_every_layer() -> None:
+    rivals = pytest.importorskip("benchmarks.rivals", reason="the engine's compiler is not installed")
+    assert set(rivals.vgg16()) == set(PROBLEMS["vgg16"])
+    assert len(list(rivals.vgg16())) == 13 + 5
+    convolutions = {p for p in PROBLEMS["resnet50"] if isinstance(parse(p), ConvSpec)}
+    assert set(rivals.resnet50()) == convolutions
+    assert len(list(rivals.resnet50())) == 53
+    assert sum(parse(p).flops() for p in rivals.resnet50()) / 1e9 == pytest.approx(8.2, abs=0.1)
+
+
+def test_everybody_is_called_in_every_round() -> None:
+    rivals = pytest.importorskip("benchmarks.rivals", reason="the engine's compiler is not installed")
+    order: list[str] = []
+    found = rivals.in_turns({name: lambda name=name: order.append(name) for name in "ab"}, 0.001, 1)
+    assert 3 <= len(found["a"]) == len(found["b"]) <= rivals.MOST
+    assert "".join(order).count("ab") > len(found["a"])
+
+
+# ---------------------------------------------------------------------------- floors
+
+
+def seconds(**medians: float) -> dict[str, list[float]]:
+    names = {"channels_last": "torch channels_last"}
+    return {names.get(way, way): [0.99 * value, value, 1.01 * value] for way, value in medians.items()}
+
+
+def conv(problem: str, threads: int, **medians: float) -> dict[str, Any]:
+    ways = dict.fromkeys(("prepared", "unprepared", "highest"), "implicit_gemm")
+    return {
+        "problem": problem,
+        "threads": threads,
+        "rounds": 5,
+        "seconds": seconds(**medians),
+        "algorithms": ways,
+    }
+
+
+def made_up(**changes: float) -> Results:
+    """Two convolutions, three pools and a network on each number of threads; everything is met, just."""
+    found = Results(
+        {"cpu": "a processor", "cores": 2, "vectors": "avx2", "engine": "0", "packages": {"numpy": "2"}}
+    )
+    wide = {
+        "prepared": 1.0,
+        "unprepared": 1.1,
+        "highest": 1.9,
+        "torch": 1.9,
+        "onnxruntime": 2.5,
+        "limit": 1.75,
+    }
+    point = {
+        "prepared": 1.0,
+        "unprepared": 1.1,
+        "highest": 1.0,
+        "torch": 3.0,
+        "channels_last": 1.2,
+        "limit": 0.1,
+    }
+    for threads in (1, 2):
+        found.set_limits(threads, {"flops": 1e11 * threads, "bytes": 1e10})
+        found.set_layer(conv(WIDE, threads, **{**wide, **changes}))
+        found.set_layer(conv(POINT, threads, **point))
+        for problem in POOLS:
+            record = conv(problem, threads, pool=1.0, torch=1.6, limit=0.75)
+            found.set_layer({**record, "algorithms": {"pool": "windows"}})
+        times = seconds(prepared=1.0, unprepared=1.0, highest=1.0, torch=1.8, onnxruntime=1.75)
+        found.set_network({"network": "vgg16", "threads": threads, "rounds": 5, "seconds": times})
+    return found
+
+
+def parts(found: Results, label: str, threads: int = 1) -> list[Part]:
+    (floor,) = [floor for floor in results.floors(found) if floor.label.startswith(label)]
+    assert isinstance(floor, Floor)
+    return floor.parts[threads]
+
+
+def test_floors_are_ratios_to_the_fastest_rival() -> None:
+    found = made_up()
+    prepared, unprepared = parts(found, "3x3 stride-1")
+    assert prepared.value == pytest.approx(1.9)
+    assert unprepared.value == pytest.approx(1.9 / 1.1)
+    everything, _ = parts(found, "all layers")
+    assert everything.value == pytest.approx(math.sqrt(1.9 * 1.2))
+    (worst,) = parts(found, "the worst layer")
+    assert worst.value == pytest.approx(1.2)
+    assert POINT in worst.remark
+    (highest,) = parts(found, "`precision")
+    assert highest.value == pytest.approx(math.sqrt(1.0 * 1.2))
+    assert "worst 1.00x" in highest.remark
+    (peak,) = parts(found, "large direct")
+    assert peak.value == pytest.approx(1.75 / 1.9)  # the 1x1 layer has 0.03 GFLOP and does not count
+    assert [part.value for part in parts(found, "pooling")] == pytest.approx([1.6, 0.75] * 3)
+    assert [part.value for part in parts(found, "pooling", 2)] == pytest.approx([1.6] * 3)
+    assert parts(found, "VGG16")[0].value == pytest.approx(1.75)
+    assert all(part.met for floor in results.floors(found) for some in floor.parts.values() for part in some)
+
+
+@pytest.mark.parametrize(
+    ("label", "changes"),
+    [
+        ("3x3 stride-1", {"prepared": 1.2}),
+        ("all layers", {"unprepared": 2.0}),
+        ("the worst layer", {"prepared": 2.4}),
+        ("`precision", {"highest": 3.0}),
+        ("large direct", {"highest": 2.1}),
+    ],
+)
+def test_floors_can_be_missed(label: str, changes: dict[str, float]) -> None:
+    for threads in (1, 2):
+        assert False in [part.met for part in parts(made_up(**changes), label, threads)]
+
+
+def test_what_is_short_never_looks_met() -> None:
+    part = Part("prepared", 1.7, 1.6999)
+    assert part.met is False
+    assert "1.69x, short" in str(part)
+    assert "1.70x, met" in str(Part("prepared", 1.7, 1.7))
+    assert "not measured" in str(Part("prepared", 1.7, None))
+    assert "89.9 %, short" in str(Part("of the peak", 0.9, 0.89999, "%"))
+
+
+# ---------------------------------------------------------------------------- file and page
+
+
+def test_the_file_holds_what_was_measured(tmp_path: Path) -> None:
+    found, path = made_up(), tmp_path / "results.json"
+    path.write_text(found.as_json(), encoding="utf-8")
+    again = results.read(path)
+    assert again.as_json() == found.as_json()
+    assert [row.ratio() for row in again.layers] == [row.ratio() for row in found.layers]
+    again.set_layer(conv(WIDE, 1, prepared=2.0, torch=1.0))  # merged: the later record counts
+    assert [row.ratio() for row in again.layers if row.name == WIDE and row.threads == 1] == [0.5]
+    again.set_limits(1, {"flops": 1.0, "bytes": 1e12})
+    assert again.limits[1] == {"flops": 1e11, "bytes": 1e12}
+    path.write_text(json.dumps({"format": 0}), encoding="utf-8")
+    with pytest.raises(ValueError, match="measure anew"):
+        results.read(path)
+
+
+def test_losses_stand_on_the_page() -> None:
+    def losses(found: Results) -> str:
+        text = performance.markdown(found)
+        return text.partition("## Where it loses")[2].partition("<details")[0]
+
+    assert "Convolutions, prepared: 0 of 4." in losses(made_up())
+    lost = losses(made_up(prepared=2.0))
+    assert "Convolutions, prepared: 2 of 4." in lost
+    assert lost.count(f"| 0.95x | `{WIDE}` |") == 2
+    assert f"| 0.99x ± | `{WIDE}` |" in losses(made_up(prepared=1.91))
+
+
+def test_pictures_have_a_dot_for_every_layer() -> None:
+    found = made_up()
+    picture = performance.ratios_picture(found)
+    assert picture.count('class="one dot"') == len(POOLS) + 2 + 1  # one in the legend
+    assert picture.count('class="two dot"') == len(POOLS) + 2 + 1
+    assert f"{WIDE}, one thread: 1.90x PyTorch NCHW" in picture
+    assert "ONNX Runtime" in performance.networks_picture(found)
+
+
+@pytest.mark.skipif(not FILE.exists(), reason="nothing was measured yet: python -m benchmarks.rivals")
+def test_the_page_is_made_from_the_file() -> None:
+    for name, text in performance.pages(results.read(FILE)).items():
+        written = (ROOT / "docs" / name).read_text(encoding="utf-8")
+        assert written == text, f"docs/{name} is not what the file says: python -m benchmarks.rivals --page"
+
+
+@pytest.mark.skipif(not FILE.exists(), reason="nothing was measured yet: python -m benchmarks.rivals")
+def test_nothing_is_missing_in_the_file() -> None:
+    found = {(row.name, row.threads) for row in results.read(FILE).layers}
+    assert not performance.expected() - found

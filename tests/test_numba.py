@@ -1,0 +1,453 @@
+"""The compiled kernels: nothing is read or written out of bounds, vectors stay in registers, no thread can hurt."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import textwrap
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import fastconv as fc
+from fastconv import testing
+from fastconv.backends import Unsupported, algorithms
+from fastconv.plan import plan
+from fastconv.spec import ConvSpec, Op, parse
+
+Array = Any
+
+# Sizes around every edge of a vector, of a tile of three and of a block of channels.
+EDGES = [
+    *(f"n1 c3x1x{w} k9x1x1 s1 p0" for w in (1, 2, 7, 8, 15, 16, 17, 31, 33, 48, 49, 53, 97)),
+    *(f"n2 c5x{h}x{w} k{o}x3x3 s1 p1" for h, w, o in ((1, 1, 1), (2, 3, 7), (4, 4, 8), (7, 7, 9), (5, 17, 17), (9, 16, 24))),
+    *(f"n1 c2x{h}x{w} k10x3x3 s2 p1" for h, w in ((3, 3), (7, 15), (8, 16), (9, 33), (15, 47))),
+    *(f"n1 c3x{h}x{w} k5x5x5 s1 p2" for h, w in ((5, 5), (6, 18), (11, 31))),
+    *(f"n1 c2x{w} k3x3 s1 p1" for w in (3, 16, 17, 40)),
+    *(f"n1 c4x{h}x{w} k4x3x3 s{s} p1 g4" for h, w in ((3, 3), (7, 7), (9, 16), (6, 33)) for s in (1, 2)),
+    *(f"n1 c2x{h}x{w} k3x4x4 s4 p2" for h, w in ((9, 9), (17, 35))),
+    "n1 c3x9x8x7 k4x3x2x3 s1 p1", "n1 c2x6x9 k3x3x3 s3 p2 d2", "n2 c6x5x9 k4x3x2 s1 p0 g2", "n1 c3x12x11 k7x3x3 s1 p2 circular",
+    *(f"max n1 c2x{h}x{w} k{k}x{k} s{s} p{k // 2}" for h, w in ((3, 3), (7, 9), (9, 33)) for k, s in ((2, 2), (3, 2), (3, 1), (4, 3))),
+    *(f"avg n1 c2x{h}x{w} k3x3 s2 p1 ceil" for h, w in ((4, 4), (9, 33))),
+    "max n1 c2x9x18 k3x3 s2 p1 indices", "max n1 c2x7x8 k3x3 s3 p0 indices", "avg n1 c3x7x7 o1x1", "max n1 c2x9x20 o4x3",
+]  # fmt: skip
+DTYPES = ("f32", "f64", "s32", "s64")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="guard pages are made with Linux's mprotect")
+@pytest.mark.parametrize("at_end", [True, False], ids=["ends", "begins"])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_kernels_stay_inside_their_operands(dtype: str, at_end: bool) -> None:
+    from tests.guard import Guarded
+
+    for problem in EDGES:
+        spec = parse(f"{problem} {dtype}")
+        op = spec.ops[0]
+        given = testing.operands(spec, op, "integers")
+        expected = testing.reference(spec, op, given)
+        for algorithm in algorithms("numba", op):
+            try:
+                made = plan(spec, op, "numba", algorithm)
+            except Unsupported:
+                continue
+            memory = Guarded(at_end)
+            results = [memory.copy(testing.poisoned(shape)) for shape in spec.shapes(op)[len(given) :]]
+            operands = [memory.copy(array) for array in given]
+            if op is Op.CONV:
+                made.run.call(operands[0], operands[1], None, results[0])
+            else:
+                made.run.call(operands[0], *results)
+            answers = expected if isinstance(expected, tuple) else (expected,)
+            scale = max(float(np.abs(answers[0].astype(float)).max(initial=0)), 1.0)
+            exact = spec.dtype[0] in "iu" or not made.run.error
+            for result, answer in zip(results, answers, strict=True):
+                allowed = 1e-6 * scale if exact else 2 * made.run.error * scale
+                difference = np.abs(result.astype(float) - answer.astype(float)).max(initial=0)
+                assert difference <= allowed, (str(spec), algorithm, difference)
+
+
+# ---------------------------------------------------------------------------- machine code
+
+
+@cache
+def assembly(module: str, kernel: str, dtype: str) -> str:
+    """What LLVM made of a kernel for this machine."""
+    import importlib
+
+    from numba.core import types
+    from numba.core.ccallback import CFunc
+
+    from fastconv.backends.numba import jit
+
+    made = getattr(importlib.import_module(f"fastconv.backends.numba.{module}"), kernel)
+    work = (made[0] if isinstance(made, list) else made).make(getattr(types, dtype))
+    function: Any = CFunc(work, ((types.int64, types.int64), types.void), {}, dict(jit.OPTIONS))
+    function.compile()
+    text: str = function._library.get_asm_str()
+    return text
+
+
+def loop_of(text: str, name: str, instruction: str) -> list[str]:
+    """The lines of the loop of function `name` that holds most of an instruction."""
+    body = text[text.index(f"\n{name}:") :]
+    lines = body[: body.index(".size")].splitlines()
+    labels = {line.rstrip(":"): at for at, line in enumerate(lines) if re.match(r"\.L\w+:", line)}
+    loops = []
+    for at, line in enumerate(lines):
+        jump = re.match(r"\s+j\w+\s+(\.L\w+)", line)
+        if jump and labels.get(jump[1], at) < at:
+            loops.append(lines[labels[jump[1]] : at + 1])
+    innermost = [loop for loop in loops if sum(instruction in line for line in loop)]
+    return min(innermost, key=len)
+
+
+def check_tiles(dtype: str) -> None:
+    from fastconv.backends.numba.kernels.simd import host
+    from fastconv.backends.numba.kernels.tile import MICROKERNELS
+
+    isa = host()
+    register = {"avx512": "%zmm", "avx2": "%ymm"}[isa.name]
+    suffix = "ps" if dtype == "float32" else "pd"
+    text = assembly("direct", "FLAT", dtype)
+    checked = 0
+    for kernel in MICROKERNELS:
+        if kernel.dtype == dtype:
+            loop = loop_of(text, kernel.name, "vfmadd")
+            fmas = [line for line in loop if re.search(rf"vfmadd\d+{suffix}\b", line) and register in line]
+            assert len(fmas) == kernel.mv * kernel.ns, (kernel.name, len(fmas))
+            spills = [line for line in loop if re.search(r"vmov\w+\s+%[xyz]mm\d+, .*\(%r[sb]p", line)]
+            assert not spills, (kernel.name, spills)
+            checked += 1
+    assert checked == (6 if isa.masks else 3)
+
+
+on_x86 = pytest.mark.skipif(
+    os.uname().machine != "x86_64" if hasattr(os, "uname") else True, reason="reads x86-64 assembly"
+)
+
+
+@on_x86
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_every_tile_is_vector_fmas_without_spills(dtype: str) -> None:
+    from fastconv.backends.numba.kernels.simd import host
+
+    if host().name not in ("avx512", "avx2"):
+        pytest.skip(f"no vectors to look for on {host().name}")
+    check_tiles(dtype)
+
+
+# ---------------------------------------------------------------------------- other processes
+
+
+def run(code: str, **variables: str) -> str:
+    """Run a program in a process of its own; its output, and the test fails if it does."""
+    environment = {**os.environ, **variables}
+    program = textwrap.dedent(code)
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        capture_output=True,
+        text=True,
+        env=environment,
+        timeout=240,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+@on_x86
+def test_avx2_and_portable_vectors_give_the_same_answers(tmp_path: Path) -> None:
+    code = """
+        import numpy as np
+        from fastconv import testing
+        from fastconv.backends import Unsupported, algorithms
+        from fastconv.backends.numba.kernels.simd import host
+        from fastconv.plan import plan
+        from fastconv.spec import parse
+        from tests import test_numba
+        print(host().name, end=" ")
+        if host().name == "avx2":
+            test_numba.check_tiles("float32")
+        for problem in ("n2 c5x9x17 k10x3x3 s1 p1 f32", "n1 c3x13x9 k5x3x3 s2 p1 f32", "n1 c9x5x5 k9x1x1 s1 p0 f32",
+                        "n1 c4x9x9 k4x3x3 s1 p1 g4 f32", "max n1 c2x9x9 k3x3 s2 p1 f32", "avg n1 c2x9x9 o1x1 f32"):
+            spec = parse(problem)
+            for name in algorithms("numba", spec.ops[0]):
+                try:
+                    testing.assert_agrees(plan(spec, spec.ops[0], "numba", name))
+                except Unsupported:
+                    pass
+        print("agree")
+    """
+    sse = "-avx,-avx2,-fma,-avx512f,-avx512vl,-avx512bw,-avx512dq"
+    for name, cpu, features in (("avx2", "haswell", "+avx,+avx2,+fma"), ("portable", "x86-64", sse)):
+        made = run(code, NUMBA_CPU_NAME=cpu, NUMBA_CPU_FEATURES=features, NUMBA_CACHE_DIR=str(tmp_path))
+        assert made.split() == [name, "agree"]
+
+
+LAYER = """
+    import numpy as np, fastconv as fc
+    rng = np.random.default_rng(0)
+    x, w = rng.standard_normal((2, 16, 30, 30)).astype("f4"), rng.standard_normal((24, 16, 3, 3)).astype("f4")
+    fc.set_num_threads(2)
+    def layer(_=0):
+        return fc.max_pool2d(fc.conv2d(x, w, padding=1, backend="numba"), 2, backend="numba")
+"""
+
+
+def test_many_python_threads_may_call_at_once() -> None:
+    rng = np.random.default_rng(0)
+    x, w = rng.standard_normal((2, 16, 30, 30)).astype("f4"), rng.standard_normal((24, 16, 3, 3)).astype("f4")
+    expected = fc.conv2d(x, w, padding=1, backend="numba")
+    with ThreadPoolExecutor(16) as pool:
+        for made in pool.map(lambda _: fc.conv2d(x, w, padding=1, backend="numba"), range(200)):
+            np.testing.assert_array_equal(made, expected)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system cannot fork")
+def test_a_forked_child_computes() -> None:
+    run(f"""{LAYER}
+    import os, warnings
+    warnings.simplefilter("ignore")
+    expected = layer()
+    for _ in range(3):
+        child = os.fork()
+        if child == 0:
+            os._exit(0 if np.array_equal(layer(), expected) else 1)
+        assert os.waitpid(child, 0)[1] == 0
+    assert np.array_equal(layer(), expected)
+    """)
+
+
+@pytest.mark.parametrize("method", ["fork", "spawn"])
+def test_process_pools_compute(method: str, tmp_path: Path) -> None:
+    if method == "fork" and not hasattr(os, "fork"):
+        pytest.skip("this system cannot fork")
+    program = tmp_path / "program.py"
+    main = """
+    if __name__ == "__main__":
+        import concurrent.futures, multiprocessing, sys, warnings
+        warnings.simplefilter("ignore")
+        expected = layer()
+        context = multiprocessing.get_context(sys.argv[1])
+        with concurrent.futures.ProcessPoolExecutor(2, context) as pool:
+            assert all(np.array_equal(made, expected) for made in pool.map(layer, range(4)))
+        with context.Pool(2) as pool:
+            assert all(np.array_equal(made, expected) for made in pool.map(layer, range(4)))
+    """
+    program.write_text(textwrap.dedent(LAYER) + textwrap.dedent(main))
+    done = subprocess.run(
+        [sys.executable, str(program), method], capture_output=True, text=True, timeout=240, check=False
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_without_tbb_python_threads_do_the_work() -> None:
+    run(f"""{LAYER}
+    from fastconv.backends.numba import jit
+    expected = layer()
+    jit._parallel = lambda: None
+    from concurrent.futures import ThreadPoolExecutor
+    with ThreadPoolExecutor(8) as pool:
+        assert all(np.array_equal(made, expected) for made in pool.map(layer, range(32)))
+    """)
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_ctrl_c_is_heard(threads: int) -> None:
+    """A convolution of several seconds ends within one of the signal, and the next call works."""
+    made = run(f"""
+    import os, signal, threading, time
+    import numpy as np, fastconv as fc
+    fc.set_num_threads({threads})
+    x, w = np.ones((16, 256, 112, 112), "f4"), np.ones((512, 256, 3, 3), "f4")
+    fc.conv2d(x[:1, :, :8, :8], w[:8], backend="numba", precision="highest")
+    threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGINT)).start()
+    begin = time.perf_counter()
+    try:
+        fc.conv2d(x, w, padding=1, backend="numba", precision="highest")
+        print("not interrupted", time.perf_counter() - begin)
+    except KeyboardInterrupt:
+        print("interrupted", time.perf_counter() - begin)
+    assert fc.conv2d(x[:1, :, :8, :8], w[:8], backend="numba").shape == (1, 8, 6, 6)
+    """)
+    word, seconds = made.rsplit(" ", 1)
+    assert word == "interrupted"
+    assert float(seconds) < 2.5
+
+
+SMALL = """
+    import numpy as np, fastconv as fc
+    fc.set_num_threads(1)
+    y = fc.max_pool2d(np.arange(16, dtype="f4").reshape(1, 1, 4, 4), 2, backend="numba")
+    assert y.ravel().tolist() == [5, 7, 13, 15]
+"""
+
+
+def files(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.rglob("*.bin"))
+
+
+def test_compiled_code_is_kept_and_damage_is_repaired(tmp_path: Path) -> None:
+    run(SMALL, NUMBA_CACHE_DIR=str(tmp_path))
+    kept = files(tmp_path)
+    assert kept
+    stamps = [path.stat().st_mtime_ns for path in kept]
+    run(SMALL, NUMBA_CACHE_DIR=str(tmp_path))
+    assert [path.stat().st_mtime_ns for path in files(tmp_path)] == stamps, "compiled again"
+    for path, damage in zip(kept, (b"", b"not machine code at all" * 10, None), strict=False):
+        data = path.read_bytes()
+        path.write_bytes(data[: len(data) // 2] if damage is None else damage)
+    run(SMALL, NUMBA_CACHE_DIR=str(tmp_path))
+    assert not list(tmp_path.rglob("*.tmp"))
+
+
+def test_a_folder_that_cannot_be_written_is_no_failure(tmp_path: Path) -> None:
+    blocked = tmp_path / "a file, not a folder"
+    blocked.write_text("")
+    run(SMALL, NUMBA_CACHE_DIR=str(blocked))
+    assert blocked.read_text() == ""
+
+
+def test_processes_share_a_folder(tmp_path: Path) -> None:
+    program = textwrap.dedent(SMALL)
+    environment = {**os.environ, "NUMBA_CACHE_DIR": str(tmp_path)}
+    running = [subprocess.Popen([sys.executable, "-c", program], env=environment) for _ in range(3)]
+    assert [process.wait(timeout=240) for process in running] == [0, 0, 0]
+    assert not list(tmp_path.rglob("*.tmp"))
+
+
+def test_old_versions_are_deleted(tmp_path: Path) -> None:
+    for number in range(5):
+        old = tmp_path / f"fastconv-{number:016x}"
+        old.mkdir()
+        os.utime(old, (number, number))
+    run(SMALL, NUMBA_CACHE_DIR=str(tmp_path))
+    from fastconv.backends.numba.jit import KEPT_VERSIONS
+
+    left = sorted(path.name for path in tmp_path.iterdir())
+    assert len(left) == KEPT_VERSIONS
+    assert "fastconv-0000000000000000" not in left
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="signals are POSIX's here")
+def test_the_notice_is_one_line_and_only_when_compiling(tmp_path: Path) -> None:
+    assert signal.SIGINT
+    environment = {**os.environ, "NUMBA_CACHE_DIR": str(tmp_path)}
+    words = []
+    for _ in range(2):
+        done = subprocess.run(
+            [sys.executable, "-c", textwrap.dedent(SMALL)],
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        words.append(done.stderr)
+    assert words[0].count("\n") == 1
+    assert "compiling" in words[0]
+    assert words[1] == ""
+
+
+# ---------------------------------------------------------------------------- numbers
+
+
+@pytest.mark.parametrize(
+    "problem",
+    [
+        "n1 c{c}x24x24 k16x3x3 s1 p1 f32",
+        "n1 c{c}x24x24 k16x5x5 s1 p2 f32",
+        "n1 c{c}x90 k16x3 s1 p1 f32",
+        "n1 c{c}x90 k16x5 s1 p2 f32",
+    ],
+)
+@pytest.mark.parametrize("channels", [3, 64, 512])
+@pytest.mark.parametrize(
+    "data", ["normal", "large mean", "wide range", "denormals", "positive", "zeros and ones"]
+)
+def test_transforms_keep_their_bound(problem: str, channels: int, data: str) -> None:
+    """The error of every form, beyond the plain sum's, against the largest result (and what sums to it)."""
+    from fastconv.backends.numba import winograd
+
+    spec = parse(problem.format(c=channels))
+    rng = np.random.default_rng(channels)
+    x, w = (rng.standard_normal(shape.shape) for shape in spec.shapes(Op.CONV)[:2])
+    if data == "large mean":
+        x, w = x + 100, w + 1
+    elif data == "wide range":
+        x = x * 10.0 ** rng.integers(-6, 7, (1, channels) + (1,) * spec.rank)
+    elif data == "denormals":
+        x = x * 1e-40
+    elif data == "positive":
+        x, w = np.abs(x), np.abs(w)
+    elif data == "zeros and ones":
+        x, w = (x > 0).astype(float), np.sign(w)
+    x, w = x.astype("f4"), w.astype("f4")
+    answer = testing.reference(spec, Op.CONV, (x, w), backend="im2col")
+    # Where terms cancel, no method's error is small beside the result: it is measured by what was added up.
+    tiny = spec.dot_length(Op.CONV) * 2.0**-149
+    assert isinstance(spec, ConvSpec)
+    for f in winograd.check(spec):
+        run = winograd.plan_form(spec, winograd.layout(spec, f), False, None)
+        y = np.full(spec.output_shape, np.nan, "f4")
+        run.call(x, w, None, y)
+        difference = float(np.abs(y - answer).max())
+        assert difference <= 2 * run.error * float(np.abs(answer).max()) + 100 * tiny, (run.note, difference)
+
+
+def test_a_result_that_is_not_finite_is_the_plain_sums() -> None:
+    x = np.ones((1, 32, 20, 20), "f4")
+    x[0, 3, 10, 10] = np.nan
+    x[0, 5, 2, 2] = np.inf
+    w = np.ones((32, 32, 3, 3), "f4")
+    made = fc.conv2d(x, w, padding=1, backend="numba", algorithm="winograd")
+    np.testing.assert_array_equal(
+        made, fc.conv2d(x, w, padding=1, backend="numba", algorithm="implicit_gemm")
+    )
+    assert int(np.isnan(made[0, 0]).sum()) == 9
+    big = np.full((1, 8, 12, 12), 1e37, "f4")
+    weight = np.full((8, 8, 3, 3), 0.4, "f4")
+    assert np.isfinite(fc.conv2d(big, weight, backend="numba", algorithm="winograd")).all()
+
+
+def test_threads_do_not_change_a_bit() -> None:
+    problems = ("n2 c32x28x28 k40x3x3 s1 p1 f32", "n1 c64x14x14 k64x1x1 s1 p0 f32", "n1 c16x30x30 k24x3x3 s2 p1 f32",
+                "n1 c32x30x30 k32x3x3 s1 p1 g32 f32", "max n2 c16x30x30 k3x3 s2 p1 f32", "avg n2 c64x7x7 o1x1 f32")  # fmt: skip
+    before = fc.get_num_threads()
+    try:
+        for problem in problems:
+            spec = parse(problem)
+            op = spec.ops[0]
+            given = testing.operands(spec, op)
+            for algorithm in algorithms("numba", op):
+                try:
+                    made = plan(spec, op, "numba", algorithm)
+                except Unsupported:
+                    continue
+                answers = set()
+                for threads in (1, 2, 3, 7):
+                    fc.set_num_threads(threads)
+                    answers.add(made(*given).tobytes())
+                assert len(answers) == 1, (problem, algorithm)
+    finally:
+        fc.set_num_threads(before)
+
+
+@pytest.mark.large
+def test_arrays_over_two_gibibytes() -> None:
+    """Index arithmetic: offsets beyond 2**31 bytes, and beyond 2**31 elements between images."""
+    x = np.zeros((3, 1, 27000, 27000), "f4")  # 8.7 GB of addresses, of which few are touched
+    x[2, 0, -3:, -3:] = np.arange(9).reshape(3, 3)
+    w = np.ones((1, 1, 3, 3), "f4")
+    y = fc.conv2d(x, w, stride=3, backend="numba")
+    assert y[2, 0, -1, -1] == 36
+    assert np.count_nonzero(y) == 1
+    pooled = fc.max_pool2d(x, 3, backend="numba")
+    assert pooled[2, 0, -1, -1] == 8
+    assert np.count_nonzero(pooled) == 1
