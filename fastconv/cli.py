@@ -225,6 +225,32 @@ def explain(
 
 
 @app.command()
+def warm(
+    dtype: Annotated[
+        list[str] | None,
+        typer.Option(help="float32, float64, int32 or int64; repeatable; float32 by default."),
+    ] = None,
+) -> None:
+    """Compile the CPU engine's kernels ahead, so that no first call has to."""
+    from fastconv.backends import get
+
+    get("numba")
+    from fastconv.backends.numba import jit
+
+    wanted = dtype or ["float32"]
+    with _asked():
+        for name in wanted:
+            if name not in jit.COMPUTED:
+                raise ValueError(f"dtype: got {name!r}, expected one of {', '.join(jit.COMPUTED)}")
+    total = sum(name in kernel.dtypes for kernel in jit.KERNELS for name in wanted)
+    with _progress() as progress:
+        task = progress.add_task("compiling", total=total)
+        for _ in jit.warm(wanted):
+            progress.advance(task)
+    console.print(f"{total} kernels are compiled and kept in {jit.cache_folder().parent}", highlight=False)
+
+
+@app.command()
 def info() -> None:
     """Show versions, processor, threads and backends."""
     from fastconv.compare import machine

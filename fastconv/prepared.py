@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from fastconv import api, arguments
+from fastconv import api, arguments, recall
 from fastconv.api import Call, by_rank, run
 from fastconv.arguments import Array, IntOrSizes, Options, Padding
 
@@ -38,9 +38,13 @@ class PreparedConv:
             raise TypeError("out: got an array while preparing, expected it in the call")
         self._options = options
         self._packs: dict[Any, Any] = {}
+        self._memory = recall.Memory()
 
     def __call__(self, input: Array, *, out: Array | None = None) -> Array:
         """Convolve `input` as the function this was prepared from would."""
+        return self._memory.call(self._compute, None, (input,), {} if out is None else {"out": out})
+
+    def _compute(self, input: Array, *, out: Array | None = None) -> Array:
         given: Options = {**self._options, "out": out}
         return run(self._call_for(input, self._weight, self._bias), given, self._packs)
 

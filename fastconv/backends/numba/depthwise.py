@@ -31,11 +31,16 @@ FIELD = {name: at for at, name in enumerate(kernels.ARGUMENTS.names or ())}
 ADDRESSES = slice(FIELD["x"], FIELD["y"] + 1)
 
 
+def in_a_row(g: direct.Geometry) -> bool:
+    """Whether a vector may run on from one row of outputs into the next."""
+    same = g.stride == (1, 1, 1) and g.out[2] == g.size[2] and (g.out[1] == g.size[1] or g.out[0] == 1)
+    return same or g.out[:2] == (1, 1)
+
+
 def begins(g: direct.Geometry, lanes: int) -> Array:
     """The first output position of every vector: all in a row where rows of input and output are as long."""
-    in_a_row = g.stride == (1, 1, 1) and g.out[2] == g.size[2] and (g.out[1] == g.size[1] or g.out[0] == 1)
     positions = math.prod(g.out)
-    if in_a_row or g.out[:2] == (1, 1):
+    if in_a_row(g):
         return np.arange(0, positions, lanes)
     rows = np.arange(0, positions, g.out[2])
     return (rows[:, None] + np.arange(0, g.out[2], lanes)).ravel()
@@ -78,11 +83,12 @@ def table(g: direct.Geometry, lanes: int) -> tuple[Array, Array, Array, Array]:
 
 
 def takes_rows(g: direct.Geometry, lanes: int) -> bool:
-    """Whether rows are computed four at a time: 3 x 3 taps, and rows that fill their vectors well enough."""
+    """Whether rows are computed four at a time: 3 x 3 taps, and no better use of lanes that a row leaves empty."""
     square = (
         g.kernel == (1, 3, 3) and g.dilation[1:] == (1, 1) and g.stride[1] == g.stride[2] and g.size[0] == 1
     )
-    return square and 4 * g.out[2] >= 3 * lanes * -(-g.out[2] // lanes)
+    fills = 4 * g.out[2] >= 3 * lanes * -(-g.out[2] // lanes)
+    return square and (fills or not in_a_row(g))
 
 
 def table_of_rows(g: direct.Geometry, lanes: int) -> tuple[Array, Array, Array]:

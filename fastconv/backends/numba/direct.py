@@ -113,6 +113,13 @@ def geometry(spec: ConvSpec) -> Geometry:
     )
 
 
+def merged(g: Geometry) -> Geometry:
+    """A window as large as the image is a product with all of it: channels and pixels become one axis."""
+    whole = g.kernel == g.size and g.out == (1, 1, 1) and not any(g.before + g.after)
+    one = (1, 1, 1)
+    return Geometry(one, one, one, one, one, (0, 0, 0), (0, 0, 0), g.c * g.taps, g.o) if whole else g
+
+
 def shares(length: int) -> Iterator[int]:
     """The different sides of even shares of `length`, largest first."""
     side = length
@@ -220,7 +227,7 @@ def split_positions(g: Geometry, lanes: int, packed: bool) -> tuple[int, int]:
     """
     positions = math.prod(g.out)
     left = positions % lanes
-    if not packed and needs_no_masks(lanes, g) and 0 < left <= lanes * 3 // 8:
+    if not packed and g.is_pointwise and 0 < left <= lanes * 3 // 8:
         return positions // lanes, left
     return -(-positions // lanes), 0
 
@@ -230,17 +237,19 @@ def choose_flat(spec: ConvSpec, g: Geometry, packed: bool) -> Cut:
     vectors, left = split_positions(g, cost.lanes(spec.dtype), packed)
     most = WEIGHT_BYTES // (g.K * DTYPES[spec.dtype].itemsize)
     best = None
-    tiles = -(-vectors // VECTORS)
+    tiles = max(-(-vectors // VECTORS), 1)
     for o_step, group_step in channel_steps(spec, g, most):
         for side in shares(tiles):
             v_step = side * VECTORS
             each = cost.tiles(spec.dtype, min(v_step, vectors), o_step, g.K) * group_step
-            each += left * (0.07 * o_step + 2) * g.K * group_step * cost.CYCLE * v_step / vectors
-            count = -(-vectors // v_step) * -(-g.o // o_step) * -(-spec.groups // group_step) * spec.batch
+            each += left * (0.07 * o_step + 2) * g.K * group_step * cost.CYCLE * v_step / max(vectors, 1)
+            count = (
+                max(-(-vectors // v_step), 1) * -(-g.o // o_step) * -(-spec.groups // group_step) * spec.batch
+            )
             if best is not None and each < TASK_FLOPS / 250e9:
                 break
             # What a task reads for the first time: its weights, and its part of the input.
-            x_bytes = min(v_step / vectors, 1) * g.c * math.prod(g.size) * DTYPES[spec.dtype].itemsize
+            x_bytes = min(v_step / max(vectors, 1), 1) * g.c * math.prod(g.size) * DTYPES[spec.dtype].itemsize
             w_bytes = o_step * g.K * DTYPES[spec.dtype].itemsize
             each += group_step * cost.traffic(w_bytes + x_bytes)
             cut = Cut(task_seconds(each, count), (v_step,), o_step, group_step)
@@ -261,14 +270,16 @@ class Planned(NamedTuple):
     images: int  # that are worked on at a time
 
 
-def plan_flat(spec: ConvSpec, packed: bool) -> Planned:
+def plan_flat(spec: ConvSpec, g: Geometry, packed: bool) -> Planned:
     """Arguments of the ``flat`` kernel."""
-    g = geometry(spec)
     cut = choose_flat(spec, g, packed)
     lanes = cost.lanes(spec.dtype)
+    vectors, left = split_positions(g, lanes, packed)
     step_d, step_h, step_w = strides(g.size)
     plane = math.prod(g.size)
-    if needs_no_masks(lanes, g):  # a matrix product: the channels take the taps' place
+    if g.is_pointwise and (
+        needs_no_masks(lanes, g) or left
+    ):  # a matrix product: the channels take the taps' place
         offsets = np.arange(g.c) * plane
         masks = np.empty(0, np.uint16)
         channels, taps, c_step = 1, g.c, 0
@@ -285,15 +296,14 @@ def plan_flat(spec: ConvSpec, packed: bool) -> Planned:
     offsets = offsets.astype(np.int32)
     positions = math.prod(g.out)
     v_step = cut.positions[0]
-    vectors, left = split_positions(g, lanes, packed)
-    v_tasks = -(-vectors // v_step)
+    v_tasks = max(-(-vectors // v_step), 1)
     nbytes = -(-(128 + left * g.K * DTYPES[spec.dtype].itemsize) // 64) * 64
     a = np.zeros(1, kernels.ARGUMENTS)
     fill(a, **common(spec, g, cut, packed=packed))
     fill(
         a, c=channels, taps=taps, c_step=c_step, K=g.K,
         positions=positions, vectors=vectors, left=left, v_step=v_step, v_tasks=v_tasks,
-        x_n=spec.in_channels * plane, x_group=g.c * plane, x_c=plane,
+        x_n=spec.groups * g.c * plane, x_group=g.c * plane, x_c=plane,
         scratch_size=nbytes, offsets=address(offsets), masks=address(masks) if masks.size else 0,
     )  # fmt: skip
     tasks = v_tasks * int(a["o_tasks"][0] * a["group_tasks"][0])
@@ -506,8 +516,8 @@ def run_direct(spec: ConvSpec, limit: int | None, packed: bool) -> Run:
     """Direct convolution, of weights as they are given or packed."""
     g = geometry(spec)
     planned, kernel = None, FLAT
-    if is_flat(spec, g):
-        planned = plan_flat(spec, packed)
+    if is_flat(spec, flat := merged(g)):
+        planned = plan_flat(spec, flat, packed)
         if limit is not None and (need := planned.scratch + ALIGNMENT) > limit:
             raise Unsupported(f"needs {need} bytes of scratch", workspace=need)
     if planned is None or (limit is None and near_page(math.prod(g.size) * DTYPES[spec.dtype].itemsize)):

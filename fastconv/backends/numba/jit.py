@@ -18,7 +18,7 @@ import shutil
 import sys
 import threading
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
@@ -33,6 +33,7 @@ from numba.core.serialize import dumps
 from numba.misc.appdirs import AppDirs
 
 from fastconv.backends.numba.kernels.simd import call_kernel
+from fastconv.backends.numba.operands import address
 from fastconv.threads import get_num_threads
 
 # IEEE arithmetic as written: no reassociation, so that a result does not depend on the compiler's mood.
@@ -46,10 +47,21 @@ PATIENCE = 0.25
 KEPT_VERSIONS = 3
 
 
+# The types kernels compute in; everything else is cast.
+REAL = ("float32", "float64")
+COMPUTED = (*REAL, "int32", "int64")
+
+KERNELS: list[Kernel] = []
+
+
 class Kernel:
     """A kernel for every element type: compiled on first use, found on disk by later processes."""
 
-    def __init__(self, make: Callable[[Any], Callable[[int, int], None]]) -> None:
+    def __init__(
+        self, make: Callable[[Any], Callable[[int, int], None]], dtypes: tuple[str, ...] = COMPUTED
+    ) -> None:
+        self.dtypes = dtypes
+        KERNELS.append(self)
         self.__doc__ = make.__doc__
         self.__name__ = make.__name__
         self.make = make
@@ -70,6 +82,16 @@ class Kernel:
         """Where the compiled function for elements of `dtype` lies."""
         compiled = self._compiled.get(dtype) or self.compile(dtype)
         return int(compiled.address)
+
+
+def warm(dtypes: Sequence[str]) -> Iterator[str]:
+    """Compile every kernel for these types, and the loops that start them; each one's name when it is done."""
+    _serial(), _parallel()
+    for kernel in KERNELS:
+        for dtype in dtypes:
+            if dtype in kernel.dtypes:
+                kernel.compile(dtype)
+                yield f"{kernel.__name__} {dtype}"
 
 
 # Numba's compiler holds one lock for everybody already; this one also guards our table.
@@ -275,7 +297,7 @@ def launch(kernel: int, arguments: np.ndarray[Any, Any], tasks: int, workers: in
     seconds : float
         The plan's estimate: long work is done in shares, between which Ctrl-C is heard.
     """
-    at = arguments.ctypes.data
+    at = address(arguments)
     share = max(tasks, 1) if seconds <= 2 * PATIENCE else max(int(tasks * PATIENCE / seconds), 4 * workers)
     for begin in range(0, tasks, share):
         arguments[0], arguments[1] = begin, min(begin + share, tasks)

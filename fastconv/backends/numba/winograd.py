@@ -16,9 +16,9 @@ from fastconv.backends.numba.kernels.tile import VECTORS, scalars
 from fastconv.backends.numba.operands import ALIGNMENT, Array, address, cast_images, contiguous, scratch
 from fastconv.spec import DTYPES, ConvSpec
 
-TILES = [jit.Kernel(kernels.tiles_in(f)) for f in range(len(kernels.FORMS))]
-PRODUCTS = [jit.Kernel(kernels.products(f)) for f in range(len(kernels.FORMS))]
-WEIGHTS = [jit.Kernel(kernels.weights(f)) for f in range(len(kernels.FORMS))]
+TILES = [jit.Kernel(kernels.tiles_in(f), jit.REAL) for f in range(len(kernels.FORMS))]
+PRODUCTS = [jit.Kernel(kernels.products(f), jit.REAL) for f in range(len(kernels.FORMS))]
+WEIGHTS = [jit.Kernel(kernels.weights(f), jit.REAL) for f in range(len(kernels.FORMS))]
 
 # The largest max|error| / max|y| of float32, over channel counts from 16 to 1024 and data of every kind
 # (benchmarks/test_winograd_error.py), with room; n = 6 loses more than n = 4 because its points are further apart.
