@@ -91,13 +91,13 @@ def takes_rows(g: direct.Geometry, lanes: int) -> bool:
     return square and (fills or not in_a_row(g))
 
 
-def table_of_rows(g: direct.Geometry, lanes: int) -> tuple[Array, Array, Array]:
-    """As :func:`table`, for groups of ``ROWS`` rows of one vector."""
+def table_of_rows(g: direct.Geometry, lanes: int, read: tuple[int, int]) -> tuple[Array, Array, Array]:
+    """As :func:`table`, for groups of ``ROWS`` rows of one vector, which read so many rows so many times each."""
     (_, oh, ow), (_, height, width), s = g.out, g.size, g.stride[2]
     h0, w0 = (
         axis.ravel() for axis in np.meshgrid(np.arange(0, oh, ROWS), np.arange(0, ow, lanes), indexing="ij")
     )
-    rows, times = loads(s)
+    rows, times = read
     lane, element = np.arange(lanes), np.arange(lanes * s)
     slots = np.zeros((len(h0), SLOT), np.int64)
     top, left = h0 * s - g.before[1], w0 * s - g.before[2]
@@ -120,7 +120,7 @@ def caller(spec: ConvSpec, g: direct.Geometry) -> tuple[Callable[..., None], int
     in_rows = takes_rows(g, lanes)
     if in_rows:
         offsets = np.zeros(1, np.int32)
-        slots, masks, inner = table_of_rows(g, lanes)
+        slots, masks, inner = table_of_rows(g, lanes, loads(stride))
         each = TAP_CYCLES[stride] * math.prod(loads(stride))
     else:
         offsets, slots, masks, inner = table(g, lanes)

@@ -8,13 +8,19 @@ import numpy as np
 
 from fastconv.backends import Planner, Run, Unsupported
 from fastconv.backends.numba import cost, direct, jit
-from fastconv.backends.numba.depthwise import TABLE_BYTES, begins, table
+from fastconv.backends.numba.depthwise import TABLE_BYTES, begins, table, table_of_rows
 from fastconv.backends.numba.kernels import pool as kernels
 from fastconv.backends.numba.kernels.pool import ARGMAX, MAX, SLOT, SUM
 from fastconv.backends.numba.operands import ALIGNMENT, Array, address, scratch
 from fastconv.spec import DTYPES, PoolSpec
 
 TAPS = [jit.Kernel(kernels.taps(op)) for op in (SUM, MAX, ARGMAX)]
+ROWS = {
+    (op, stride, k): jit.Kernel(kernels.rows(op, stride, k))
+    for op in (SUM, MAX)
+    for stride in (1, 2)
+    for k in (2, 3)
+}
 CELLS = [jit.Kernel(kernels.cells(op)) for op in (SUM, MAX, ARGMAX)]
 
 # Planes are cast and finished in pieces of about this size, which stay in a core's cache.
@@ -106,6 +112,8 @@ def run(
     inside = averages and DTYPES[wide].kind == "f"
     if inside:
         tables = {**tables, "divisors": divisors(spec, wide)}
+    elif spec.mode == "lp":  # a sum of powers is scaled where its root is taken
+        tables = {**tables, "divisors": np.ones(spec.out_size, wide)}
     _, h, w = direct.lift(spec.in_size, 1)
     od, oh, ow = direct.lift(spec.out_size, 1)
     template = np.zeros(1, kernels.ARGUMENTS)
@@ -185,6 +193,14 @@ def op_of(spec: PoolSpec) -> int:
     return (ARGMAX if spec.indices else MAX) if spec.mode == "max" else SUM
 
 
+def firsts(g: direct.Geometry, lanes: int, offsets: Array, slots: Array, masks: Array) -> Array:
+    """The place of the first element of every window, for all lanes of every vector."""
+    step, lane = g.stride[2], np.arange(lanes)
+    seen = masks.swapaxes(1, 2).reshape(-1, g.taps, 1) >> (step * lane).astype(np.uint32) & 1
+    places = slots[:, :1] + step * lane + offsets[seen.argmax(axis=1)]
+    return np.ascontiguousarray(places.astype(np.int32))
+
+
 def taps(spec: PoolSpec, precision: str, workspace_limit: int | None) -> Run:
     """Vectors along the outputs."""
     if spec.output_size:
@@ -198,11 +214,33 @@ def taps(spec: PoolSpec, precision: str, workspace_limit: int | None) -> Run:
         raise Unsupported(f"its table of masks would take {nbytes} bytes, more than {TABLE_BYTES}")
     offsets, slots, masks, inner = table(g, lanes)
     tables = {"offsets": offsets, "slots": slots, "masks": masks, "inner": inner}
+    if spec.indices:
+        tables["firsts"] = firsts(g, lanes, offsets, slots, masks)
     cycles = vectors * (g.taps * TAP_CYCLES[g.stride[2]] + 12)
     return run(
         spec, TAPS[op_of(spec)], tables, cycles, workspace_limit,
         taps=g.taps, groups=len(inner), stride=g.stride[2],
     )  # fmt: skip
+
+
+def rows(spec: PoolSpec, precision: str, workspace_limit: int | None) -> Run:
+    """Vectors along the outputs, four rows at a time."""
+    g, op = geometry(spec), op_of(spec)
+    k, stride = g.kernel[2], g.stride[2]
+    square = (
+        not spec.output_size and g.kernel == (1, k, k) and g.stride[1:] == (stride, stride) and g.size[0] == 1
+    )
+    if not square or (op, stride, k) not in ROWS or g.dilation != (1, 1, 1):
+        raise Unsupported("needs windows of 2x2 or 3x3, a stride of 1 or 2, dilation 1 and no indices")
+    lanes = cost.lanes(computed(spec))
+    each = math.prod(kernels.loads(stride, k))
+    groups = -(-g.out[1] // kernels.ROWS) * -(-g.out[2] // lanes)
+    if (nbytes := groups * (4 * each + 8 * SLOT)) > TABLE_BYTES:
+        raise Unsupported(f"its table of masks would take {nbytes} bytes, more than {TABLE_BYTES}")
+    slots, masks, inner = table_of_rows(g, lanes, kernels.loads(stride, k))
+    tables = {"slots": slots, "masks": masks, "inner": inner}
+    cycles = groups * (each * TAP_CYCLES[stride] + 30)
+    return run(spec, ROWS[op, stride, k], tables, cycles, workspace_limit, groups=len(inner))
 
 
 def cells(spec: PoolSpec, precision: str, workspace_limit: int | None) -> Run:
@@ -215,4 +253,4 @@ def cells(spec: PoolSpec, precision: str, workspace_limit: int | None) -> Run:
     return run(spec, CELLS[op_of(spec)], tables, cycles, workspace_limit)
 
 
-PLANNERS: tuple[Planner, ...] = (taps, cells)
+PLANNERS: tuple[Planner, ...] = (rows, taps, cells)

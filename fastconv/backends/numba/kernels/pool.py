@@ -2,12 +2,14 @@
 
 ``taps`` lays vectors along the output positions, as depthwise convolution does, and reads the input where it lies:
 a vector for each tap, two of which every second lane is taken for a stride of 2; a mask for each vector and tap
-stands for the padding. ``cells`` takes the outputs one by one and lays vectors along each window's rows: for bins
+stands for the padding. ``rows`` does so for windows of 2 x 2 and 3 x 3, which is what networks have, four rows of
+outputs at a time: what their windows share is loaded and reduced once. ``cells`` takes the outputs one by one and lays vectors along each window's rows: for bins
 of unequal size, long strides, and windows as large as the image.
 """
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -39,6 +41,9 @@ from .simd import (
 # Vectors that are reduced side by side.
 TOGETHER = 4
 
+# Output rows that are reduced side by side.
+ROWS = 4
+
 # Numbers of a vector in the table: where it reads its first tap, where it writes, which lanes it writes.
 SLOT = 3
 
@@ -48,7 +53,7 @@ SUM, MAX, ARGMAX = range(3)
 FIELDS = (
     "next stop "  # the next task, and where to stop
     "x y indices divisors "  # addresses; divisors may be 0
-    "offsets slots masks inner "  # addresses of the tables of `taps`
+    "offsets slots masks firsts inner "  # addresses of the tables of `taps`
     "bins_d bins_h bins_w "  # addresses of the tables of `cells`: first element, count and step of every bin
     "plane plane_out planes "  # elements of a plane, outputs of one, planes in all
     "planes_step "  # planes of a task
@@ -92,13 +97,13 @@ def _emit(module: ir.Module, e: Element, op: int, stride: int, masked: bool, nam
     elements, words = e.llvm.as_pointer(), I32.as_pointer()
     signature = ir.FunctionType(
         ir.VoidType(),
-        # taps, x, offsets, slots, masks, y, divisors, indices
-        [I64, elements, words, I64.as_pointer(), words, elements, elements, I64.as_pointer()],
+        # taps, x, offsets, slots, masks, firsts, y, divisors, indices
+        [I64, elements, words, I64.as_pointer(), words, words, elements, elements, I64.as_pointer()],
     )
     function = ir.Function(module, signature, name)
     function.linkage = "internal"
     function.attributes.add("noinline")
-    taps, x, offsets, slots, masks, y, divisors, indices = function.args
+    taps, x, offsets, slots, masks, firsts, y, divisors, indices = function.args
     entry, tap, done = (function.append_basic_block(label) for label in ("entry", "tap", "done"))
     places = ir.VectorType(I32, e.lanes)
 
@@ -108,6 +113,11 @@ def _emit(module: ir.Module, e: Element, op: int, stride: int, masked: bool, nam
     lane = ir.Constant(places, [stride * i for i in range(e.lanes)])
     first_place = [b.add(splat(b, places, b.trunc(at, I32)), lane) for at in begin] if op == ARGMAX else []
     neutral = splat(b, e.vector, lowest(e)) if op else ir.Constant(e.vector, None)
+    # A window of nothing but -inf has its maximum at its first element.
+    started = []
+    for u in range(TOGETHER if op == ARGMAX else 0):
+        started.append(b.load(b.bitcast(b.gep(firsts, [const(u * e.lanes)]), places.as_pointer())))
+        started[-1].align = 4
     b.branch(tap)
 
     b = ir.IRBuilder(tap)
@@ -125,12 +135,6 @@ def _emit(module: ir.Module, e: Element, op: int, stride: int, masked: bool, nam
             continue
         better = wins(b, e, value, sums[u])
         if op == ARGMAX:
-            # The first element of a window wins whatever it is, so that one of nothing but -inf has a place.
-            none = b.icmp_signed("<", found[u], ir.Constant(places, None))
-            if masked:
-                low = flags(b, e, bits) if stride == 1 else _low_lanes(b, e, bits)
-                none = b.and_(none, low)
-            better = b.or_(better, none)
             where.append(b.select(better, b.add(first_place[u], splat(b, places, offset)), found[u]))
         after.append(b.select(better, value, sums[u]))
     t_next = b.add(t, const(1))
@@ -140,8 +144,8 @@ def _emit(module: ir.Module, e: Element, op: int, stride: int, masked: bool, nam
     for phi, value in zip(sums, after, strict=True):
         phi.add_incoming(neutral, entry)
         phi.add_incoming(value, tap)
-    for phi, value in zip(found, where, strict=True):
-        phi.add_incoming(ir.Constant(places, [-1] * e.lanes), entry)
+    for phi, value, start in zip(found, where, started, strict=True):
+        phi.add_incoming(start, entry)
         phi.add_incoming(value, tap)
 
     b = ir.IRBuilder(done)
@@ -170,13 +174,6 @@ def _emit(module: ir.Module, e: Element, op: int, stride: int, masked: bool, nam
     return function
 
 
-def _low_lanes(b: ir.IRBuilder, e: Element, bits: Any) -> Any:
-    """Flags of a mask that has a bit for every second element."""
-    every = b.bitcast(bits, ir.VectorType(ir.IntType(1), 32))
-    picks = ir.Constant(ir.VectorType(I32, e.lanes), [ir.Constant(I32, 2 * i) for i in range(e.lanes)])
-    return b.shuffle_vector(every, every, picks)
-
-
 def _store_places(b: ir.IRBuilder, e: Element, where: Any, to: Any, mask: Any) -> None:
     """Store int64 places, in as many vectors as they take."""
     wide = ELEMENTS[types.int64]
@@ -193,7 +190,7 @@ def _store_places(b: ir.IRBuilder, e: Element, where: Any, to: Any, mask: Any) -
 @intrinsic(prefer_literal=True)
 def reduce_taps(
     typing: Any, OP: Any, S: Any, MASKED: Any, T: Any,
-    taps: Any, x: Any, offsets: Any, slots: Any, masks: Any, y: Any, divisors: Any, indices: Any,
+    taps: Any, x: Any, offsets: Any, slots: Any, masks: Any, firsts: Any, y: Any, divisors: Any, indices: Any,
 ) -> Any:  # fmt: skip
     """Call the micro-kernel of an op and stride S for elements of type T; every pointer is an address."""
     if not all(isinstance(literal, types.IntegerLiteral) for literal in (OP, S, MASKED)):
@@ -213,7 +210,134 @@ def reduce_taps(
         builder.call(function, arguments)
         return context.get_dummy_value()
 
-    return types.void(OP, S, MASKED, T, *[types.int64] * 8), codegen
+    return types.void(OP, S, MASKED, T, *[types.int64] * 9), codegen
+
+
+def loads(stride: int, k: int) -> tuple[int, int]:
+    """How many rows ``ROWS`` output rows of k x k windows read, and how many times each is loaded."""
+    return (ROWS - 1) * stride + k, k if stride == 1 else -(-k // 2)
+
+
+def _emit_rows(
+    module: ir.Module, e: Element, op: int, stride: int, k: int, masked: bool, name: str
+) -> ir.Function:
+    """K x k windows of one vector of each of ``ROWS`` rows; a slot's mask is for lanes, above them for rows.
+
+    Each input row is reduced along the width once, and the results are shared by the windows above each other.
+    """
+    if name in module.globals:
+        return module.globals[name]
+    elements, words = e.llvm.as_pointer(), I32.as_pointer()
+    signature = ir.FunctionType(
+        ir.VoidType(),
+        # x, row, slots, masks, y, row_out, divisors
+        [elements, I64, I64.as_pointer(), words, elements, I64, elements],
+    )
+    function = ir.Function(module, signature, name)
+    function.linkage = "internal"
+    function.attributes.add("noinline")
+    x, row, slots, masks, y, row_out, divisors = function.args
+    b = ir.IRBuilder(function.append_basic_block("entry"))
+    begin = b.gep(x, [b.load(b.gep(slots, [const(0)]))])
+    neutral = splat(b, e.vector, lowest(e)) if op else None
+    rows, times = loads(stride, k)
+    results: list[Any] = [None] * ROWS
+
+    def join(a: Any, value: Any) -> Any:
+        if a is None:
+            return value
+        if op == SUM:
+            return b.fadd(a, value) if e.real else b.add(a, value)
+        return b.select(wins(b, e, value, a), value, a)
+
+    for i in range(rows):
+        at = b.gep(begin, [b.mul(row, const(i))])
+        columns: list[Any] = []
+        for j in range(times):
+            bits = b.load(b.gep(masks, [const(i * times + j)])) if masked else None
+            parts = []
+            for r in range(stride):
+                place = b.gep(at, [const(stride * j + r * e.lanes)])
+                if bits is None:
+                    parts.append(load(b, e, place))
+                else:
+                    part = b.lshr(bits, ir.Constant(I32, r * e.lanes)) if r else bits
+                    parts.append(masked_load(b, e, place, flags(b, e, part), neutral))
+            columns += parts if stride == 1 else halves(b, *parts)
+        reduced = None
+        for column in columns[:k]:
+            reduced = join(reduced, column)
+        for r in range(ROWS):
+            if 0 <= i - r * stride < k:
+                results[r] = join(results[r], reduced)
+    y_at, mask = (b.load(b.gep(slots, [const(field)])) for field in (1, 2))
+    for r, value in enumerate(results):
+        place = b.add(y_at, b.mul(row_out, const(r)))
+        there = b.trunc(b.lshr(mask, const(32 + r)), ir.IntType(1))
+        with b.if_then(there, likely=True):
+            lanes = flags(b, e, mask)
+            if op == SUM and e.real:
+                ones = splat(b, e.vector, ir.Constant(e.llvm, 1.0))
+                value = b.fdiv(value, masked_load(b, e, b.gep(divisors, [place]), lanes, ones))
+            if masked:
+                masked_store(b, e, value, b.gep(y, [place]), lanes)
+            else:
+                store(b, e, value, b.gep(y, [place]))
+    b.ret_void()
+    return function
+
+
+@intrinsic(prefer_literal=True)
+def reduce_rows(
+    typing: Any, OP: Any, S: Any, K: Any, MASKED: Any, T: Any,
+    x: Any, row: Any, slots: Any, masks: Any, y: Any, row_out: Any, divisors: Any,
+) -> Any:  # fmt: skip
+    """Call the micro-kernel of an op, a stride S and K x K windows; every pointer is an address."""
+    if not all(isinstance(literal, types.IntegerLiteral) for literal in (OP, S, K, MASKED)):
+        return None
+    e, op, stride, k = ELEMENTS[T.instance_type], OP.literal_value, S.literal_value, K.literal_value
+    masked = bool(MASKED.literal_value)
+    name = f"pool_{e.short}_{('sum', 'max')[op]}_{k}x{k}_s{stride}{'_masked' if masked else ''}_{host().name}"
+
+    def codegen(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+        function = _emit_rows(builder.module, e, op, stride, k, masked, name)
+        arguments = [
+            builder.inttoptr(value, argument.type) if isinstance(argument.type, ir.PointerType) else value
+            for value, argument in zip(values[5:], function.args, strict=True)
+        ]
+        builder.call(function, arguments)
+        return context.get_dummy_value()
+
+    return types.void(OP, S, K, MASKED, T, *[types.int64] * 7), codegen
+
+
+def rows(op: int, stride: int, k: int) -> Any:
+    """A factory of tasks with k x k windows, four rows of outputs at a time: some planes."""
+    each = math.prod(loads(stride, k))
+
+    def pool_rows(T: Any) -> Any:
+        size = T.bitwidth // 8
+
+        def work(worker, arguments):  # type: ignore[no-untyped-def]
+            a = carray(pointer(arguments, RECORD), 1)[0]
+            inner = carray(pointer(a.inner, types.int64), a.groups)
+            while True:
+                task = next_task(arguments)
+                if task >= a.stop:
+                    return
+                for p in range(task * a.planes_step, min((task + 1) * a.planes_step, a.planes)):
+                    x, y = a.x + size * p * a.plane, a.y + size * p * a.plane_out
+                    for v in range(a.groups):
+                        slots, masks = a.slots + 8 * SLOT * v, a.masks + 4 * each * v
+                        if inner[v]:
+                            reduce_rows(op, stride, k, 0, T, x, a.w, slots, masks, y, a.ow, a.divisors)
+                        else:
+                            reduce_rows(op, stride, k, 1, T, x, a.w, slots, masks, y, a.ow, a.divisors)
+
+        return work
+
+    pool_rows.__name__ = f"pool_rows_{('sum', 'max')[op]}_{stride}_{k}"
+    return pool_rows
 
 
 @intrinsic
@@ -285,6 +409,7 @@ def taps(op: int) -> Any:
 
     def pool_taps(T: Any) -> Any:
         size = T.bitwidth // 8
+        lanes = host().width // size
 
         def work(worker, arguments):  # type: ignore[no-untyped-def]
             a = carray(pointer(arguments, RECORD), 1)[0]
@@ -299,22 +424,71 @@ def taps(op: int) -> Any:
                     for v in range(a.groups):
                         slots = a.slots + 8 * SLOT * TOGETHER * v
                         masks = a.masks + 4 * TOGETHER * a.taps * v
+                        firsts = a.firsts + 4 * TOGETHER * lanes * v
                         if a.stride == 1:
                             if inner[v]:
                                 reduce_taps(
-                                    op, 1, 0, T, a.taps, x, a.offsets, slots, masks, y, a.divisors, indices
+                                    op,
+                                    1,
+                                    0,
+                                    T,
+                                    a.taps,
+                                    x,
+                                    a.offsets,
+                                    slots,
+                                    masks,
+                                    firsts,
+                                    y,
+                                    a.divisors,
+                                    indices,
                                 )
                             else:
                                 reduce_taps(
-                                    op, 1, 1, T, a.taps, x, a.offsets, slots, masks, y, a.divisors, indices
+                                    op,
+                                    1,
+                                    1,
+                                    T,
+                                    a.taps,
+                                    x,
+                                    a.offsets,
+                                    slots,
+                                    masks,
+                                    firsts,
+                                    y,
+                                    a.divisors,
+                                    indices,
                                 )
                         elif inner[v]:
                             reduce_taps(
-                                op, 2, 0, T, a.taps, x, a.offsets, slots, masks, y, a.divisors, indices
+                                op,
+                                2,
+                                0,
+                                T,
+                                a.taps,
+                                x,
+                                a.offsets,
+                                slots,
+                                masks,
+                                firsts,
+                                y,
+                                a.divisors,
+                                indices,
                             )
                         else:
                             reduce_taps(
-                                op, 2, 1, T, a.taps, x, a.offsets, slots, masks, y, a.divisors, indices
+                                op,
+                                2,
+                                1,
+                                T,
+                                a.taps,
+                                x,
+                                a.offsets,
+                                slots,
+                                masks,
+                                firsts,
+                                y,
+                                a.divisors,
+                                indices,
                             )
 
         return work
