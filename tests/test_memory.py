@@ -65,13 +65,16 @@ def array_peak(made: Plan, operands: tuple[Any, ...]) -> int:
     """Most bytes of NumPy arrays alive at once while `made` runs, its results apart."""
     made(*operands)
     outs = tuple(testing.poisoned(shape) for shape in made.spec.shapes(made.op)[len(operands) :])
-    tracemalloc.start()
-    try:
-        before = tracemalloc.get_traced_memory()[0]
-        made(*operands, out=outs if len(outs) == 2 else outs[0])
-        return tracemalloc.get_traced_memory()[1] - before
-    finally:
-        tracemalloc.stop()
+    peaks = []
+    for _ in range(2):  # the smaller counts: other threads of the process, compilers among them, only add
+        tracemalloc.start()
+        try:
+            before = tracemalloc.get_traced_memory()[0]
+            made(*operands, out=outs if len(outs) == 2 else outs[0])
+            peaks.append(tracemalloc.get_traced_memory()[1] - before)
+        finally:
+            tracemalloc.stop()
+    return min(peaks)
 
 
 PROBLEMS = [
