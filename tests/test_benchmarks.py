@@ -259,14 +259,12 @@ def test_pictures_have_a_dot_for_every_layer() -> None:
     assert "ONNX Runtime" in performance.networks_picture(found)
 
 
-@pytest.mark.skipif(not FILE.exists(), reason="nothing was measured yet: python -m benchmarks.rivals")
 def test_the_page_is_made_from_the_file() -> None:
     for name, text in performance.pages(results.read(FILE)).items():
         written = (ROOT / "docs" / name).read_text(encoding="utf-8")
         assert written == text, f"docs/{name} is not what the file says: python -m benchmarks.rivals --page"
 
 
-@pytest.mark.skipif(not FILE.exists(), reason="nothing was measured yet: python -m benchmarks.rivals")
 def test_nothing_is_missing_in_the_file() -> None:
     found = {(row.name, row.threads) for row in results.read(FILE).layers}
     assert not performance.expected() - found

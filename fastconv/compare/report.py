@@ -13,7 +13,7 @@ from rich.table import Table
 
 from fastconv.compare import Comparison, Row, Slower
 
-# Okabe and Ito's palette, told apart by colour-blind readers; one colour for each way of computing.
+# Okabe and Ito's palette, and Tol's for numba, told apart by colour-blind readers; one for each way of computing.
 COLOURS = {
     "naive/loops": "#999999",
     "im2col/im2col": "#0072B2",
@@ -22,6 +22,14 @@ COLOURS = {
     "im2col/fft": "#E69F00",
     "im2col/taps": "#009E73",
     "im2col/cells": "#CC79A7",
+    "numba/winograd": "#D55E00",
+    "numba/implicit_gemm": "#882255",
+    "numba/pointwise": "#332288",
+    "numba/depthwise": "#117733",
+    "numba/fft": "#DDAA33",
+    "numba/rows": "#44AA99",
+    "numba/taps": "#AA4499",
+    "numba/cells": "#661100",
 }
 OTHER_COLOURS = ("#D55E00", "#F0E442", "#CC79A7", "#009E73", "#E69F00", "#56B4E9", "#0072B2")
 
