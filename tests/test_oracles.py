@@ -723,7 +723,7 @@ ONLY_FASTCONV_REFUSES = (
     r"input: got shape .* axes, expected",  # torch's adaptive average takes one axis more, if of length 1
     r"(stride|padding): got .* with \d entries",  # torch's unpool reads the first entries
     r"padding: got -\d, expected at least 0",  # torch's unpool takes less than no padding
-    r"kernel_size: got 0, expected at least 1",  # and windows of no size
+    r"(kernel_size|stride): got (0|-\d+), expected at least 1",  # and windows of no size, or that do not move
 )
 # Where nothing is to be computed, torch checks less: the batch is empty.
 NOTHING_TO_DO = (r"dilation: got 0", r"output_padding: got")
