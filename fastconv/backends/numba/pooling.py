@@ -8,7 +8,7 @@ import numpy as np
 
 from fastconv.backends import Planner, Run, Unsupported
 from fastconv.backends.numba import cost, direct, jit
-from fastconv.backends.numba.depthwise import TABLE_BYTES, begins, table
+from fastconv.backends.numba.depthwise import TABLE_BYTES, begins, table, table_of_rows
 from fastconv.backends.numba.kernels import pool as kernels
 from fastconv.backends.numba.kernels.pool import ARGMAX, MAX, SLOT, SUM
 from fastconv.backends.numba.operands import ALIGNMENT, Array, address, scratch
@@ -17,11 +17,10 @@ from fastconv.spec import DTYPES, PoolSpec
 TAPS = [jit.Kernel(kernels.taps(op)) for op in (SUM, MAX, ARGMAX)]
 ROWS = {
     (op, stride, k): jit.Kernel(kernels.rows(op, stride, k))
-    for op in (SUM, MAX, ARGMAX)
+    for op in (SUM, MAX)
     for stride in (1, 2)
     for k in (2, 3)
 }
-PLANES = [jit.Kernel(kernels.planes(op)) for op in (SUM, MAX)]
 CELLS = [jit.Kernel(kernels.cells(op)) for op in (SUM, MAX, ARGMAX)]
 
 # Planes are cast and finished in pieces of about this size, which stay in a core's cache.
@@ -29,12 +28,6 @@ PIECE_BYTES = 512 << 10
 
 # A task takes about this long, so that starting it (0.3 us) does not show.
 TASK_SECONDS = 10e-6
-
-# Rows of outputs are taken so many at a time that the rows they read stay in the L1 cache from strip to strip.
-BLOCK_BYTES = 16 << 10
-
-# Cycles of one row of a strip: sums, maxima, maxima with their places.
-ROW_CYCLES = (3.0, 3.0, 6.0)
 
 # Cycles of one tap of a vector, at stride 1 and 2, and of one window beyond its elements.
 TAP_CYCLES = {1: 2.0, 2: 4.0}
@@ -127,8 +120,7 @@ def run(
     values = {
         **{name: address(array) for name, array in tables.items()},
         "plane": plane, "plane_out": plane_out, "planes_step": step,
-        "h": h, "w": w, "od": od, "oh": oh, "ow": ow,
-        "channels": spec.channels, "x_n": spec.channels * plane, "x_c": plane, "x_h": w, **more,
+        "h": h, "w": w, "od": od, "oh": oh, "ow": ow, **more,
     }  # fmt: skip
     for name, value in values.items():
         template[name] = value
@@ -232,26 +224,23 @@ def taps(spec: PoolSpec, precision: str, workspace_limit: int | None) -> Run:
 
 
 def rows(spec: PoolSpec, precision: str, workspace_limit: int | None) -> Run:
-    """Vectors along the outputs of a row, down strips of the plane: what windows share is reduced once."""
+    """Vectors along the outputs, four rows at a time."""
     g, op = geometry(spec), op_of(spec)
     k, stride = g.kernel[2], g.stride[2]
     square = (
         not spec.output_size and g.kernel == (1, k, k) and g.stride[1:] == (stride, stride) and g.size[0] == 1
     )
     if not square or (op, stride, k) not in ROWS or g.dilation != (1, 1, 1):
-        raise Unsupported("needs windows of 2x2 or 3x3, a stride of 1 or 2 and dilation 1")
-    if math.prod(g.size) >= 2**31:
-        raise Unsupported("its planes have 2**31 elements or more")
-    (_, h, w), (_, oh, ow), (_, before_h, before_w) = g.size, g.out, g.before
-    lanes, itemsize = cost.lanes(computed(spec)), DTYPES[computed(spec)].itemsize
-    begin = min(-(-before_h // stride), oh)
-    end = max(min((h + before_h - k) // stride + 1, oh), begin)
-    strips = -(-ow // kernels.outputs_of(stride, k, lanes))
-    cycles = strips * (oh * ROW_CYCLES[op] * stride + 40)
-    return run(
-        spec, ROWS[op, stride, k], {}, cycles, workspace_limit, before_h=before_h, before_w=before_w,
-        begin=begin, end=end, block=max(BLOCK_BYTES // (stride * w * itemsize), 1),
-    )  # fmt: skip
+        raise Unsupported("needs windows of 2x2 or 3x3, a stride of 1 or 2, dilation 1 and no indices")
+    lanes = cost.lanes(computed(spec))
+    each = math.prod(kernels.loads(stride, k))
+    groups = -(-g.out[1] // kernels.ROWS) * -(-g.out[2] // lanes)
+    if (nbytes := groups * (4 * each + 8 * SLOT)) > TABLE_BYTES:
+        raise Unsupported(f"its table of masks would take {nbytes} bytes, more than {TABLE_BYTES}")
+    slots, masks, inner = table_of_rows(g, lanes, kernels.loads(stride, k))
+    tables = {"slots": slots, "masks": masks, "inner": inner}
+    cycles = groups * (each * TAP_CYCLES[stride] + 30)
+    return run(spec, ROWS[op, stride, k], tables, cycles, workspace_limit, groups=len(inner))
 
 
 def cells(spec: PoolSpec, precision: str, workspace_limit: int | None) -> Run:
@@ -260,9 +249,6 @@ def cells(spec: PoolSpec, precision: str, workspace_limit: int | None) -> Run:
     outputs = math.prod(spec.out_size)
     elements = spec.flops() / max(spec.batch * spec.channels, 1)
     rows = elements / max(outputs, 1) / max(len(window) for window in spec.windows(spec.rank - 1))
-    if not spec.indices and all(spec.windows(axis) == (range(n),) for axis, n in enumerate(spec.in_size)):
-        vectors = -(-math.prod(spec.in_size) // cost.lanes(computed(spec)))
-        return run(spec, PLANES[op_of(spec)], {}, 2 * vectors + 4, workspace_limit)
     cycles = outputs * (CELL_CYCLES + 4 * rows) + elements / (1 if spec.indices else 4)
     return run(spec, CELLS[op_of(spec)], tables, cycles, workspace_limit)
 
