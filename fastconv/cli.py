@@ -235,7 +235,7 @@ def warm(
     from fastconv.backends import get
 
     get("numba")
-    from fastconv.backends.numba import jit
+    from fastconv.backends.numba import jit, threads
 
     wanted = dtype or ["float32"]
     with _asked():
@@ -245,7 +245,7 @@ def warm(
     total = sum(name in kernel.dtypes for kernel in jit.KERNELS for name in wanted)
     with _progress() as progress:
         task = progress.add_task("compiling", total=total)
-        for _ in jit.warm(wanted):
+        for _ in threads.warm(wanted):
             progress.advance(task)
     console.print(f"{total} kernels are compiled and kept in {jit.cache_folder().parent}", highlight=False)
 

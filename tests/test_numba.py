@@ -250,9 +250,9 @@ def test_process_pools_compute(method: str, tmp_path: Path) -> None:
 
 def test_without_tbb_python_threads_do_the_work() -> None:
     run(f"""{LAYER}
-    from fastconv.backends.numba import jit
+    from fastconv.backends.numba import threads
     expected = layer()
-    jit._parallel = lambda: None
+    threads._parallel = lambda: None
     from concurrent.futures import ThreadPoolExecutor
     with ThreadPoolExecutor(8) as pool:
         assert all(np.array_equal(made, expected) for made in pool.map(layer, range(32)))

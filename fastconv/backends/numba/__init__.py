@@ -2,7 +2,7 @@
 
 ``kernels`` holds what runs: micro-kernels as LLVM IR (``simd``, ``tile``) and loops over tasks. The modules beside it
 plan: ``direct`` (any convolution), ``depthwise``, ``winograd``, ``pooling``. ``cost`` is what they estimate by,
-``operands`` casts what kernels do not know, ``jit`` compiles, caches and starts threads.
+``operands`` casts what kernels do not know, ``jit`` compiles and caches, ``threads`` runs tasks side by side.
 """
 
 from __future__ import annotations

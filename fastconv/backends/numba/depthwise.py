@@ -9,7 +9,7 @@ from collections.abc import Callable
 import numpy as np
 
 from fastconv.backends import Run, Unsupported
-from fastconv.backends.numba import cost, direct, jit
+from fastconv.backends.numba import cost, direct, jit, threads
 from fastconv.backends.numba.kernels import depthwise as kernels
 from fastconv.backends.numba.kernels.depthwise import ROWS, SLOT, TOGETHER, loads
 from fastconv.backends.numba.operands import Array, address, cast_images, contiguous
@@ -150,7 +150,7 @@ def caller(spec: ConvSpec, g: direct.Geometry) -> tuple[Callable[..., None], int
         a = fields.copy()
         bias = contiguous(bias)
         a[ADDRESSES] = address(x), address(w), address(bias), address(y)
-        jit.launch(KERNEL.address(spec.dtype), a, tasks, jit.workers(tasks), seconds)
+        threads.launch(KERNEL.address(spec.dtype), a, tasks, threads.workers(tasks), seconds)
 
     call.tables = offsets, slots, masks, inner  # type: ignore[attr-defined]
     return call, tasks, seconds

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 from fastconv.backends import Run, Unsupported
-from fastconv.backends.numba import cost, jit
+from fastconv.backends.numba import cost, jit, threads
 from fastconv.backends.numba.kernels import direct as kernels
 from fastconv.backends.numba.kernels.simd import host
 from fastconv.backends.numba.kernels.tile import SLOT, VECTORS, scalars
@@ -485,7 +485,7 @@ def caller(kernel: jit.Kernel, planned: Planned, spec: ConvSpec) -> Callable[...
             n, c, *rest = (step // x.itemsize for step in x.strides)
             a[STRIDES] = n, c * channels, c, *lift(tuple(rest), 0)
         x_step, y_step = x.strides[0] * images, y.strides[0] * images
-        workers = jit.workers(planned.tasks * images)
+        workers = threads.workers(planned.tasks * images)
         _held, at = scratch(workers * planned.scratch + planned.copied)
         a[SCRATCH] = at + planned.copied
         for n in range(0, spec.batch, images):
@@ -493,8 +493,8 @@ def caller(kernel: jit.Kernel, planned: Planned, spec: ConvSpec) -> Callable[...
             a[BATCH] = count
             if planned.copied:
                 a[COPIED] = at
-                jit.launch(COPY.address(spec.dtype), a, c_tasks * count, workers, 0)
-            jit.launch(kernel.address(spec.dtype), a, planned.tasks * count, workers, seconds)
+                threads.launch(COPY.address(spec.dtype), a, c_tasks * count, workers, 0)
+            threads.launch(kernel.address(spec.dtype), a, planned.tasks * count, workers, seconds)
             a[X] += x_step
             a[Y] += y_step
 

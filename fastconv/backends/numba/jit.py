@@ -1,47 +1,37 @@
-"""Compiling kernels, keeping the machine code on disk, and running it on threads.
+"""Compiling kernels, and keeping the machine code on disk.
 
 A kernel is a factory: given an element type it returns ``work(worker, arguments)``, plain Numba code that takes
 tasks one after the other until none is left (``next_task``). It is compiled as a C function without arrays in
-its signature, so one compiled variant serves every layout, rank and size, and :func:`launch` starts any of them
+its signature, so one compiled variant serves every layout, rank and size, and ``threads`` starts any of them
 on any number of threads through one compiled loop.
 """
 
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import hashlib
-import importlib
 import os
 import pickle
 import shutil
 import sys
 import threading
 import uuid
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numba
-import numpy as np
 from numba.core import types
 from numba.core.ccallback import CFunc
 from numba.core.compiler import CompileResult
 from numba.core.serialize import dumps
 from numba.misc.appdirs import AppDirs
 
-from fastconv.backends.numba.kernels.simd import call_kernel
-from fastconv.backends.numba.operands import address
-from fastconv.threads import get_num_threads
 
 # IEEE arithmetic as written: no reassociation, so that a result does not depend on the compiler's mood.
 # Division by zero is a float, not an exception, and indices count from zero only: kernels know their ranges.
 OPTIONS: dict[str, Any] = {"nopython": True, "error_model": "numpy", "boundscheck": False}
-
-# A call may be interrupted (Ctrl-C) between shares of the work that take about this long.
-PATIENCE = 0.25
 
 # How many versions of the package keep their machine code on disk (about 2 MB each).
 KEPT_VERSIONS = 3
@@ -69,7 +59,7 @@ class Kernel:
 
     def compile(self, dtype: str) -> Any:
         """The compiled C function ``void(int64 worker, int64 arguments)`` for elements of `dtype`."""
-        with _compiling:
+        with compiling:
             if dtype not in self._compiled:
                 work = self.make(getattr(types, dtype))
                 function: Any = CFunc(work, ((types.int64, types.int64), types.void), {}, dict(OPTIONS))
@@ -84,18 +74,18 @@ class Kernel:
         return int(compiled.address)
 
 
-def warm(dtypes: Sequence[str]) -> Iterator[str]:
-    """Compile every kernel for these types, and the loops that start them; each one's name when it is done."""
-    _serial(), _parallel()
-    for kernel in KERNELS:
-        for dtype in dtypes:
-            if dtype in kernel.dtypes:
-                kernel.compile(dtype)
-                yield f"{kernel.__name__} {dtype}"
-
-
 # Numba's compiler holds one lock for everybody already; this one also guards our table.
-_compiling = threading.RLock()
+compiling = threading.RLock()
+
+
+def _after_fork() -> None:
+    """The lock may have been held by a thread that a child does not have."""
+    global compiling
+    compiling = threading.RLock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
 
 
 @cache
@@ -181,13 +171,13 @@ def _announce() -> None:
         )
 
 
-def _jit(signature: Any, **options: Any) -> Callable[[Any], Any]:
+def compiled(signature: Any, **options: Any) -> Callable[[Any], Any]:
     """numba.njit with our options and our cache."""
 
     def decorate(function: Any) -> Any:
         dispatcher = numba.njit(nogil=True, **OPTIONS_NJIT, **options)(function)
         dispatcher._cache = DiskCache(function.__name__)
-        with _compiling:
+        with compiling:
             dispatcher.compile(signature)
         dispatcher.disable_compile()
         return dispatcher
@@ -196,114 +186,3 @@ def _jit(signature: Any, **options: Any) -> Callable[[Any], Any]:
 
 
 OPTIONS_NJIT = {name: value for name, value in OPTIONS.items() if name != "nopython"}
-
-
-@cache
-def _load_tbb() -> bool:
-    """Let Numba find TBB, the one threading layer that survives many callers and a fork.
-
-    pip puts ``libtbb`` under ``sys.prefix/lib``, where no loader looks; once loaded it is found by name.
-    """
-    names = {"win32": ["tbb12.dll"], "darwin": ["libtbb.12.dylib"]}.get(sys.platform, ["libtbb.so.12"])
-    folders = [Path(sys.prefix) / "lib", Path(sys.prefix) / "Library" / "bin", None]
-    for folder in folders:
-        for name in names:
-            with contextlib.suppress(OSError):
-                ctypes.CDLL(str(folder / name) if folder else name, mode=ctypes.RTLD_GLOBAL)
-                break
-    try:
-        importlib.import_module("numba.np.ufunc.tbbpool")
-    except ImportError:
-        return False
-    return True
-
-
-@cache
-def _serial() -> Any:
-    @_jit((types.int64, types.int64, types.int64))
-    def serial(kernel, worker, arguments):  # type: ignore[no-untyped-def]
-        call_kernel(kernel, worker, arguments)
-
-    return serial
-
-
-@cache
-def _parallel() -> Any:
-    """The one parallel loop of the backend, or None where Numba has no threading layer that cannot abort."""
-    # A program that runs Numba code of its own chose its layer already; what it chose we cannot vouch for.
-    chosen = numba.config.THREADING_LAYER
-    if not _load_tbb() or chosen not in ("default", "safe", "threadsafe", "forksafe", "tbb"):
-        return None
-    try:
-        if numba.threading_layer() != "tbb":
-            return None
-    except ValueError:  # no layer yet: ours is the first
-        numba.config.THREADING_LAYER = "tbb"
-
-    @_jit((types.int64, types.int64, types.int64), parallel=True)
-    def parallel(kernel, workers, arguments):  # type: ignore[no-untyped-def]
-        for worker in numba.prange(workers):
-            call_kernel(kernel, worker, arguments)
-
-    numba.config.THREADING_LAYER = chosen
-    return parallel
-
-
-_pool: ThreadPoolExecutor | None = None
-
-
-def _after_fork() -> None:
-    """A child has none of its parent's threads."""
-    global _pool, _compiling
-    _pool, _compiling = None, threading.RLock()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork)
-
-
-def _python_threads(kernel: int, workers: int, arguments: int) -> None:
-    """The same loop on Python threads: 45 us to start where TBB takes 3, and safe everywhere."""
-    global _pool
-    with _compiling:
-        if _pool is None:
-            _pool = ThreadPoolExecutor(max(os.cpu_count() or 1, 1), thread_name_prefix="fastconv")
-        pool = _pool
-    others = [pool.submit(_serial(), kernel, worker, arguments) for worker in range(1, workers)]
-    _serial()(kernel, 0, arguments)
-    for other in others:
-        other.result()
-
-
-def workers(at_once: int) -> int:
-    """Threads a call that can use `at_once` may take now.
-
-    Never more than Numba started with: on one CPU, asked for two, TBB waits for a thread that never comes when the
-    process has been forked.
-    """
-    started: int = numba.config.NUMBA_NUM_THREADS
-    return max(min(at_once, get_num_threads(), started), 1)
-
-
-def launch(kernel: int, arguments: np.ndarray[Any, Any], tasks: int, workers: int, seconds: float) -> None:
-    """Run tasks 0 .. `tasks` - 1 of a compiled kernel on `workers` threads.
-
-    Parameters
-    ----------
-    kernel : int
-        ``Kernel.address``.
-    arguments : array of int64
-        What the kernel reads; the first two are the next task and where to stop, and are set here.
-    seconds : float
-        The plan's estimate: long work is done in shares, between which Ctrl-C is heard.
-    """
-    at = address(arguments)
-    share = max(tasks, 1) if seconds <= 2 * PATIENCE else max(int(tasks * PATIENCE / seconds), 4 * workers)
-    for begin in range(0, tasks, share):
-        arguments[0], arguments[1] = begin, min(begin + share, tasks)
-        if workers == 1:
-            _serial()(kernel, 0, at)
-        elif (parallel := _parallel()) is not None:
-            parallel(kernel, workers, at)
-        else:
-            _python_threads(kernel, workers, at)

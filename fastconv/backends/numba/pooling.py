@@ -7,7 +7,7 @@ import math
 import numpy as np
 
 from fastconv.backends import Planner, Run, Unsupported
-from fastconv.backends.numba import cost, direct, jit
+from fastconv.backends.numba import cost, direct, jit, threads
 from fastconv.backends.numba.depthwise import TABLE_BYTES, begins, table, table_of_rows
 from fastconv.backends.numba.kernels import pool as kernels
 from fastconv.backends.numba.kernels.pool import ARGMAX, MAX, SLOT, SUM
@@ -131,7 +131,7 @@ def run(
         a = fields.copy()
         a[FIELD["x"]], a[FIELD["y"]], a[FIELD["indices"]], a[FIELD["planes"]] = x, y, indices, count
         tasks = -(-count // step)
-        jit.launch(kernel.address(wide), a, tasks, jit.workers(tasks), count * channel)
+        threads.launch(kernel.address(wide), a, tasks, threads.workers(tasks), count * channel)
 
     reduce.tables = tables  # type: ignore[attr-defined]
 

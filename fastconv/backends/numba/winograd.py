@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from fastconv.backends import Run, Unsupported
-from fastconv.backends.numba import cost, direct, jit
+from fastconv.backends.numba import cost, direct, jit, threads
 from fastconv.backends.numba.kernels import winograd as kernels
 from fastconv.backends.numba.kernels.simd import host
 from fastconv.backends.numba.kernels.tile import VECTORS, scalars
@@ -215,7 +215,7 @@ def plan_form(spec: ConvSpec, cut: Layout, packed: bool, limit: int | None) -> R
             return
         x, bias = np.ascontiguousarray(x), contiguous(bias)
         a = fields.copy()
-        workers = jit.workers(at_once)
+        workers = threads.workers(at_once)
         _held, at = scratch(workers * nbytes + shared)
         a[FIELD["x"]], a[FIELD["w"]] = address(x), address(w.transformed if packed else w)
         a[FIELD["bias"]], a[FIELD["y"]] = address(bias), address(y)
@@ -223,8 +223,10 @@ def plan_form(spec: ConvSpec, cut: Layout, packed: bool, limit: int | None) -> R
         for row in range(0, all_rows, cut.rows):
             rows = min(cut.rows, all_rows - row)
             a[FIELD["first"]], a[FIELD["count"]] = row * cut.tiles_w, rows * cut.tiles_w
-            jit.launch(TILES[cut.form].address(spec.dtype), a, -(-rows // rows_step) * c_tasks, workers, 0)
-            jit.launch(
+            threads.launch(
+                TILES[cut.form].address(spec.dtype), a, -(-rows // rows_step) * c_tasks, workers, 0
+            )
+            threads.launch(
                 PRODUCTS[cut.form].address(spec.dtype), a, cut.blocks * t_tasks, workers, estimate / rounds
             )
         if a[FIELD["spoiled"]]:
@@ -235,10 +237,10 @@ def plan_form(spec: ConvSpec, cut: Layout, packed: bool, limit: int | None) -> R
     def pack(weight: Array) -> Transformed:
         held, at = scratch(cut.blocks * cut.u_bytes)
         a = fields.copy()
-        workers = jit.workers(cut.blocks)
+        workers = threads.workers(cut.blocks)
         _work, at_work = scratch(workers * nbytes)
         a[FIELD["w"]], a[FIELD["v"]], a[FIELD["scratch"]] = address(weight), at, at_work
-        jit.launch(WEIGHTS[cut.form].address(spec.dtype), a, cut.blocks, workers, 0)
+        threads.launch(WEIGHTS[cut.form].address(spec.dtype), a, cut.blocks, workers, 0)
         return Transformed(weight, held[at - address(held) :])
 
     error = ERRORS[max(form.n)] * (
