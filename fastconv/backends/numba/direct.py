@@ -305,6 +305,7 @@ def plan_flat(spec: ConvSpec, g: Geometry, packed: bool) -> Planned:
         positions=positions, vectors=vectors, left=left, v_step=v_step, v_tasks=v_tasks,
         x_n=spec.groups * g.c * plane, x_group=g.c * plane, x_c=plane,
         scratch_size=nbytes, offsets=address(offsets), masks=address(masks) if masks.size else 0,
+        weights_stay=math.prod(spec.weight_shape) > int(a["o_tasks"][0]) * spec.in_channels * plane,
     )  # fmt: skip
     tasks = v_tasks * int(a["o_tasks"][0] * a["group_tasks"][0])
     return Planned(a, (offsets, masks), nbytes, tasks, cut.seconds, 0, spec.batch)

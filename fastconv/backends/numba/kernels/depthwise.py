@@ -31,6 +31,7 @@ from .simd import (
     multiply_add,
     next_task,
     pointer,
+    prefetch,
     splat,
     store,
 )
@@ -253,10 +254,14 @@ def depthwise(T: Any) -> Any:
                 y = a.y + size * (n * a.y_n + o * a.y_c)
                 w = a.w + size * o * a.taps
                 bias = a.bias + size * o if a.bias else zero.ctypes.data
+                ahead = x + max(size * a.x_c, 4096)
+                step = 64 * -(-size * a.x_c // (64 * a.groups_of_vectors))
                 if a.in_rows:
                     each = masks_1 if a.stride == 1 else masks_2
                     for v in range(a.groups_of_vectors):
                         slots, masks = a.slots + 8 * SLOT * v, a.masks + 4 * each * v
+                        for i in range(0, step, 64):
+                            prefetch(ahead + v * step + i)
                         if a.stride == 1:
                             if inner[v]:
                                 sum_rows(1, 0, T, x, a.row, slots, masks, w, y, a.row_out, bias)
@@ -268,6 +273,8 @@ def depthwise(T: Any) -> Any:
                             sum_rows(2, 1, T, x, a.row, slots, masks, w, y, a.row_out, bias)
                     continue
                 for v in range(a.groups_of_vectors):
+                    for i in range(0, step, 64):
+                        prefetch(ahead + v * step + i)
                     slots = a.slots + 8 * SLOT * TOGETHER * v
                     masks = a.masks + 4 * TOGETHER * a.taps * v
                     if a.stride == 1:

@@ -25,7 +25,7 @@ import numpy as np
 from numba import carray, from_dtype, types
 from numba.extending import register_jitable
 
-from .simd import copy_phases, element, host, next_task, pointer
+from .simd import copy_phases, element, host, next_task, pointer, prefetch
 from .tile import SLOT, VECTORS, dots, scalars, tile
 
 # One struct for plan and kernels. Every field is an int64; addresses are in bytes, strides in elements.
@@ -42,6 +42,7 @@ FIELDS = (
     "o_step o_tasks o_block "  # output channels of a task, tasks along them, channels kept in cache
     "group_step group_tasks "  # groups of a task, tasks along them
     "positions vectors v_step v_tasks "  # flat: output positions, vectors in all, of a task, and tasks
+    "weights_stay "  # flat: whether images change before channels do
     "left K c_step "  # flat: positions beyond the vectors, products of a sum, a channel's stride
     "od oh ow "  # slab: output size
     "box_d box_h box_w boxes_d boxes_h boxes_w "  # a box's sides, and how many there are
@@ -67,18 +68,24 @@ def fill_row(T, size, lanes, a, to, x, row, missing, maps, phases, w0, count):  
     high = low if missing else low + a.size_w
     source = x + size * (row - low * a.x_w)
     step = size * a.phase_w
+    coming = source + size * a.x_c
     if a.x_w == 1 and s == 1:
         for i in range(0, count, lanes):
+            prefetch(coming + size * i)
             copy_phases(T, 1, to + size * i, step, 1, source + size * i, low - i, high - i, count - i)
     elif a.x_w == 1 and s == 2:
         for i in range(0, count, lanes):
             j = 2 * i
+            prefetch(coming + size * j)
+            prefetch(coming + size * j + 64)
             copy_phases(
                 T, 2, to + size * i, step, a.wanted_w, source + size * j, low - j, high - j, count - i
             )
     elif a.x_w == 1 and s == 4:
         for i in range(0, count, lanes):
             j = 4 * i
+            for r in range(4):
+                prefetch(coming + size * j + 64 * r)
             copy_phases(
                 T, 4, to + size * i, step, a.wanted_w, source + size * j, low - j, high - j, count - i
             )
@@ -258,8 +265,12 @@ def flat(T: Any) -> Any:
             if task >= a.stop:
                 return
             task, v0 = divmod(task, a.v_tasks)
-            task, n = divmod(task, a.batch)
-            g0, o0 = divmod(task, a.o_tasks)
+            if a.weights_stay:
+                task, n = divmod(task, a.batch)
+                g0, o0 = divmod(task, a.o_tasks)
+            else:
+                task, o0 = divmod(task, a.o_tasks)
+                n, g0 = divmod(task, a.group_tasks)
             o0 *= a.o_step
             o1 = min(o0 + a.o_step, a.o)
             v0 *= a.v_step

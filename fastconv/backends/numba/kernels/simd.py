@@ -286,6 +286,21 @@ def element(typing: Any, address: Any, T: Any) -> Any:
 
 
 @intrinsic
+def prefetch(typing: Any, address: Any) -> Any:
+    """Ask for the cache line at an address; one that is nobody's does no harm."""
+
+    def codegen(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+        line = ir.IntType(8).as_pointer()
+        what = ir.FunctionType(ir.VoidType(), [line, I32, I32, I32])
+        function = builder.module.declare_intrinsic("llvm.prefetch", [line], what)
+        read, near, data = (ir.Constant(I32, value) for value in (0, 3, 1))
+        builder.call(function, [builder.inttoptr(values[0], line), read, near, data])
+        return context.get_dummy_value()
+
+    return types.void(types.int64), codegen
+
+
+@intrinsic
 def next_task(typing: Any, address: Any) -> Any:
     """Take the number at `address` and leave the next one there; no two threads take the same."""
 
