@@ -28,7 +28,6 @@ from numba.core.compiler import CompileResult
 from numba.core.serialize import dumps
 from numba.misc.appdirs import AppDirs
 
-
 # IEEE arithmetic as written: no reassociation, so that a result does not depend on the compiler's mood.
 # Division by zero is a float, not an exception, and indices count from zero only: kernels know their ranges.
 OPTIONS: dict[str, Any] = {"nopython": True, "error_model": "numpy", "boundscheck": False}

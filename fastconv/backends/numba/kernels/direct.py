@@ -53,6 +53,7 @@ FIELDS = (
     "pitch_d pitch_h pitch_c phase_d phase_h phase_w "  # the slab's strides: plane, row, channel, phases
     "wanted_w "  # a bit for each phase of a row that the slab holds
     "map_h map_w "  # where the maps of rows and columns begin
+    "fetched "  # whether what is written is fetched: it lies beyond the cache, and sums are short
     "borders "  # whether padding holds elements of the input (all modes but zeros)
 )
 ARGUMENTS = np.dtype([(name, np.int64) for name in FIELDS.split()])
@@ -68,7 +69,9 @@ def fill_row(T, size, lanes, a, to, x, row, missing, maps, phases, w0, count):  
     high = low if missing else low + a.size_w
     source = x + size * (row - low * a.x_w)
     step = size * a.phase_w
-    coming = source + size * a.x_c
+    coming = (
+        source + size * a.x_c
+    )  # the row of the next channel; without it 16 images take 1.3 to 1.5 times as long
     if a.x_w == 1 and s == 1:
         for i in range(0, count, lanes):
             prefetch(coming + size * i)
@@ -229,6 +232,12 @@ def slab(T: Any) -> Any:
                             rows = min(NS, o1 - o)
                             to, w = at_y + size * o * a.y_c, at_w + size * (o // NS) * a.w_row
                             b = at_bias + size * o if at_bias else 0
+                            if a.fetched and m + VECTORS < count:
+                                ahead = to + size * slots[m + VECTORS, 1]
+                                for _ in range(rows):
+                                    for v in range(VECTORS):
+                                        prefetch(ahead + size * lanes * v)
+                                    ahead += size * a.y_c
                             tile(
                                 NS, 0, T, min(count - m, VECTORS), a.c, a.taps, a.pitch_c, at_slab, a.offsets, 0,
                                 at_slots + 8 * SLOT * m, w, a.w_j, a.w_k, to, a.y_c, rows, b,
