@@ -34,6 +34,7 @@ from .simd import (
     next_task,
     out_of_line,
     pointer,
+    prefetch,
     splat,
     store,
     transpose,
@@ -340,6 +341,10 @@ def tiles_in(F: int) -> Any:
                             low, high = a.before_w - q, a.before_w + a.size_w - q
                             if h < 0 or h >= a.size_h:
                                 high = low
+                            below = at_x + size * ((h + mh) * a.x_h + q - a.before_w)
+                            for _ in range(lanes):
+                                prefetch(below)
+                                below += size * a.x_c
                             load_transposed(
                                 T, slab + i * row_bytes + q * lanes * size,
                                 at_x + size * (h * a.x_h + q - a.before_w), a.x_c, a.c - c0, low, high,
