@@ -39,8 +39,8 @@ COPY_TASKS = 8
 # Output positions from which packed weights are worth having: below, 0 to 2 % are gained and sums along k lost.
 PACKED_FROM = 600
 
-# The least work of a task: with tasks of 15 us, starting one (0.3 us) does not show.
-TASK_FLOPS = 4e6
+# The least work of a task: with tasks of 8 us, starting one (0.3 us) does not show.
+TASK_FLOPS = 2e6
 
 # Results are fetched before they are written if they are longer than this and sums as short as this: with 27 products
 # 16 images took 2.9 ms instead of 2.3. Smaller ones lie in the cache, longer sums leave time for what is not there.
