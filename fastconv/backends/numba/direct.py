@@ -387,7 +387,8 @@ def choose_slab(spec: ConvSpec, g: Geometry, limit: int | None) -> Cut:
             count = boxes * -(-g.o // o_step) * -(-spec.groups // group_step)
             if may_copy:
                 each = group_step * (work + cost.traffic(slab))
-                seconds = whole + cost.CALL_SECONDS + task_seconds(each, count)
+                rounds = -(-spec.batch // images)
+                seconds = whole + rounds * (cost.CALL_SECONDS + task_seconds(each, -(-count // rounds)))
                 cuts.append(Cut(seconds, box, o_step, group_step, images))
             if allowed and (slab <= SLAB_BYTES or slab == smallest):
                 cuts.append(Cut(task_seconds(group_step * (own + work), count), box, o_step, group_step))
