@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache, partial
@@ -58,8 +59,18 @@ def _spin() -> Callable[[int], float]:
 
 
 @cache
-def _helper() -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(thread_name_prefix="limit")
+def _helper(place: int) -> ThreadPoolExecutor:
+    """One thread, on a CPU of its own."""
+    return ThreadPoolExecutor(1, thread_name_prefix="limit", initializer=_stay, initargs=(place,))
+
+
+CPUS = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
+
+
+def _stay(place: int) -> None:
+    """Keep this thread on one CPU: two threads that wake on the same one reach half of any limit."""
+    if CPUS:
+        os.sched_setaffinity(0, {CPUS[place % len(CPUS)]})
 
 
 def _together(shares: list[Callable[[], Any]]) -> Callable[[], None]:
@@ -67,10 +78,18 @@ def _together(shares: list[Callable[[], Any]]) -> Callable[[], None]:
     *others, own = shares
 
     def call() -> None:
-        waiting = [_helper().submit(other) for other in others]
-        own()
-        for other in waiting:
-            other.result()
+        if not others:
+            own()
+            return
+        _stay(0)
+        try:
+            waiting = [_helper(place).submit(other) for place, other in enumerate(others, 1)]
+            own()
+            for other in waiting:
+                other.result()
+        finally:
+            if CPUS:
+                os.sched_setaffinity(0, CPUS)
 
     return call
 

@@ -15,6 +15,7 @@ import contextlib
 import gc
 import hashlib
 import math
+import random
 import statistics
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -43,9 +44,9 @@ from fastconv.threads import available_cpus, set_num_threads
 Array = Any
 ROOT = Path(__file__).parents[1]
 
-# A turn is calls worth this long, after calls that are not counted: they find threads asleep and caches cold, and the
-# first milliseconds after a rival's turn are up to half slower than what follows (1.4, 1.1, 1.0, 0.9, 0.9 ms).
-TURN, WARM = 0.004, 0.005
+# A turn is calls worth this long, after calls that are not counted. They find caches cold and threads asleep, and a
+# rival's thread that woke on its caller's CPU stays there for up to 10 ms: both are to be seen at their best.
+TURN, WARM = 0.004, {1: 0.003, 2: 0.012}
 # Calls longer than this are turns of their own, and warm within themselves.
 LONG = 0.02
 # Rounds of turns: the median of fewer is noise, more tell nothing new.
@@ -106,8 +107,8 @@ def _quiet() -> None:
             return
 
 
-def _turn(call: Callable[[], Any], count: int, warm: bool) -> float:
-    end = time.perf_counter() + WARM if warm else 0.0
+def _turn(call: Callable[[], Any], count: int, warm: float) -> float:
+    end = time.perf_counter() + warm
     while time.perf_counter() < end:
         call()
     times = []
@@ -119,21 +120,25 @@ def _turn(call: Callable[[], Any], count: int, warm: bool) -> float:
 
 
 def in_turns(calls: dict[str, Callable[[], Any]], seconds: float, threads: int) -> dict[str, list[float]]:
-    """Seconds of each call in every round: each is called in turn, then each again, for about `seconds`."""
+    """Seconds of each call in every round: each is called in turn, then each again, for about `seconds`.
+
+    The order changes from round to round: who comes after whom is worth up to a quarter on two threads.
+    """
     gc.disable()
     try:
-        once = {name: _turn(call, 1, True) for name, call in calls.items()}
+        warm = WARM[min(threads, 2)]
+        once = {name: _turn(call, 1, warm) for name, call in calls.items()}
         counts = {name: max(1, min(1000, math.ceil(TURN / taken))) for name, taken in once.items()}
         found: dict[str, list[float]] = {name: [] for name in calls}
-        begin = time.perf_counter()
+        order, begin = random.Random(0), time.perf_counter()
         for done in range(MOST):
             spent = time.perf_counter() - begin
             if spent > seconds and done >= (LEAST if spent < PATIENCE * seconds else 3):
                 break
-            for name, call in calls.items():
+            for name in order.sample(list(calls), len(calls)):
                 if threads > 1:
                     _quiet()
-                found[name].append(_turn(call, counts[name], once[name] < LONG))
+                found[name].append(_turn(calls[name], counts[name], warm if once[name] < LONG else 0))
         return found
     finally:
         gc.enable()
@@ -399,8 +404,8 @@ def machine_limits(threads: int) -> dict[str, float]:
     nbytes = 256 << 20
     copy = limits.copying(nbytes, threads)
     rates = {
-        "flops": operations / min(_turn(call, 1, True) for _ in range(5)),
-        "bytes": nbytes / min(_turn(copy, 1, True) for _ in range(5)),
+        "flops": operations / min(_turn(call, 1, WARM[1]) for _ in range(5)),
+        "bytes": nbytes / min(_turn(copy, 1, WARM[1]) for _ in range(5)),
     }
     return {name: float(f"{rate:.4g}") for name, rate in rates.items()}
 
