@@ -11,10 +11,10 @@ from __future__ import annotations
 import enum
 import math
 import re
-from collections import Counter
 from collections.abc import Callable, Container, Iterator
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from itertools import chain, repeat, starmap
 from typing import Any, NamedTuple, TypeVar
 
 __all__ = [
@@ -482,9 +482,10 @@ class PoolSpec:
                     f"padding: got {pads} along axis {axis}, expected 0 to {extent // 2}, "
                     f"half of what the window spans ({extent})"
                 )
-            # Only a window that begins in the padding can miss every element, between two of its taps.
-            first = -(-pads[0] // self.stride[axis])
-            if not all(self._window(axis, i) for i in range(min(first, self.out_size[axis]))):
+            # Only a window that begins in the padding can miss every element, all of them between two of its taps.
+            if self.dilation[axis] > self.in_size[axis] and not all(
+                self._window(axis, i) for i in range(self._whole(axis).start)
+            ):
                 raise ValueError(
                     f"padding: got {pads} along axis {axis} with dilation {self.dilation[axis]}, which "
                     "leaves a window without any input element"
@@ -537,6 +538,32 @@ class PoolSpec:
         # A window that begins in the padding begins, for the input, at its first tap inside.
         return range(start if start >= 0 else start % step, min(start + self.kernel_extent[axis], size), step)
 
+    def _whole(self, axis: int) -> range:
+        """The output positions along `axis` whose windows lie inside the input (none of an adaptive pool)."""
+        if self.output_size:
+            return range(0)
+        before, stride = self.padding[axis][0], self.stride[axis]
+        first = min(-(-before // stride), self.out_size[axis])
+        return range(
+            first, max(first, (self.in_size[axis] + before - self.kernel_extent[axis]) // stride + 1)
+        )
+
+    def _runs(self, axis: int) -> list[tuple[int, int]]:
+        """(elements, windows) of every run of windows of one length along `axis`.
+
+        Only windows that reach into the padding are looked at one by one: they are few however long the input.
+        """
+        whole = self._whole(axis)
+        begin, end = (
+            [(len(self._window(axis, i)), 1) for i in part]
+            for part in (range(whole.start), range(whole.stop, self.out_size[axis]))
+        )
+        return [*begin, (self.kernel_size[axis], len(whole)), *end] if whole else [*begin, *end]
+
+    def lengths(self, axis: int) -> tuple[int, ...]:
+        """How many input elements each output position reduces along `axis`."""
+        return tuple(chain.from_iterable(starmap(repeat, self._runs(axis))))
+
     def divisors(self, axis: int) -> tuple[int, ...]:
         """What an average divides by along `axis`, per output position (the product over axes counts).
 
@@ -544,11 +571,10 @@ class PoolSpec:
         ceil mode the last one may hang over it.
         """
         if self.output_size or not self.count_include_pad:
-            return tuple(map(len, self.windows(axis)))
-        before, after = self.padding[axis]
-        end = self.in_size[axis] + after
-        starts = range(-before, self.out_size[axis] * self.stride[axis] - before, self.stride[axis])
-        return tuple(min(start + self.kernel_extent[axis], end) - start for start in starts)
+            return self.lengths(axis)
+        (before, after), extent, count = self.padding[axis], self.kernel_extent[axis], self.out_size[axis]
+        last = (count - 1) * self.stride[axis] - before
+        return (*repeat(extent, count - 1), min(extent, self.in_size[axis] + after - last))
 
     @lru_cache(maxsize=SHAPES)  # noqa: B019 - specs are small, and their number is bounded
     def shapes(self, op: Op) -> tuple[Shape, ...]:
@@ -571,19 +597,43 @@ class PoolSpec:
 
     def dot_length(self, op: Op) -> int:
         """The most terms that are summed into one element of `op`'s result."""
-        windows = [self.windows(axis) for axis in range(self.rank)]
         if op is Op.POOL:
-            return math.prod(max(map(len, axis)) for axis in windows)
-        if op is Op.POOL_INPUT_GRAD:  # windows that meet in one element
-            return math.prod(max(Counter(i for window in axis for i in window).values()) for axis in windows)
+            return math.prod(map(self._longest, range(self.rank)))
+        if op is Op.POOL_INPUT_GRAD:
+            return math.prod(map(self._meeting, range(self.rank)))
         return 1
+
+    def _longest(self, axis: int) -> int:
+        """Elements of the largest window along `axis`."""
+        if self.output_size:
+            return _largest_bin(self.in_size[axis], self.output_size[axis])
+        return max(length for length, _ in self._runs(axis))
+
+    def _meeting(self, axis: int) -> int:
+        """How many windows meet, at most, in one element along `axis`."""
+        count = self.out_size[axis]
+        if (
+            self.output_size
+        ):  # bin i holds element j just where, with the sizes swapped, bin j holds element i
+            return _largest_bin(count, self.in_size[axis])
+        # Tap t of window i reads i * stride + t * dilation, less the padding. That stays the same in steps of
+        # dilation / common windows forward and stride / common taps back; windows or taps run out first.
+        common = math.gcd(self.stride[axis], self.dilation[axis])
+        windows, taps = self.dilation[axis] // common, self.stride[axis] // common
+        return min(-(-count // windows), -(-self.kernel_size[axis] // taps))
+
+    def _elements(self, axis: int) -> int:
+        """Elements of all windows along `axis`, each counted as often as it is read."""
+        if self.output_size:  # bins share an element at every border that falls inside one
+            size, count = self.in_size[axis], self.output_size[axis]
+            return size + count - math.gcd(size, count)
+        return sum(length * windows for length, windows in self._runs(axis))
 
     def flops(self, op: Op = Op.POOL) -> int:
         """One operation (a comparison or an addition) for each element of each window."""
         if op in (Op.UNPOOL, Op.UNPOOL_INPUT_GRAD):
             return 0
-        elements = math.prod(sum(map(len, self.windows(axis))) for axis in range(self.rank))
-        return self.batch * self.channels * elements
+        return self.batch * self.channels * math.prod(map(self._elements, range(self.rank)))
 
     def nbytes(self, op: Op = Op.POOL) -> int:
         """Bytes of the operands and the result, each counted once: the least traffic `op` can cause."""
@@ -618,6 +668,15 @@ class PoolSpec:
 
 
 Spec = ConvSpec | PoolSpec
+
+
+def _largest_bin(size: int, count: int) -> int:
+    """Elements of the largest of `count` adaptive bins of `size` elements.
+
+    Of an element cut into `count` parts, bin i begins ``i * size % count`` parts behind its first element's beginning,
+    which comes up to ``count - gcd``, and spans `size` parts.
+    """
+    return -(-(count - math.gcd(size, count) + size) // count)
 
 
 def _fill(spec: Spec, **defaults: object) -> None:

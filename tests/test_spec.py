@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import itertools
+from collections import Counter
 from dataclasses import FrozenInstanceError, replace
 from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import assume, given
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from fastconv.problems import PROBLEMS
@@ -252,8 +253,56 @@ def test_pool_windows_by_counting(spec: PoolSpec) -> None:
                 divisors = list(map(len, windows))
         assert [set(window) for window in spec.windows(axis)] == windows
         assert all(windows)
+        assert list(spec.lengths(axis)) == list(map(len, windows))
         assert list(spec.divisors(axis)) == divisors
         assert spec.out_size[axis] == len(windows)
+
+
+@st.composite
+def lines(draw: st.DrawFn) -> PoolSpec:
+    """Any pool of one axis: long strides, dilations and paddings, windows longer than the input."""
+    fields: dict[str, Any] = {
+        "mode": "avg",
+        "batch": 1,
+        "channels": 1,
+        "in_size": (draw(st.integers(1, 40)),),
+    }
+    if draw(st.booleans()):
+        return PoolSpec(**fields, output_size=(draw(st.integers(1, 60)),))
+    k, d = draw(st.integers(1, 12)), draw(st.integers(1, 12))
+    half = (d * (k - 1) + 1) // 2
+    fields |= {"kernel_size": (k,), "dilation": (d,), "stride": (draw(st.integers(1, 12)),)}
+    fields |= {"padding": (draw(st.tuples(*[st.integers(0, half)] * 2)),), "ceil_mode": draw(st.booleans())}
+    try:
+        return PoolSpec(**fields)
+    except ValueError:
+        assume(False)
+        raise
+
+
+@settings(max_examples=500)
+@given(lines())
+def test_window_counts_by_counting(spec: PoolSpec) -> None:
+    """The largest window, the most windows that meet in one element, and the elements of all windows."""
+    windows = spec.windows(0)
+    meetings = Counter(i for window in windows for i in window)
+    assert all(windows)
+    assert spec.lengths(0) == tuple(map(len, windows))
+    assert spec.dot_length(Op.POOL) == max(map(len, windows))
+    assert spec.dot_length(Op.POOL_INPUT_GRAD) == max(meetings.values())
+    assert spec.flops() == meetings.total()
+
+
+@pytest.mark.parametrize(
+    "text", [f"avg n1 c1x{10**12} k3 s1 p1 exclude_pad ceil", f"avg n1 c1x{10**12} o{10**11 + 1}"]
+)
+def test_no_window_is_walked(text: str) -> None:
+    """A billion windows take no longer than one: counts are computed, not counted."""
+    spec = parse(text)
+    assert isinstance(spec, PoolSpec)
+    assert spec.flops() == (3 * 10**12 - 2 if spec.kernel_size else 10**12 + 10**11)
+    assert spec.dot_length(Op.POOL) == (3 if spec.kernel_size else 11)
+    assert spec.dot_length(Op.POOL_INPUT_GRAD) == (3 if spec.kernel_size else 2)
 
 
 NUMPY_MODES = {

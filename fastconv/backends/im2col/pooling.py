@@ -123,7 +123,15 @@ def _positions_bytes(area: int) -> int:
 def _first_positions(spec: PoolSpec) -> Array:
     """Flat position of every window's first element."""
     steps = [math.prod(spec.in_size[axis + 1 :]) for axis in range(spec.rank)]
-    axes = [np.array([w.start for w in spec.windows(axis)]) * step for axis, step in enumerate(steps)]
+    # Of a window that begins in the padding, the first tap inside.
+    begins = [
+        np.arange(-before, out * s - before, s)
+        for out, s, (before, _) in zip(spec.out_size, spec.stride, spec.padding, strict=True)
+    ]
+    axes = [
+        np.where(begin < 0, begin % d, begin) * step
+        for begin, d, step in zip(begins, spec.dilation, steps, strict=True)
+    ]
     return functools.reduce(np.add.outer, axes)
 
 
@@ -137,9 +145,7 @@ def _divisors(spec: PoolSpec, dtype: str) -> Array:
 
 def _lp_scale(spec: PoolSpec, dtype: str) -> Array:
     """What torch multiplies a sum by where ceil mode cut the window short: kernel size over elements left."""
-    axes = [
-        np.asarray([k / len(w) for w in spec.windows(axis)], dtype) for axis, k in enumerate(spec.kernel_size)
-    ]
+    axes = [(k / np.array(spec.lengths(axis))).astype(dtype) for axis, k in enumerate(spec.kernel_size)]
     return functools.reduce(np.multiply.outer, axes)
 
 
@@ -218,7 +224,7 @@ def _forward(spec: PoolSpec, by: str, workspace_limit: int | None) -> Run:
     area = math.prod(spec.out_size)
     accumulator = _accumulator(spec)
     wide = DTYPES[accumulator].itemsize
-    biggest = math.prod(max(map(len, spec.windows(axis))) for axis in range(spec.rank))
+    biggest = spec.dot_length(Op.POOL)
     in_place = spec.mode == "avg" and spec.out_dtype == accumulator
     if spec.mode == "max":
         per_plane = area * (2 if spec.indices else 0)  # two masks of a byte
@@ -323,9 +329,7 @@ def _backward(spec: PoolSpec, by: str, workspace_limit: int | None) -> Run:
     elif spec.mode == "avg":
         per_plane += area * wide * (1 if in_place else 2)
     else:
-        biggest = (
-            area if by == "taps" else math.prod(max(map(len, spec.windows(a))) for a in range(spec.rank))
-        )
+        biggest = area if by == "taps" else spec.dot_length(Op.POOL)
         per_plane += area * wide * 4 + biggest * (4 * wide + 1)
     fixed = 2 * BUFFERED * wide
     if spec.mode == "max" and not spec.indices and by == "taps":
