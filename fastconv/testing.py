@@ -36,6 +36,9 @@ Array = Any
 # Unit roundoff of each float type: half the distance from 1 to the next number.
 ROUNDOFF = {"float64": 2.0**-53, "float32": 2.0**-24, "float16": 2.0**-11, "bfloat16": 2.0**-8}
 
+# The c of `tolerance`: at 10, a right result is refused less than once in a billion times 1e12 terms.
+CONFIDENCE = 10
+
 
 def numpy_dtype(name: str) -> np.dtype[Any]:
     """The NumPy type of this name; bfloat16 comes from ml_dtypes."""
@@ -119,23 +122,55 @@ def reference(
     return plan(wide, op, backend, "auto", "highest")(*cast, bias=bias)
 
 
+def _sizes(array: Array) -> Array:
+    """Absolute values in float64, 0 for what is not finite."""
+    return np.abs(np.nan_to_num(array.astype("float64"), nan=0.0, posinf=0.0, neginf=0.0))
+
+
 def _largest(array: Array) -> float:
-    finite = array.astype("float64") if array.dtype.kind not in "iu" else array
-    values = finite[np.isfinite(finite)] if array.dtype.kind not in "iu" else finite
-    return max(abs(float(values.max(initial=0))), abs(float(values.min(initial=0))))
+    return float(_sizes(array).max(initial=0))
 
 
 def _whole(array: Array) -> bool:
     return array.dtype.kind in "iu" or bool(np.all(np.rint(array) == array))
 
 
+def _magnitude(spec: ConvSpec, op: Op, values: Sequence[Array], terms: int) -> float:
+    """Bound on the sum of its terms' absolute values, for any element: ``terms * max|a| * mean|b|``.
+
+    The mean is that of the terms of one result, the largest there is. Of normal operands it is a quarter of the
+    maximum, or less.
+    """
+    if op is Op.FOLD or not all(array.size for array in values):
+        return terms * math.prod(map(_largest, values))
+    a, b = values
+    if op is Op.CONV_WEIGHT_GRAD:
+        means = _sizes(b).reshape(*b.shape[:2], -1).mean(axis=(0, 2))
+    else:
+        groups = (spec.groups, spec.out_channels // spec.groups, b.shape[1], -1)
+        means = _sizes(b).reshape(groups).mean(axis=(2, 3) if op is Op.CONV else (1, 3))
+    return terms * _largest(a) * float(means.max())
+
+
+def _roundings(terms: float) -> float:
+    """How many roundoffs of its terms' absolute values a sum of so many terms may be off by."""
+    return min(terms, CONFIDENCE * math.sqrt(terms))
+
+
 def tolerance(plan: Plan, given: Sequence[Array], bias: Array | None = None) -> float:
     """How far `plan`'s result on these operands may be from the exact one, at any element.
 
-    A sum of ``K`` products in arithmetic of unit roundoff ``u`` is off by at most ``(K + 1) u K max|a| max|b|``
-    to first order (Higham, Accuracy and Stability, 2002, section 3.1, with each term bounded by the largest);
-    in practice by ``2 u K max|a| max|b|``, which is what is allowed here. Rounding to the result's type
-    adds its own roundoff. A transform may add twice its stated bound. Whole numbers whose sums the
+    A sum of K products in arithmetic of unit roundoff u, in any order, is off by at most ``K u S`` to first order,
+    S being the sum of the products' absolute values (Higham, Accuracy and Stability, 2002, section 3.1). Each of
+    its roundings is a factor ``1 + d``, ``|d| <= u``, on terms that pass through K of them at most. Where the d
+    are independent and of mean zero, as those of a correct kernel on operands without a pattern are, most of them
+    cancel: a product of K such factors is off by more than ``c sqrt(K) u`` with a probability of at most
+    ``2 exp(-c**2 / 2)`` (Higham and Mary, A new approach to probabilistic rounding error analysis, 2019, theorem 2.4).
+    So ``min(K, c sqrt(K)) u S`` is allowed, with ``c = CONFIDENCE``: no chance is taken up to 100 terms. S is at most
+    ``K max|a|`` times the mean of ``|b|`` over one result's terms.
+
+    The definition sums in float64, whose u is added, and is rounded to the result's type, as are narrow results
+    from the type they were summed in. A transform may add twice its stated bound. Whole numbers whose sums the
     accumulation type holds exactly must come out exactly.
     """
     spec, op = plan.spec, plan.op
@@ -143,25 +178,24 @@ def tolerance(plan: Plan, given: Sequence[Array], bias: Array | None = None) -> 
     selects = op in (Op.UNFOLD, Op.UNPOOL, Op.UNPOOL_INPUT_GRAD) or (
         isinstance(spec, PoolSpec) and spec.mode == "max" and op is Op.POOL
     )
-    if row.kind != "f" and isinstance(spec, ConvSpec):
+    if selects or (row.kind != "f" and isinstance(spec, ConvSpec)):
         return 0.0
     values = [array for array, shape in zip(given, spec.shapes(op), strict=False) if shape.name != "indices"]
-    if selects:
-        return 0.0
     accumulate = row.accumulate if row.kind == "f" else "float64"
     out = spec.shapes(op)[-1].dtype
-    u, u_out = ROUNDOFF[accumulate], ROUNDOFF.get(out, 0.0)
+    u = ROUNDOFF[accumulate] + ROUNDOFF["float64"]
+    u_out = ROUNDOFF.get(out, 0.0) * (1 if out == accumulate else 2)
     terms = spec.dot_length(op)
     if isinstance(spec, PoolSpec):
         return _pool_tolerance(spec, op, values, terms, u, u_out)
-    largest = math.prod(_largest(array) for array in values)
-    bound = terms * largest
-    whole = all(_whole(array) for array in [*values, *([] if bias is None else [bias])])
+    magnitude = _magnitude(spec, op, values, terms)
+    bound = terms * math.prod(map(_largest, values))
     if bias is not None:
-        bound += _largest(bias)
-    if whole and not plan.run.error and bound * u < 1:
+        values, terms = [*values, bias], terms + 1
+        magnitude, bound = magnitude + _largest(bias), bound + _largest(bias)
+    if not plan.run.error and magnitude * u < 1 and all(map(_whole, values)):
         return 0.0
-    return 2 * u * terms * bound + u_out * bound + 2 * plan.run.error * bound
+    return (_roundings(terms) * u + u_out) * magnitude + 2 * plan.run.error * bound
 
 
 def _pool_tolerance(
@@ -169,17 +203,18 @@ def _pool_tolerance(
 ) -> float:
     if spec.mode == "max":  # a gradient that adds where windows overlap
         bound = terms * _largest(values[0])
-        return 0.0 if _whole(values[0]) and bound * u < 1 else 2 * u * terms * bound + u_out * bound
+        return 0.0 if bound * u < 1 and _whole(values[0]) else (_roundings(terms) * u + u_out) * bound
     if spec.mode == "avg":
         bound = _largest(values[0]) * max(1.0, terms / (spec.divisor_override or terms))
         if op is Op.POOL_INPUT_GRAD:  # up to `terms` quotients meet in one element
-            bound = terms * _largest(values[0])
-        return 2 * u * (terms + 1) * bound + u_out * bound
+            least = spec.divisor_override or math.prod(min(spec.divisors(axis)) for axis in range(spec.rank))
+            bound = terms * _largest(values[0]) / least
+        return (_roundings(terms + 1) * u + u_out) * bound
     # A power and a root each cost a few roundoffs of a number whose exponent they scale.
     p = spec.norm_type
     growth = terms ** (1 / p) if op is Op.POOL else terms * max(1.0, float(math.prod(spec.kernel_size)))
     bound = growth * _largest(values[0])
-    return 2 * u * (terms + 4 * max(p, 1 / p) + 4) * bound + u_out * bound
+    return (2 * _roundings(terms) * u + 2 * (4 * max(p, 1 / p) + 4) * u + u_out) * bound
 
 
 @dataclass(frozen=True, slots=True)

@@ -133,6 +133,27 @@ def scaled(factor: float) -> Change:
     return on_result(lambda y: y.__imul__(np.float32(factor)))
 
 
+def summed_in_bfloat16(made: Plan) -> Plan:
+    """Four channels at a time, by sums cut to bfloat16's bits."""
+
+    def call(x: Any, w: Any, bias: Any, y: Any) -> None:
+        y[...], part = 0, np.empty_like(y)
+        for channels in np.arange(x.shape[1]).reshape(-1, 4):
+            some = np.zeros_like(x)
+            some[:, channels] = x[:, channels]
+            made.run.call(some, w, bias if channels[0] == 0 else None, part)
+            y[...] = shortened(7)(y + part)
+
+    return replace(made, run=replace(made.run, call=call))
+
+
+def slightly_larger(w: Any) -> Any:
+    """One of its taps, by 2**-12."""
+    w = w.copy()
+    w[..., 0, 0] *= np.float32(1 + 2.0**-12)
+    return w
+
+
 class Mutation(NamedTuple):
     """One way to be wrong."""
 
@@ -144,6 +165,7 @@ class Mutation(NamedTuple):
 
 
 CONV = "n2 c4x7x7 k4x3x3 s1 p1 f32"
+LONG = "n1 c256x5x5 k2x3x3 s1 p1 f32"
 MAX = "max n2 c2x6x7 k2x2 s2x1 p0 indices f32"
 AVG = "avg n1 c2x7x8 k3x3 s2 p1 f32"
 
@@ -174,6 +196,10 @@ MUTATIONS = [
     Mutation("operands of ten bits", CONV, Op.CONV, on_operands(lambda x, w, b, y: (shortened(10)(x), w, b, y)), "normal"),
     Mutation("weights of ten bits", CONV, Op.CONV, on_weight(shortened(10)), "normal"),
     Mutation("a result of half precision", CONV, Op.CONV, on_result(lambda y: y.__setitem__(..., y.astype("f2"))), "normal"),
+    Mutation("a result scaled by 1.00012", CONV, Op.CONV, scaled(1.00012), "normal"),
+    Mutation("a result scaled by 1.00003", CONV, Op.CONV, scaled(1.00003), "normal"),
+    Mutation("a tap 2**-12 too large", CONV, Op.CONV, on_weight(slightly_larger), "normal"),
+    Mutation("long sums in bfloat16", LONG, Op.CONV, summed_in_bfloat16, "normal"),
     Mutation("a tap off by one in one dimension", "n1 c3x17 k4x5 s2 p2 f32", Op.CONV, on_weight(lambda w: np.roll(w, 1, -1))),
     Mutation("planes for rows in three dimensions", "n1 c2x4x4x4 k3x3x3x3 s1 p1 f32", Op.CONV, on_weight(lambda w: w.swapaxes(2, 3))),
     # gradients
@@ -181,11 +207,13 @@ MUTATIONS = [
     Mutation("input gradient of shifted rows", CONV, Op.CONV_INPUT_GRAD, on_operands(lambda dy, w, b, dx: (np.roll(dy, 1, 2), w, b, dx))),
     Mutation("input gradient that leaves the padding out", "n1 c2x5x6 k3x3x3 s1 p2 replicate f32", Op.CONV_INPUT_GRAD, on_spec(padding_mode="zeros")),
     Mutation("input gradient, padding off by one", "n2 c4x7x7 k4x3x3 s1 p0:2x1 f32", Op.CONV_INPUT_GRAD, on_spec(padding=((1, 1), (1, 1)))),
+    Mutation("input gradient scaled by 1.00003", CONV, Op.CONV_INPUT_GRAD, scaled(1.00003), "normal"),
     Mutation("input gradient one ulp off", CONV, Op.CONV_INPUT_GRAD, on_result(one_ulp)),
     Mutation("weight gradient of shifted rows", CONV, Op.CONV_WEIGHT_GRAD, on_operands(lambda x, dy, dw: (np.roll(x, 1, 2), dy, dw))),
     Mutation("weight gradient, images swapped", CONV, Op.CONV_WEIGHT_GRAD, on_operands(lambda x, dy, dw: (x[::-1].copy(), dy, dw))),
     Mutation("weight gradient of the first image", CONV, Op.CONV_WEIGHT_GRAD, on_operands(lambda x, dy, dw: (x * np.array([1, 0], "f4").reshape(2, 1, 1, 1), dy, dw))),
     Mutation("weight gradient turned", CONV, Op.CONV_WEIGHT_GRAD, on_result(lambda dw: dw.__setitem__(..., turned(dw).copy()))),
+    Mutation("weight gradient scaled by 1.00012", CONV, Op.CONV_WEIGHT_GRAD, scaled(1.00012), "normal"),
     Mutation("weight gradient one ulp off", CONV, Op.CONV_WEIGHT_GRAD, on_result(one_ulp)),
     # columns
     Mutation("taps before channels", CONV, Op.UNFOLD, on_result(lambda c: c.__setitem__(..., c.reshape(2, 4, 9, -1).swapaxes(1, 2).reshape(c.shape)))),
@@ -198,6 +226,7 @@ MUTATIONS = [
     Mutation("ceil mode's divisor", "avg n1 c1x4x4 k3x3 s2 p1 ceil f32", Op.POOL, on_spec(divisor_override=9)),
     Mutation("ceil mode off", "avg n1 c1x4x4 k3x3 s2 p1 ceil f32", Op.POOL, smaller(lambda y: y, ceil_mode=False)),
     Mutation("a pool's padding off by one", "avg n1 c2x7x8 k3x3 s2 p0:1x1 f32", Op.POOL, on_spec(padding=((1, 0), (1, 1)))),
+    Mutation("an average scaled by 1.000004", AVG, Op.POOL, scaled(1.000004), "normal"),
     Mutation("adaptive bins of one size", "avg n1 c2x7x5 o3x2 f32", Op.POOL, on_spec(output_size=(), kernel_size=(2, 2), stride=(2, 2), padding=((0, 0), (0, 0)), dilation=(1, 1))),
     Mutation("ties take the last", MAX, Op.POOL, last_ties),
     Mutation("an index off by one", MAX, Op.POOL, on_result(lambda i: i.__iadd__(1))),
@@ -211,6 +240,7 @@ MUTATIONS = [
     Mutation("a maximum's gradient one place on", MAX, Op.POOL_INPUT_GRAD, on_result(lambda dx: dx.__setitem__(..., np.roll(dx, 1, -1)))),
     Mutation("gradient to the last of ties", "max n2 c2x6x7 k2x2 s2x1 p0 f32", Op.POOL_INPUT_GRAD, on_operands(lambda dy, x, dx: (dy, x + np.arange(7, dtype="f4") / 64, dx))),
     Mutation("an average's gradient by another divisor", AVG, Op.POOL_INPUT_GRAD, on_spec(count_include_pad=False)),
+    Mutation("an average's gradient scaled by 1.000004", AVG, Op.POOL_INPUT_GRAD, scaled(1.000004), "normal"),
     Mutation("a norm's gradient without its sign", "lp3 n1 c2x7x8 k3x3 s2 p0 f32", Op.POOL_INPUT_GRAD, on_operands(lambda dy, x, dx: (dy, np.abs(x), dx))),
     # unpooling
     Mutation("an unpool's places one on", MAX, Op.UNPOOL, on_operands(lambda y, i, x: (y, (i + 1) % 42, x))),
