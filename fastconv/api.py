@@ -20,7 +20,7 @@ from fastconv import arguments, recall
 from fastconv import spec as specs
 from fastconv.arguments import Array, IntOrSizes, Options, Padding
 from fastconv.backends import Unsupported
-from fastconv.plan import Plan, plan
+from fastconv.plan import Plan, check_indices, plan
 from fastconv.spec import DTYPES, ConvSpec, Op, PoolSpec, Shape, Spec
 
 if TYPE_CHECKING:
@@ -1007,12 +1007,9 @@ def unpool_spec(rank: int, small: Array, indices: Array, large: tuple[int, ...],
         )
     if indices.dtype.kind not in "iu":
         raise TypeError(f"indices: got dtype {indices.dtype.name}, expected an integer type")
-    area = math.prod(large)
-    if indices.size and (int(indices.min()) < 0 or int(indices.max()) >= area):
-        raise ValueError(
-            f"indices: got values from {int(indices.min())} to {int(indices.max())}, expected 0 to {area - 1} "
-            f"for planes of {large}"
-        )
+    check_indices(
+        indices, large
+    )  # before they become int64, where the largest unsigned ones would turn negative
     return PoolSpec(
         mode="max",
         batch=small.shape[0],

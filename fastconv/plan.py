@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -69,6 +70,8 @@ class Plan:
             raise TypeError(f"operands: got {len(operands)}, expected {len(expected)}")
         for operand, shape in zip(operands, expected, strict=True):
             _check(shape.name, operand, shape)
+            if shape.name == "indices":
+                check_indices(operand, self.spec.in_size)
         if bias is not None:
             result = self.spec.shapes(self.op)[-1]
             _check("bias", bias, result._replace(shape=result.shape[1:2]))
@@ -126,6 +129,16 @@ def _check(name: str, array: Any, expected: Shape) -> None:
         raise ValueError(f"{name}: got shape {tuple(array.shape)}, expected {expected.shape}")
     if type_name(array.dtype) != expected.dtype:
         raise TypeError(f"{name}: got dtype {array.dtype.name}, expected {expected.dtype}")
+
+
+def check_indices(indices: Any, plane: tuple[int, ...]) -> None:
+    """Refuse indices that point outside a plane: a kernel would write wherever they point."""
+    low, high = (int(indices.min()), int(indices.max())) if indices.size else (0, 0)
+    last = math.prod(plane) - 1
+    if low < 0 or high > last:
+        raise ValueError(
+            f"indices: got values from {low} to {high}, expected 0 to {last} for planes of {plane}"
+        )
 
 
 @lru_cache(maxsize=CACHED_PLANS)

@@ -13,6 +13,9 @@ import pytest
 import fastconv
 from fastconv import BackendUnavailable, Unsupported
 from fastconv.backends import backends, owner
+from fastconv.plan import plan
+from fastconv.spec import Op, parse
+from fastconv.testing import operands, poisoned
 
 # Untyped on purpose: a type checker would refuse most of the table before it runs.
 fc: Any = fastconv
@@ -507,6 +510,25 @@ def test_refused_in_words_and_nothing_changed(row: Bad, backend: str) -> None:
     for words in row.words:
         assert re.search(words, str(caught.value)), f"{words!r} is not in: {caught.value}"
     assert {name: bits(array) for name, array in vars(arrays).items()} == before
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("op", [Op.POOL_INPUT_GRAD, Op.UNPOOL, Op.UNPOOL_INPUT_GRAD])
+@pytest.mark.parametrize("index", [-1, 42, -(2**63), 2**63 - 1])
+def test_a_plan_refuses_indices_outside_their_plane(op: Op, index: int, backend: str) -> None:
+    """Wherever such an index stands; the functions refuse them before there is a plan."""
+    made = plan(parse("max n2 c3x6x7 k2x2 s2 p0 indices f32"), op, backend)
+    given = operands(made.spec, op)
+    out = poisoned(made.spec.shapes(op)[-1])
+    kept = out.copy()
+    for at in (0, 11, -1):
+        indices = given[1].copy()
+        indices.flat[at] = index
+        with pytest.raises(
+            ValueError, match=rf"indices: got values from .*{index}.*, expected 0 to 41 for planes"
+        ):
+            made(given[0], indices, out=out)
+        np.testing.assert_array_equal(out, kept)
 
 
 def test_the_same_call_works_after_a_refusal() -> None:
