@@ -281,9 +281,10 @@ def _check_weight(weight: Array, rank: int) -> None:
 def _conv_dtypes(bias: Array | None, **arrays: Array) -> tuple[str, str]:
     """Storage and result type of a convolution of these arrays."""
     names = {name: arguments.dtype_name(name, array) for name, array in arrays.items()}
+    kind = "" if bias is None else DTYPES[arguments.dtype_name("bias", bias)].kind
     if set(names.values()) == {"int8", "uint8"}:
         dtype, out = "int16", "int32"
-    elif bias is None or DTYPES[arguments.dtype_name("bias", bias)].kind != "f":
+    elif bias is None or kind != "f":
         dtype = arguments.common_dtype(**arrays)
         out = DTYPES[dtype].out
     else:

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 from fastconv import api, arguments, recall
 from fastconv.api import Call, by_rank, run
 from fastconv.arguments import Array, IntOrSizes, Options, Padding
+from fastconv.backends import algorithms, backends, owner
+from fastconv.spec import Op
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -52,6 +54,29 @@ class PreparedConv:
         return f"<PreparedConv weight {self._weight.shape} {self._weight.dtype.name}>"
 
 
+def _dtypes(weight: Array, bias: Array | None) -> tuple[str, str]:
+    """The weight's types. Which bias goes with them depends on the input too: a call refuses what does not."""
+    if bias is not None:
+        arguments.dtype_name("bias", bias)
+    return api._conv_dtypes(None, weight=weight)
+
+
+def _options(given: Options, kind: str, op: Op) -> Options:
+    """`given` completed, its algorithm known to the backend; without one, to any that a call may find set."""
+    full = arguments.options(given)
+    if full["algorithm"] == "auto":  # no backend is imported before it is needed
+        return full
+    named = full["backend"] if full["backend"] != "auto" else None
+    asked = [named] if named else [name for name, state in backends().items() if state == "available"]
+    known = ["auto", *(found for name in asked if owner(name) == kind for found in algorithms(name, op))]
+    if full["algorithm"] not in known:
+        where = f"backend {named!r}" if named else "any backend"
+        raise ValueError(
+            f"algorithm: got {full['algorithm']!r}, expected one of {', '.join(dict.fromkeys(known))} ({op} on {where})"
+        )
+    return full
+
+
 def prepare_conv(
     rank: int,
     weight: Array,
@@ -85,11 +110,11 @@ def prepare_conv(
     ValueError, TypeError
         As :func:`conv{n}d`.
     """
-    arguments.same_kind(weight=weight, bias=bias)
+    kind = arguments.same_kind(weight=weight, bias=bias)
     api._check_weight(weight, rank)
     api._check_bias(bias, weight.shape[0])
     number = api._divided(groups, out_channels=weight.shape[0])
-    dtypes = api._conv_dtypes(bias, weight=weight)
+    dtypes = _dtypes(weight, bias)
     dilations = arguments.sizes("dilation", dilation, rank, 1)
     size = tuple(max(_ANY_SIZE, d * (k - 1) + 1) for d, k in zip(dilations, weight.shape[2:], strict=True))
     api._conv_spec(
@@ -100,7 +125,7 @@ def prepare_conv(
     def call_for(x: Array, w: Array, b: Array | None) -> Call:
         return api.conv_call(rank, x, w, b, stride, padding, dilation, groups, padding_mode)
 
-    return PreparedConv(call_for, weight, bias, arguments.options(options))
+    return PreparedConv(call_for, weight, bias, _options(options, kind, Op.CONV))
 
 
 def prepare_conv_transpose(
@@ -133,10 +158,10 @@ def prepare_conv_transpose(
     ------
     ValueError, TypeError
     """
-    arguments.same_kind(weight=weight, bias=bias)
+    kind = arguments.same_kind(weight=weight, bias=bias)
     api._check_weight(weight, rank)
     api._check_bias(bias, weight.shape[1] * api._divided(groups, in_channels=weight.shape[0]))
-    dtypes = api._conv_dtypes(bias, weight=weight)
+    dtypes = _dtypes(weight, bias)
     api.transposed_spec(
         rank, 1, (_ANY_SIZE,) * rank, weight.shape, stride, padding, output_padding, groups, dilation, dtypes
     )
@@ -144,7 +169,7 @@ def prepare_conv_transpose(
     def call_for(x: Array, w: Array, b: Array | None) -> Call:
         return api.conv_transpose_call(rank, x, w, b, stride, padding, output_padding, groups, dilation)
 
-    return PreparedConv(call_for, weight, bias, arguments.options(options))
+    return PreparedConv(call_for, weight, bias, _options(options, kind, Op.CONV_INPUT_GRAD))
 
 
 prepare_conv1d, prepare_conv2d, prepare_conv3d = by_rank(prepare_conv)

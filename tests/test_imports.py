@@ -74,9 +74,10 @@ def test_each_module_imports_first(module: str) -> None:
     assert run(code).strip() == "[]"
 
 
-def test_listing_backends_loads_none() -> None:
+def test_listing_backends_and_preparing_loads_none() -> None:
     code = (
-        "import sys, fastconv as fc; fc.backends(); fc.set_backend('im2col'); "
+        "import sys, numpy as np, fastconv as fc; fc.backends(); fc.set_backend('im2col'); "
+        "fc.prepare_conv1d(np.ones((1, 1, 3))); "
         f"print([m for m in sys.modules if m.startswith('fastconv.backends.') or m in {HEAVY!r}])"
     )
     assert run(code).strip() == "[]"

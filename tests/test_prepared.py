@@ -199,3 +199,44 @@ def test_types_from_many_threads() -> None:
 
     with ThreadPoolExecutor(6) as pool:
         assert all(pool.map(one, range(90)))
+
+
+@pytest.mark.parametrize("transposed", [False, True])
+@pytest.mark.parametrize("weight", ["f2", "f4", "f8", "i1", "u1", "i4", "i8", "u8"])
+def test_a_bias_of_any_type_is_the_plain_calls(weight: str, transposed: bool) -> None:
+    """The same bits, or the same refusal: which bias goes with a weight depends on the input's type as well."""
+    dtypes = ("f2", "f4", "f8", "i1", "u1", "i4", "i8", "u8")
+    prepare, plain = (
+        (fc.prepare_conv_transpose1d, fc.conv_transpose1d) if transposed else (fc.prepare_conv1d, fc.conv1d)
+    )
+    w = np.arange(12).reshape(2, 2, 3).astype(weight)
+
+    def outcome(call: Any) -> tuple[Any, ...]:
+        try:
+            result = call()
+        except (TypeError, ValueError) as error:
+            return type(error), str(error)
+        return result.dtype, result.tobytes()
+
+    outcomes = set()
+    for bias in dtypes:
+        b = np.array([1, 2]).astype(bias)
+        prepared = prepare(w, b)
+        for dtype in dtypes:
+            x = np.arange(12).reshape(1, 2, 6).astype(dtype)
+            expected = outcome(lambda x=x, b=b: plain(x, w, b))
+            assert outcome(lambda x=x, prepared=prepared: prepared(x)) == expected
+            outcomes.add(expected[0] is TypeError)
+    assert outcomes == {False, True} or weight[0] == "f"
+
+
+def test_an_algorithm_of_any_backend_may_be_named_before_that_backend_is_chosen() -> None:
+    w, x = random(2, 3, 3, 3), random(1, 3, 6, 6)
+    prepared = fc.prepare_conv2d(w, algorithm="loops")
+    with fc.use_backend("naive"):
+        np.testing.assert_array_equal(prepared(x), fc.conv2d(x, w))
+    with (
+        fc.use_backend("im2col"),
+        pytest.raises(ValueError, match="algorithm: got 'loops', expected one of auto, "),
+    ):
+        prepared(x)
