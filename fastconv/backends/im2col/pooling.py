@@ -29,6 +29,9 @@ TARGET_BYTES = 512 << 10
 # np.add.at copies its indices and values; in pieces, so that this stays under a buffer's size.
 PIECE = 1024
 
+# NumPy meets indices along an axis with the number of their plane, which it spreads over a buffer.
+INDEX_BYTES = 8
+
 # The reference machine, for estimates only: one NumPy call, and elements combined per second.
 CALL_SECONDS = 3e-6
 ELEMENTS = 1e9
@@ -408,24 +411,25 @@ def cells_back(spec: PoolSpec, precision: str, workspace_limit: int | None) -> R
 
 def scatter(spec: PoolSpec, precision: str, workspace_limit: int | None) -> Run:
     """Unpool: write each number where its index points, zeros elsewhere."""
+    planes = Planes(spec, INDEX_BYTES, BUFFERED * INDEX_BYTES, workspace_limit)
 
     def call(y: Array, indices: Array, x: Array) -> None:
-        planes = spec.batch * spec.channels
-        x[...] = 0
-        if planes:
-            to = x.reshape(planes, -1)
-            np.put_along_axis(to, indices.reshape(planes, -1), y.reshape(planes, -1), axis=1)
+        for values, places, target in planes.of(spec, y, indices, x):
+            target[...] = 0
+            flat, places, values = (part.reshape(len(part), -1) for part in (target, places, values))
+            np.put_along_axis(flat, places, values, axis=1)
 
-    return Run(call=call, seconds=spec.nbytes(Op.UNPOOL) / ELEMENTS)
+    return _run(call, spec.nbytes(Op.UNPOOL) / ELEMENTS, planes)
 
 
 def gather(spec: PoolSpec, precision: str, workspace_limit: int | None) -> Run:
     """Unpool's gradient: read where each index points."""
+    gathered = math.prod(spec.out_size) * DTYPES[spec.dtype].itemsize
+    planes = Planes(spec, gathered + INDEX_BYTES, BUFFERED * INDEX_BYTES, workspace_limit)
 
     def call(dx: Array, indices: Array, dy: Array) -> None:
-        planes = spec.batch * spec.channels
-        if planes:
-            values = np.take_along_axis(dx.reshape(planes, -1), indices.reshape(planes, -1), axis=1)
-            dy[...] = values.reshape(dy.shape)
+        for source, places, target in planes.of(spec, dx, indices, dy):
+            flat, places = (part.reshape(len(part), -1) for part in (source, places))
+            target[...] = np.take_along_axis(flat, places, axis=1).reshape(target.shape)
 
-    return Run(call=call, seconds=spec.nbytes(Op.UNPOOL) / ELEMENTS)
+    return _run(call, spec.nbytes(Op.UNPOOL) / ELEMENTS, planes)
