@@ -44,6 +44,48 @@ def test_prediction_and_measurement_agree_within_a_tenth() -> None:
     assert not wrong, "\n".join(wrong)
 
 
+# Every kind of scratch numba's plans have: padded rows, a transform's tiles, phases of a stride, copies of other types.
+COMPILED = [
+    "n1 c64x224x224 k64x3x3 s1 p1 f32",
+    "n1 c64x112x112 k64x5x5 s1 p2 f32",
+    "n1 c64x112x112 k128x3x3 s2 p1 f32",
+    "n4 c64x56x56 k64x3x3 s1 p1 f16",
+    "n2 c32x56x56 k64x3x3 s1 p1 s8",
+    "n2 c32x56x56 k32x3x3 s1 p1 f64",
+    "n1 c64x56x56 k64x3x3 s1 p1 reflect f32",
+    "n1 c64x56x56 k64x3x3 s1 p1 g64 f32",
+    "max n8 c64x56x56 k3x3 s2 p1 indices f32",
+    "max n8 c64x56x56 k3x3 s2 p1 f16",
+    "max n8 c64x56x56 o7x7 bf16",
+]
+
+
+@needs_memray
+@pytest.mark.parametrize("threads", [1, 2])
+def test_compiled_plans_take_what_they_predict(threads: int) -> None:
+    """Within a tenth, and the counters and index tuples of a call, 1 KB at most."""
+    plans = []
+    for spec in map(parse, COMPILED):
+        found = (made for made in testing.plans(spec, spec.ops[0], "numba") if isinstance(made, Plan))
+        plans += [made for made in found if made.algorithm != "fft"]  # im2col's, and measured there
+    requests = [
+        Request(str(made.spec), made.op.value, "numba", made.algorithm, None, threads) for made in plans
+    ]
+    before = fc.get_num_threads()
+    fc.set_num_threads(threads)
+    try:
+        predicted = [made.workspace for made in plans]
+    finally:
+        fc.set_num_threads(before)
+    wrong = []
+    for made, expected, peak in zip(plans, predicted, peaks(requests), strict=True):
+        assert peak is not None
+        if abs(peak - expected) > 0.1 * expected + 1024:
+            wrong.append(f"{made.algorithm} {made.op} of {made.spec}: predicted {expected}, measured {peak}")
+    assert not wrong, "\n".join(wrong)
+    assert max(predicted) > 1 << 22
+
+
 @needs_memray
 def test_vgg16_conv1_2_runs_under_16_megabytes() -> None:
     """The textbook needs 115.6 MB of columns; the plan keeps to its limit and gives the same numbers."""
