@@ -28,9 +28,11 @@ needs_memray = pytest.mark.skipif(
 
 @needs_memray
 def test_prediction_and_measurement_agree_within_a_tenth() -> None:
-    """For every im2col row of the default report, forward and backward, and for unpools."""
+    """For every im2col row of the default report, forward and backward, for unpools and long lines."""
     spec = parse("max n4 c64x128x128 k2x2 indices f32")
     plans = [plan(spec, op, "im2col") for op in (Op.UNPOOL, Op.UNPOOL_INPUT_GRAD)]
+    lines = ("n1 c16x20000 k16x9 s1 p4 f32", "n1 c16x20000 k16x9 s1 p4 f64", "n1 c2x99999 k3x301 s1 f32")
+    plans += [plan(parse(text), Op.CONV, "im2col", "fft") for text in lines]
     for case in with_gradients(default()):
         plans += [made for made in testing.plans(case.spec, case.op, "im2col") if isinstance(made, Plan)]
     requests = [Request(str(made.spec), made.op.value, made.backend, made.algorithm) for made in plans]
