@@ -387,7 +387,7 @@ def choose_slab(spec: ConvSpec, g: Geometry, limit: int | None) -> Cut:
             count = boxes * -(-g.o // o_step) * -(-spec.groups // group_step)
             if may_copy:
                 each = group_step * (work + cost.traffic(slab))
-                rounds = -(-spec.batch // images)
+                rounds = max(-(-spec.batch // images), 1)
                 seconds = whole + rounds * (cost.CALL_SECONDS + task_seconds(each, -(-count // rounds)))
                 cuts.append(Cut(seconds, box, o_step, group_step, images))
             if allowed and (slab <= SLAB_BYTES or slab == smallest):
