@@ -8,19 +8,22 @@ import numpy as np
 
 from fastconv.backends import Planner, Run, Unsupported
 from fastconv.backends.numba import cost, direct, jit, threads
-from fastconv.backends.numba.depthwise import TABLE_BYTES, begins, table, table_of_rows
+from fastconv.backends.numba.depthwise import TABLE_BYTES, begins, table
 from fastconv.backends.numba.kernels import pool as kernels
+from fastconv.backends.numba.kernels import windows
 from fastconv.backends.numba.kernels.pool import ARGMAX, MAX, SLOT, SUM
 from fastconv.backends.numba.operands import ALIGNMENT, Array, address, scratch
 from fastconv.spec import DTYPES, PoolSpec
 
 TAPS = [jit.Kernel(kernels.taps(op)) for op in (SUM, MAX, ARGMAX)]
 ROWS = {
-    (op, stride, k): jit.Kernel(kernels.rows(op, stride, k))
-    for op in (SUM, MAX)
-    for stride in (1, 2)
+    (op, k, pair): jit.Kernel(windows.rows(op, k, pair))
+    for op in (SUM, MAX, ARGMAX)
     for k in (2, 3)
+    for pair in (0, 1)
 }
+FLAT = [jit.Kernel(windows.flat(op)) for op in (SUM, MAX, ARGMAX)]
+PLANES = [jit.Kernel(kernels.planes(op)) for op in (SUM, MAX)]
 CELLS = [jit.Kernel(kernels.cells(op)) for op in (SUM, MAX, ARGMAX)]
 
 # Planes are cast and finished in pieces of about this size, which stay in a core's cache.
@@ -29,9 +32,18 @@ PIECE_BYTES = 512 << 10
 # A task takes about this long, so that starting it (0.3 us) does not show.
 TASK_SECONDS = 10e-6
 
+# Rows of outputs are taken so many at a time that what they read stays in the L1 cache from strip to strip. As many
+# bytes are asked for ahead, fewer for small planes: 128 planes of 112 x 112 from memory take 3.7 ms, else 5.2.
+BLOCK_BYTES = 8 << 10
+LEAST_AHEAD = 2 << 10
+
 # Cycles of one tap of a vector, at stride 1 and 2, and of one window beyond its elements.
 TAP_CYCLES = {1: 2.0, 2: 4.0}
 CELL_CYCLES = 40
+
+# Cycles of a vector of 2 x 2 or 3 x 3 windows, by op, and of a strip of them.
+ROW_CYCLES, FLAT_CYCLES = (8, 7, 20), (9, 7, 23)
+STRIP_CYCLES = 30
 
 FIELD = {name: at for at, name in enumerate(kernels.ARGUMENTS.names or ())}
 
@@ -64,14 +76,26 @@ def geometry(spec: PoolSpec) -> direct.Geometry:
     )
 
 
+def factors(spec: PoolSpec) -> list[tuple[int, ...]]:
+    """What outputs are divided by along each axis; a sum of powers is scaled where its root is taken."""
+    if spec.mode == "avg" and not spec.divisor_override:
+        return [spec.divisors(axis) for axis in range(spec.rank)]
+    *ones, last = ((1,) * count for count in spec.out_size)
+    return [*ones, (spec.divisor_override,) * len(last) if spec.mode == "avg" else last]
+
+
 def divisors(spec: PoolSpec, dtype: str) -> Array:
     """What each output of a plane is divided by."""
-    if spec.divisor_override:
-        return np.full(spec.out_size, spec.divisor_override, dtype)
     product = np.ones((), dtype)
-    for axis in range(spec.rank):
-        product = np.multiply.outer(product, np.array(spec.divisors(axis), dtype))
+    for axis in factors(spec):
+        product = np.multiply.outer(product, np.array(axis, dtype))
     return product
+
+
+def quotient(spec: PoolSpec) -> dict[str, Array]:
+    """The table of divisors, if kernels divide: sums of floats."""
+    wide = computed(spec)
+    return {} if spec.mode == "max" or DTYPES[wide].kind != "f" else {"divisors": divisors(spec, wide)}
 
 
 def lp_scale(spec: PoolSpec) -> Array:
@@ -105,22 +129,19 @@ def run(
     plane, plane_out = math.prod(spec.in_size), math.prod(spec.out_size)
     planes = spec.batch * spec.channels
     channel = max(cycles * cost.CYCLE * cost.SLOWER[wide], (plane + plane_out) * itemsize / cost.BYTES)
-    step = min(max(int(TASK_SECONDS / channel), 1), max(planes, 1))
-    averages = spec.mode == "avg"
-    division = divisors(spec, "float64") if averages else None
+    group = more.get("group", 1)
+    step = -(-min(max(int(TASK_SECONDS / channel), 1), max(planes, 1)) // group) * group
+    division = divisors(spec, "float64") if spec.mode == "avg" and DTYPES[wide].kind != "f" else None
     scale = lp_scale(spec) if spec.mode == "lp" else None
-    inside = averages and DTYPES[wide].kind == "f"
-    if inside:
-        tables = {**tables, "divisors": divisors(spec, wide)}
-    elif spec.mode == "lp":  # a sum of powers is scaled where its root is taken
-        tables = {**tables, "divisors": np.ones(spec.out_size, wide)}
     _, h, w = direct.lift(spec.in_size, 1)
     od, oh, ow = direct.lift(spec.out_size, 1)
+    _, before_h, before_w = direct.lift(tuple(before for before, _ in spec.padding), 0)
     template = np.zeros(1, kernels.ARGUMENTS)
     values = {
         **{name: address(array) for name, array in tables.items()},
         "plane": plane, "plane_out": plane_out, "planes_step": step,
-        "h": h, "w": w, "od": od, "oh": oh, "ow": ow, **more,
+        "h": h, "w": w, "od": od, "oh": oh, "ow": ow, "before_h": before_h, "before_w": before_w,
+        "ahead": min(max(4 * plane * itemsize, LEAST_AHEAD), BLOCK_BYTES), **more,
     }  # fmt: skip
     for name, value in values.items():
         template[name] = value
@@ -148,7 +169,7 @@ def run(
     def finish(values: Array, result: Array) -> None:
         if scale is not None:
             np.power(np.multiply(values, scale, out=values), 1 / spec.norm_type, out=values)
-        elif division is not None and not inside:
+        elif division is not None:
             np.copyto(result, values / division, casting="unsafe")
             return
         elif spec.dtype == "uint64" and spec.mode == "max":
@@ -213,7 +234,7 @@ def taps(spec: PoolSpec, precision: str, workspace_limit: int | None) -> Run:
     if (nbytes := vectors * (4 * g.taps + 8 * SLOT)) > TABLE_BYTES or math.prod(g.size) >= 2**31:
         raise Unsupported(f"its table of masks would take {nbytes} bytes, more than {TABLE_BYTES}")
     offsets, slots, masks, inner = table(g, lanes)
-    tables = {"offsets": offsets, "slots": slots, "masks": masks, "inner": inner}
+    tables = {"offsets": offsets, "slots": slots, "masks": masks, "inner": inner, **quotient(spec)}
     if spec.indices:
         tables["firsts"] = firsts(g, lanes, offsets, slots, masks)
     cycles = vectors * (g.taps * TAP_CYCLES[g.stride[2]] + 12)
@@ -223,34 +244,87 @@ def taps(spec: PoolSpec, precision: str, workspace_limit: int | None) -> Run:
     )  # fmt: skip
 
 
+def square(g: direct.Geometry, sizes: tuple[int, ...], stride: int) -> bool:
+    """Whether windows are k x k, of a size that a micro-kernel was made for, at this stride."""
+    k = g.kernel[2]
+    plain = g.size[0] == 1 and g.dilation == (1, 1, 1) and math.prod(g.size) < 2**31
+    return plain and k in sizes and g.kernel == (1, k, k) and g.stride[1:] == (stride, stride)
+
+
+def strips(g: direct.Geometry, count: int, lanes: int) -> Array:
+    """The table of strips of `count` outputs; the last one ends with the row and repeats what others have written."""
+    (_, _, w), (_, _, ow), k = g.size, g.out, g.kernel[2]
+    begin = np.maximum(np.minimum(np.arange(0, ow, count), ow - count), 0)
+    left = begin * windows.STRIDE - g.before[2]
+    element = left[:, None] + np.arange(2 * lanes)
+    inside = (element >= 0) & (element < w)
+    low, high = (part @ (1 << np.arange(lanes)) for part in (inside[:, :lanes], inside[:, lanes:]))
+    some = ~inside[:, : windows.STRIDE * (min(count, ow) - 1) + k].all(axis=1)
+    return np.stack([left, begin, low | high << 32, some], axis=1).astype(np.int64)
+
+
 def rows(spec: PoolSpec, precision: str, workspace_limit: int | None) -> Run:
-    """Vectors along the outputs, four rows at a time."""
-    g, op = geometry(spec), op_of(spec)
-    k, stride = g.kernel[2], g.stride[2]
-    square = (
-        not spec.output_size and g.kernel == (1, k, k) and g.stride[1:] == (stride, stride) and g.size[0] == 1
-    )
-    if not square or (op, stride, k) not in ROWS or g.dilation != (1, 1, 1):
-        raise Unsupported("needs windows of 2x2 or 3x3, a stride of 1 or 2, dilation 1 and no indices")
-    lanes = cost.lanes(computed(spec))
-    each = math.prod(kernels.loads(stride, k))
-    groups = -(-g.out[1] // kernels.ROWS) * -(-g.out[2] // lanes)
-    if (nbytes := groups * (4 * each + 8 * SLOT)) > TABLE_BYTES:
-        raise Unsupported(f"its table of masks would take {nbytes} bytes, more than {TABLE_BYTES}")
-    slots, masks, inner = table_of_rows(g, lanes, kernels.loads(stride, k))
-    tables = {"slots": slots, "masks": masks, "inner": inner}
-    cycles = groups * (each * TAP_CYCLES[stride] + 30)
-    return run(spec, ROWS[op, stride, k], tables, cycles, workspace_limit, groups=len(inner))
+    """Vectors along the outputs of a row: windows of 2x2 and 3x3 at a stride of 2."""
+    if spec.output_size or not square(g := geometry(spec), (2, 3), windows.STRIDE):
+        raise Unsupported("needs windows of 2x2 or 3x3, a stride of 2 and no dilation")
+    op, wide, k = op_of(spec), computed(spec), g.kernel[2]
+    (_, h, w), (_, oh, ow), (_, before_h, before_w) = g.size, g.out, g.before
+    lanes, itemsize = cost.lanes(wide), DTYPES[wide].itemsize
+    pair = ow <= windows.outputs(k, True, lanes)
+    table = strips(g, windows.outputs(k, pair, lanes), lanes)
+    row = np.arange(oh + 1)[:, None] * windows.STRIDE - before_h + np.arange(k)
+    tops = np.clip(row, 0, h - 1) * w * itemsize  # a row twice does not change a maximum
+    if op == SUM:
+        tops[(row < 0) | (row >= h)] = -1
+    tables = {"strips": table, "tops": tops}
+    if op == SUM:
+        tables["zeros"] = np.zeros(before_w + w + 4 * lanes, wide)[before_w:]
+    if op == SUM and DTYPES[wide].kind == "f":
+        *_, heights, widths = factors(spec)
+        tables["divisors_h"] = np.array([*heights, 1], wide)
+        ones = (1,) * lanes
+        tables["divisors_w"] = np.array([*widths, *ones[ow : lanes // 2], *widths * pair, *ones], wide)
+    cycles = len(table) * (oh / (1 + pair) * ROW_CYCLES[op] + STRIP_CYCLES)
+    block = oh if len(table) == 1 else max(BLOCK_BYTES // (windows.STRIDE * w * itemsize), 1)
+    return run(spec, ROWS[op, k, pair], tables, cycles, workspace_limit, n_strips=len(table), block=block)
+
+
+def flat(spec: PoolSpec, precision: str, workspace_limit: int | None) -> Run:
+    """Vectors along all planes as one row: windows of 3x3 at stride 1, as many as there are elements."""
+    g, op, wide = geometry(spec), op_of(spec), computed(spec)
+    (_, h, w), lanes = g.size, cost.lanes(wide)
+    if spec.output_size or not square(g, (windows.FLAT,), 1) or g.out != g.size or g.before[1:] != (1, 1):
+        raise Unsupported("needs windows of 3x3, a stride of 1, a border of 1 and no dilation")
+    if h * w < lanes or w < windows.FLAT:
+        raise Unsupported(f"needs planes of {lanes} elements and rows of {windows.FLAT}")
+    group = math.lcm(h * w, lanes) // (h * w)  # planes after which vectors begin where a plane does
+    nbytes = group * h * w * (2 * windows.SIDES / lanes + (DTYPES[wide].itemsize if op == SUM else 0))
+    if nbytes > TABLE_BYTES:
+        raise Unsupported(f"its table of masks would take {nbytes:.0f} bytes, more than {TABLE_BYTES}")
+    row, column = np.divmod(np.arange(group * h * w) % (h * w), w)
+    there = np.stack([row > 0, row < h - 1, column > 0, column < w - 1])
+    masks = there.reshape(windows.SIDES, -1, lanes) @ (1 << np.arange(lanes))
+    # One vector more than there are is looked at.
+    tables = {"masks": np.append(masks, masks[:, :1], axis=1).T.astype(np.uint16, "C")}
+    step = 0
+    for name, values in quotient(spec).items():
+        step = 0 if (values == values.flat[0]).all() else lanes
+        tables[name] = np.tile(values.ravel(), group) if step else np.full(lanes, values.flat[0])
+    cycles = h * w / lanes * FLAT_CYCLES[op]
+    return run(spec, FLAT[op], tables, cycles, workspace_limit, group=group, divisors_step=step)
 
 
 def cells(spec: PoolSpec, precision: str, workspace_limit: int | None) -> Run:
     """Vectors along the rows of a window."""
-    tables = dict(zip(("bins_d", "bins_h", "bins_w"), bins(spec), strict=True))
+    tables = dict(zip(("bins_d", "bins_h", "bins_w"), bins(spec), strict=True)) | quotient(spec)
     outputs = math.prod(spec.out_size)
     elements = spec.flops() / max(spec.batch * spec.channels, 1)
     rows = elements / max(outputs, 1) / max(len(window) for window in spec.windows(spec.rank - 1))
+    if not spec.indices and all(spec.windows(axis) == (range(n),) for axis, n in enumerate(spec.in_size)):
+        vectors = -(-math.prod(spec.in_size) // cost.lanes(computed(spec)))
+        return run(spec, PLANES[op_of(spec)], quotient(spec), 2 * vectors + 4, workspace_limit)
     cycles = outputs * (CELL_CYCLES + 4 * rows) + elements / (1 if spec.indices else 4)
     return run(spec, CELLS[op_of(spec)], tables, cycles, workspace_limit)
 
 
-PLANNERS: tuple[Planner, ...] = (rows, taps, cells)
+PLANNERS: tuple[Planner, ...] = (flat, rows, taps, cells)

@@ -2,19 +2,19 @@
 
 ``taps`` lays vectors along the output positions, as depthwise convolution does, and reads the input where it lies:
 a vector for each tap, two of which every second lane is taken for a stride of 2; a mask for each vector and tap
-stands for the padding. ``rows`` does so for windows of 2 x 2 and 3 x 3, which is what networks have, four rows of
-outputs at a time: what their windows share is loaded and reduced once. ``cells`` takes the outputs one by one and lays vectors along each window's rows: for bins
-of unequal size, long strides, and windows as large as the image.
+stands for the padding. ``cells`` takes the outputs one by one and lays vectors along each window's rows: for bins of
+unequal size and long strides. ``planes`` is for windows as large as the image, as many at a time as a vector has
+lanes. The windows that networks have are in the module ``windows``.
 """
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import numpy as np
 from llvmlite import ir
 from numba import carray, from_dtype, types
+from numba.core import cgutils
 from numba.extending import intrinsic, register_jitable
 
 from .simd import (
@@ -33,6 +33,7 @@ from .simd import (
     masked_load,
     masked_store,
     next_task,
+    out_of_line,
     pointer,
     splat,
     store,
@@ -41,27 +42,31 @@ from .simd import (
 # Vectors that are reduced side by side.
 TOGETHER = 4
 
-# Output rows that are reduced side by side.
-ROWS = 4
-
 # Numbers of a vector in the table: where it reads its first tap, where it writes, which lanes it writes.
 SLOT = 3
 
 # What a window is reduced to.
 SUM, MAX, ARGMAX = range(3)
+OPS = ("sum", "max", "argmax")
 
 FIELDS = (
     "next stop "  # the next task, and where to stop
     "x y indices divisors "  # addresses; divisors may be 0
-    "offsets slots masks firsts inner "  # addresses of the tables of `taps`
+    "offsets slots masks firsts inner "  # addresses of the tables of `taps`; `flat` has masks too
     "bins_d bins_h bins_w "  # addresses of the tables of `cells`: first element, count and step of every bin
     "plane plane_out planes "  # elements of a plane, outputs of one, planes in all
     "planes_step "  # planes of a task
     "taps groups stride "  # taps of a window, groups of vectors, stride along a row
-    "h w od oh ow "  # sizes
+    "h w od oh ow before_h before_w "  # sizes, and padding
+    "strips n_strips block "  # of `rows`: the table of strips, and rows of outputs at a time
+    "tops zeros "  # of `rows`: where each row of each window begins, in bytes, or -1; zeros in place of such a row
+    "divisors_h divisors_w "  # of `rows`: what an average is divided by, along each axis
+    "group divisors_step "  # of `flat`: planes after which vectors begin where a plane does; from divisors to the next
+    "ahead "  # how far in front to prefetch, in bytes
 )
 ARGUMENTS = np.dtype([(name, np.int64) for name in FIELDS.split()])
 RECORD = from_dtype(ARGUMENTS)
+FIELD = {name: at for at, name in enumerate(FIELDS.split())}
 
 
 def lowest(e: Element) -> ir.Constant:
@@ -169,12 +174,12 @@ def _emit(module: ir.Module, e: Element, op: int, stride: int, masked: bool, nam
             with part:
                 masked_store(b, e, value, b.gep(y, [at]), flags(b, e, mask))
         if op == ARGMAX:
-            _store_places(b, e, where[u], b.gep(indices, [at]), mask)
+            store_places(b, e, where[u], b.gep(indices, [at]), mask)
     b.ret_void()
     return function
 
 
-def _store_places(b: ir.IRBuilder, e: Element, where: Any, to: Any, mask: Any) -> None:
+def store_places(b: ir.IRBuilder, e: Element, where: Any, to: Any, mask: Any) -> None:
     """Store int64 places, in as many vectors as they take."""
     wide = ELEMENTS[types.int64]
     for half in range(0, e.lanes, wide.lanes):
@@ -197,9 +202,7 @@ def reduce_taps(
         return None
     e, op, stride = ELEMENTS[T.instance_type], OP.literal_value, S.literal_value
     masked = bool(MASKED.literal_value)
-    name = (
-        f"pool_{e.short}_{('sum', 'max', 'argmax')[op]}_s{stride}{'_masked' if masked else ''}_{host().name}"
-    )
+    name = f"pool_{e.short}_{OPS[op]}_s{stride}{'_masked' if masked else ''}_{host().name}"
 
     def codegen(context: Any, builder: Any, signature: Any, values: Any) -> Any:
         function = _emit(builder.module, e, op, stride, masked, name)
@@ -213,131 +216,85 @@ def reduce_taps(
     return types.void(OP, S, MASKED, T, *[types.int64] * 9), codegen
 
 
-def loads(stride: int, k: int) -> tuple[int, int]:
-    """How many rows ``ROWS`` output rows of k x k windows read, and how many times each is loaded."""
-    return (ROWS - 1) * stride + k, k if stride == 1 else -(-k // 2)
+@intrinsic(prefer_literal=True)
+def reduce_planes(
+    typing: Any, OP: Any, T: Any, x: Any, step: Any, area: Any, count: Any, y: Any, divisor: Any
+) -> Any:
+    """Reduce `count` planes, at most a vector of them, of `area` neighbouring elements each, `step` apart."""
+    if not isinstance(OP, types.IntegerLiteral):
+        return None
+    e, op = ELEMENTS[T.instance_type], OP.literal_value
+    name = f"pool_{e.short}_planes_{OPS[op]}_{host().name}"
+
+    def body(b: ir.IRBuilder, x: Any, step: Any, area: Any, count: Any, y: Any, divisor: Any) -> None:
+        _emit_planes(b, e, op, x, step, area, count, y, divisor)
+
+    codegen = out_of_line(name, "piiipp", 2, e, body)
+    return types.void(OP, T, *[types.int64] * 6), codegen
 
 
-def _emit_rows(
-    module: ir.Module, e: Element, op: int, stride: int, k: int, masked: bool, name: str
-) -> ir.Function:
-    """K x k windows of one vector of each of ``ROWS`` rows; a slot's mask is for lanes, above them for rows.
-
-    Each input row is reduced along the width once, and the results are shared by the windows above each other.
-    """
-    if name in module.globals:
-        return module.globals[name]
-    elements, words = e.llvm.as_pointer(), I32.as_pointer()
-    signature = ir.FunctionType(
-        ir.VoidType(),
-        # x, row, slots, masks, y, row_out, divisors
-        [elements, I64, I64.as_pointer(), words, elements, I64, elements],
-    )
-    function = ir.Function(module, signature, name)
-    function.linkage = "internal"
-    function.attributes.add("noinline")
-    x, row, slots, masks, y, row_out, divisors = function.args
-    b = ir.IRBuilder(function.append_basic_block("entry"))
-    begin = b.gep(x, [b.load(b.gep(slots, [const(0)]))])
-    neutral = splat(b, e.vector, lowest(e)) if op else None
-    rows, times = loads(stride, k)
-    results: list[Any] = [None] * ROWS
+def _emit_planes(
+    b: ir.IRBuilder, e: Element, op: int, x: Any, step: Any, area: Any, count: Any, y: Any, divisor: Any
+) -> None:
+    """Each plane's vectors are joined, four at a time, and then the lanes of as many planes as there are lanes."""
+    neutral = splat(b, e.vector, lowest(e)) if op else ir.Constant(e.vector, None)
 
     def join(a: Any, value: Any) -> Any:
-        if a is None:
-            return value
         if op == SUM:
             return b.fadd(a, value) if e.real else b.add(a, value)
         return b.select(wins(b, e, value, a), value, a)
 
-    for i in range(rows):
-        at = b.gep(begin, [b.mul(row, const(i))])
-        columns: list[Any] = []
-        for j in range(times):
-            bits = b.load(b.gep(masks, [const(i * times + j)])) if masked else None
-            parts = []
-            for r in range(stride):
-                place = b.gep(at, [const(stride * j + r * e.lanes)])
-                if bits is None:
-                    parts.append(load(b, e, place))
-                else:
-                    part = b.lshr(bits, ir.Constant(I32, r * e.lanes)) if r else bits
-                    parts.append(masked_load(b, e, place, flags(b, e, part), neutral))
-            columns += parts if stride == 1 else halves(b, *parts)
-        reduced = None
-        for column in columns[:k]:
-            reduced = join(reduced, column)
-        for r in range(ROWS):
-            if 0 <= i - r * stride < k:
-                results[r] = join(results[r], reduced)
-    y_at, mask = (b.load(b.gep(slots, [const(field)])) for field in (1, 2))
-    for r, value in enumerate(results):
-        place = b.add(y_at, b.mul(row_out, const(r)))
-        there = b.trunc(b.lshr(mask, const(32 + r)), ir.IntType(1))
-        with b.if_then(there, likely=True):
-            lanes = flags(b, e, mask)
-            if op == SUM and e.real:
-                ones = splat(b, e.vector, ir.Constant(e.llvm, 1.0))
-                value = b.fdiv(value, masked_load(b, e, b.gep(divisors, [place]), lanes, ones))
-            if masked:
-                masked_store(b, e, value, b.gep(y, [place]), lanes)
-            else:
-                store(b, e, value, b.gep(y, [place]))
-    b.ret_void()
-    return function
+    partial = cgutils.alloca_once(b, e.vector, size=e.lanes)
+    for lane in range(e.lanes):
+        b.store(neutral, b.gep(partial, [const(lane)]))
+    full = b.and_(area, const(-e.lanes))
+    fours = b.and_(area, const(-TOGETHER * e.lanes))
+    tail = lane_range(b, e, const(0), b.sub(area, full))
+    sums = [cgutils.alloca_once(b, e.vector) for _ in range(TOGETHER)]
+    with cgutils.for_range(b, count) as plane:
+        at = b.gep(x, [b.mul(plane.index, step)])
+        for place in sums:
+            b.store(neutral, place)
+        with cgutils.for_range_slice(b, const(0), fours, const(TOGETHER * e.lanes), I64) as (i, _):
+            for u, place in enumerate(sums):
+                value = load(b, e, b.gep(at, [b.add(i, const(u * e.lanes))]))
+                b.store(join(b.load(place), value), place)
+        with cgutils.for_range_slice(b, fours, full, const(e.lanes), I64) as (i, _):
+            b.store(join(b.load(sums[0]), load(b, e, b.gep(at, [i]))), sums[0])
+        first = join(b.load(sums[0]), masked_load(b, e, b.gep(at, [full]), tail, neutral))
+        second, third, fourth = (b.load(place) for place in sums[1:])
+        b.store(join(join(first, second), join(third, fourth)), b.gep(partial, [plane.index]))
+    vectors = [b.load(b.gep(partial, [const(lane)])) for lane in range(e.lanes)]
+    while len(vectors) > 1:
+        vectors = [join(*halves(b, *vectors[i : i + 2])) for i in range(0, len(vectors), 2)]
+    result = vectors[0]
+    if op == SUM and e.real:
+        result = b.fdiv(result, splat(b, e.vector, b.load(divisor)))
+    masked_store(b, e, result, y, lane_range(b, e, const(0), count))
 
 
-@intrinsic(prefer_literal=True)
-def reduce_rows(
-    typing: Any, OP: Any, S: Any, K: Any, MASKED: Any, T: Any,
-    x: Any, row: Any, slots: Any, masks: Any, y: Any, row_out: Any, divisors: Any,
-) -> Any:  # fmt: skip
-    """Call the micro-kernel of an op, a stride S and K x K windows; every pointer is an address."""
-    if not all(isinstance(literal, types.IntegerLiteral) for literal in (OP, S, K, MASKED)):
-        return None
-    e, op, stride, k = ELEMENTS[T.instance_type], OP.literal_value, S.literal_value, K.literal_value
-    masked = bool(MASKED.literal_value)
-    name = f"pool_{e.short}_{('sum', 'max')[op]}_{k}x{k}_s{stride}{'_masked' if masked else ''}_{host().name}"
+def planes(op: int) -> Any:
+    """A factory of tasks with windows as large as the plane: some planes."""
 
-    def codegen(context: Any, builder: Any, signature: Any, values: Any) -> Any:
-        function = _emit_rows(builder.module, e, op, stride, k, masked, name)
-        arguments = [
-            builder.inttoptr(value, argument.type) if isinstance(argument.type, ir.PointerType) else value
-            for value, argument in zip(values[5:], function.args, strict=True)
-        ]
-        builder.call(function, arguments)
-        return context.get_dummy_value()
-
-    return types.void(OP, S, K, MASKED, T, *[types.int64] * 7), codegen
-
-
-def rows(op: int, stride: int, k: int) -> Any:
-    """A factory of tasks with k x k windows, four rows of outputs at a time: some planes."""
-    each = math.prod(loads(stride, k))
-
-    def pool_rows(T: Any) -> Any:
+    def pool_planes(T: Any) -> Any:
         size = T.bitwidth // 8
+        lanes = host().width // size
 
         def work(worker, arguments):  # type: ignore[no-untyped-def]
             a = carray(pointer(arguments, RECORD), 1)[0]
-            inner = carray(pointer(a.inner, types.int64), a.groups)
             while True:
                 task = next_task(arguments)
                 if task >= a.stop:
                     return
-                for p in range(task * a.planes_step, min((task + 1) * a.planes_step, a.planes)):
-                    x, y = a.x + size * p * a.plane, a.y + size * p * a.plane_out
-                    for v in range(a.groups):
-                        slots, masks = a.slots + 8 * SLOT * v, a.masks + 4 * each * v
-                        if inner[v]:
-                            reduce_rows(op, stride, k, 0, T, x, a.w, slots, masks, y, a.ow, a.divisors)
-                        else:
-                            reduce_rows(op, stride, k, 1, T, x, a.w, slots, masks, y, a.ow, a.divisors)
+                stop = min((task + 1) * a.planes_step, a.planes)
+                for p in range(task * a.planes_step, stop, lanes):
+                    x, y = a.x + size * p * a.plane, a.y + size * p
+                    reduce_planes(op, T, x, a.plane, a.plane, min(lanes, stop - p), y, a.divisors)
 
         return work
 
-    pool_rows.__name__ = f"pool_rows_{('sum', 'max')[op]}_{stride}_{k}"
-    return pool_rows
+    pool_planes.__name__ = f"pool_planes_{OPS[op]}"
+    return pool_planes
 
 
 @intrinsic
@@ -356,7 +313,7 @@ def reduce_row(typing: Any, OP: Any, T: Any, x: Any, count: Any, start: Any) -> 
     if not isinstance(OP, types.IntegerLiteral):
         return None
     e, op = ELEMENTS[T.instance_type], OP.literal_value
-    name = f"pool_{e.short}_row_{('sum', 'max')[op]}_{host().name}"
+    name = f"pool_{e.short}_row_{OPS[op]}_{host().name}"
 
     def join(b: ir.IRBuilder, a: Any, value: Any) -> Any:
         if op == SUM:
@@ -420,80 +377,31 @@ def taps(op: int) -> Any:
                     return
                 for p in range(task * a.planes_step, min((task + 1) * a.planes_step, a.planes)):
                     x, y = a.x + size * p * a.plane, a.y + size * p * a.plane_out
-                    indices = a.indices + 8 * p * a.plane_out
+                    at = a.indices + 8 * p * a.plane_out
                     for v in range(a.groups):
                         slots = a.slots + 8 * SLOT * TOGETHER * v
                         masks = a.masks + 4 * TOGETHER * a.taps * v
-                        firsts = a.firsts + 4 * TOGETHER * lanes * v
-                        if a.stride == 1:
-                            if inner[v]:
-                                reduce_taps(
-                                    op,
-                                    1,
-                                    0,
-                                    T,
-                                    a.taps,
-                                    x,
-                                    a.offsets,
-                                    slots,
-                                    masks,
-                                    firsts,
-                                    y,
-                                    a.divisors,
-                                    indices,
-                                )
-                            else:
-                                reduce_taps(
-                                    op,
-                                    1,
-                                    1,
-                                    T,
-                                    a.taps,
-                                    x,
-                                    a.offsets,
-                                    slots,
-                                    masks,
-                                    firsts,
-                                    y,
-                                    a.divisors,
-                                    indices,
-                                )
+                        first = a.firsts + 4 * TOGETHER * lanes * v
+                        if a.stride == 1 and inner[v]:
+                            reduce_taps(
+                                op, 1, 0, T, a.taps, x, a.offsets, slots, masks, first, y, a.divisors, at
+                            )
+                        elif a.stride == 1:
+                            reduce_taps(
+                                op, 1, 1, T, a.taps, x, a.offsets, slots, masks, first, y, a.divisors, at
+                            )
                         elif inner[v]:
                             reduce_taps(
-                                op,
-                                2,
-                                0,
-                                T,
-                                a.taps,
-                                x,
-                                a.offsets,
-                                slots,
-                                masks,
-                                firsts,
-                                y,
-                                a.divisors,
-                                indices,
+                                op, 2, 0, T, a.taps, x, a.offsets, slots, masks, first, y, a.divisors, at
                             )
                         else:
                             reduce_taps(
-                                op,
-                                2,
-                                1,
-                                T,
-                                a.taps,
-                                x,
-                                a.offsets,
-                                slots,
-                                masks,
-                                firsts,
-                                y,
-                                a.divisors,
-                                indices,
+                                op, 2, 1, T, a.taps, x, a.offsets, slots, masks, first, y, a.divisors, at
                             )
 
         return work
 
-    pool_taps.__name__ = f"pool_taps_{('sum', 'max', 'argmax')[op]}"
+    pool_taps.__name__ = f"pool_taps_{OPS[op]}"
     return pool_taps
 
 
@@ -570,5 +478,5 @@ def cells(op: int) -> Any:
 
         return work
 
-    pool_cells.__name__ = f"pool_cells_{('sum', 'max', 'argmax')[op]}"
+    pool_cells.__name__ = f"pool_cells_{OPS[op]}"
     return pool_cells

@@ -6,6 +6,8 @@ know it again in another process (an intrinsic made in a closure misses every ti
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from typing import Any, NamedTuple
 
@@ -96,6 +98,31 @@ def as_written(branch: Any) -> None:
     loop = module.add_metadata([disable, ir.MetaDataString(module, str(len(module.metadata)))])
     loop.operands = (loop, disable)  # LLVM takes it for a loop's mark only if it begins with itself
     branch.set_metadata("llvm.loop", loop)
+
+
+@contextmanager
+def loop(builder: ir.IRBuilder, start: Any, stop: Any, step: Any = None) -> Iterator[Any]:
+    """What is built inside runs for `start`, `start` + `step` ... below `stop`: at least once, and not unrolled."""
+    before = builder.block
+    body, after = builder.append_basic_block("loop"), builder.append_basic_block("done")
+    builder.branch(body)
+    builder.position_at_end(body)
+    index = builder.phi(I64)
+    index.add_incoming(start, before)
+    yield index
+    following = builder.add(index, const(1) if step is None else step)
+    index.add_incoming(following, builder.block)
+    as_written(builder.cbranch(builder.icmp_signed("<", following, stop), body, after))
+    builder.position_at_end(after)
+
+
+def prefetch(builder: ir.IRBuilder, pointer: Any, ahead: Any, write: bool = False) -> None:
+    """Ask for the cache line `ahead` bytes behind `pointer`, even where there is no memory, to be read or written."""
+    byte = ir.IntType(8).as_pointer()
+    signature = ir.FunctionType(ir.VoidType(), [byte, I32, I32, I32])
+    function = cgutils.get_or_insert_function(builder.module, signature, "llvm.prefetch.p0")
+    words = [ir.Constant(I32, word) for word in (int(write), 3, 1)]
+    builder.call(function, [builder.gep(builder.bitcast(pointer, byte), [ahead]), *words])
 
 
 def multiply_add(builder: ir.IRBuilder, e: Element, a: Any, b: Any, c: Any) -> Any:
