@@ -32,6 +32,9 @@ PIECE_BYTES = 512 << 10
 # A task takes about this long, so that starting it (0.3 us) does not show.
 TASK_SECONDS = 10e-6
 
+# What fits the shared cache is read and written at this rate by one core.
+SHARED_CACHE, CACHED_BYTES = 16 << 20, 8e10
+
 # Rows of outputs are taken so many at a time that what they read stays in the L1 cache from strip to strip. As many
 # bytes are asked for ahead, fewer for small planes: 128 planes of 112 x 112 from memory take 3.7 ms, else 5.2.
 BLOCK_BYTES = 8 << 10
@@ -128,7 +131,9 @@ def run(
     itemsize = DTYPES[wide].itemsize
     plane, plane_out = math.prod(spec.in_size), math.prod(spec.out_size)
     planes = spec.batch * spec.channels
-    channel = max(cycles * cost.CYCLE * cost.SLOWER[wide], (plane + plane_out) * itemsize / cost.BYTES)
+    moved = (plane + plane_out) * itemsize + 8 * plane_out * spec.indices
+    rate = CACHED_BYTES if planes * moved < SHARED_CACHE else cost.BYTES
+    channel = max(cycles * cost.CYCLE * cost.SLOWER[wide], moved / rate)
     group = more.get("group", 1)
     step = -(-min(max(int(TASK_SECONDS / channel), 1), max(planes, 1)) // group) * group
     division = divisors(spec, "float64") if spec.mode == "avg" and DTYPES[wide].kind != "f" else None
@@ -237,7 +242,7 @@ def taps(spec: PoolSpec, precision: str, workspace_limit: int | None) -> Run:
     tables = {"offsets": offsets, "slots": slots, "masks": masks, "inner": inner, **quotient(spec)}
     if spec.indices:
         tables["firsts"] = firsts(g, lanes, offsets, slots, masks)
-    cycles = vectors * (g.taps * TAP_CYCLES[g.stride[2]] + 12)
+    cycles = len(slots) * (g.taps * TAP_CYCLES[g.stride[2]] + 12)
     return run(
         spec, TAPS[op_of(spec)], tables, cycles, workspace_limit,
         taps=g.taps, groups=len(inner), stride=g.stride[2],

@@ -288,20 +288,20 @@ def _flat(m: Kernel, first: Any, stop: Any) -> None:
     plane, planes, w, group, ahead = map(m.field, ("plane", "planes", "w", "group", "ahead"))
     masks, divisors, step = m.field("masks", I16), m.field("divisors", e.llvm), m.field("divisors_step")
     total, neutral, size = b.mul(plane, planes), m.neutral(), m.spread(plane)
-    lane, ones, below = m.constants(range(e.lanes)), m.constants([1] * e.lanes), m.spread(w)
-    above = m.spread(b.sub(const(0), w))
+    above, below = m.spread(b.sub(const(0), w)), m.spread(w)
+    lane, minus, plus = (m.constants(values) for values in (range(e.lanes), [-1] * e.lanes, [1] * e.lanes))
+    never, always = (ir.Constant(ir.VectorType(ir.IntType(1), e.lanes), [flag] * e.lanes) for flag in (0, 1))
     before, after = (m.constants(range(begin, begin + e.lanes)) for begin in (e.lanes - 1, 1))
     watched = m.watch(1 if op and e.real else 0)
 
     def mask(i: Any, side: int) -> Any:
         return flags(b, e, b.load(b.gep(masks, [b.add(b.mul(i, const(SIDES)), const(side))])))
 
-    def join(there: Any, best: Any, where: Any, value: Any, its: Any) -> tuple[Any, Any]:
-        """Join neighbours where they are there; of equal maxima the one at the lower place stays."""
+    def join(there: Any, best: Any, where: Any, value: Any, its: Any, tie: Any) -> tuple[Any, Any]:
+        """Join neighbours where they are there; of equal maxima `tie` says which are replaced."""
         if op != ARGMAX:
             return m.join(best, b.select(there, value, neutral)), where
-        tie = b.and_(m.same(value, best), b.icmp_signed("<", its, where))
-        better = b.and_(there, b.or_(m.larger(value, best), tie))
+        better = b.and_(there, b.or_(m.larger(value, best), b.and_(m.same(value, best), tie)))
         return b.select(better, value, best), b.select(better, its, where)
 
     def vertical(q0: Any, i: Any, careful: bool) -> tuple[Any, Any]:
@@ -318,8 +318,8 @@ def _flat(m: Kernel, first: Any, stop: Any) -> None:
         prefetch(b, b.gep(x0, [q]), ahead)
         for good in watched:
             m.expect(good, b.fcmp_ordered("ord", value, value))
-        value, where = join(sides[0], value, where, read(b.sub(q, w)), above)
-        return join(sides[1], value, where, read(b.add(q, w)), below)
+        value, where = join(sides[0], value, where, read(b.sub(q, w)), above, always)
+        return join(sides[1], value, where, read(b.add(q, w)), below, never)
 
     def reduce(q0: Any, count: Any, careful: bool) -> None:
         begin = vertical(q0, const(0), careful)
@@ -330,10 +330,14 @@ def _flat(m: Kernel, first: Any, stop: Any) -> None:
         with loop(b, const(0), count) as i:
             last, last_where, now, now_where, position = map(b.load, state)
             following, following_where = vertical(q0, b.add(i, const(1)), careful)
-            its = b.sub(b.shuffle_vector(last_where, now_where, before), ones)
-            value, where = join(mask(i, 2), now, now_where, b.shuffle_vector(last, now, before), its)
-            its = b.add(b.shuffle_vector(now_where, following_where, after), ones)
-            value, where = join(mask(i, 3), value, where, b.shuffle_vector(now, following, after), its)
+            value, where = now, now_where
+            for side, pair, places, picks, aside in (
+                (2, (last, now), (last_where, now_where), before, minus),
+                (3, (now, following), (now_where, following_where), after, plus),
+            ):
+                its = b.add(b.shuffle_vector(*places, picks), aside)
+                lower = b.icmp_signed("<", its, where)
+                value, where = join(mask(i, side), value, where, b.shuffle_vector(*pair, picks), its, lower)
             if op == SUM and e.real:
                 value = b.fdiv(value, load(b, e, b.gep(divisors, [b.mul(i, step)])))
             q = b.add(q0, b.mul(i, const(e.lanes)))
