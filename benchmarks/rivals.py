@@ -445,6 +445,7 @@ def main(
         list[int] | None, typer.Option(help="Only this batch: 1 or 16; may be repeated.")
     ] = None,
     threads: Annotated[list[int] | None, typer.Option(help="Only so many: 1 or 2; may be repeated.")] = None,
+    pools: Annotated[bool, typer.Option("--pools", help="Only pools, and no whole network.")] = False,
     seconds: Annotated[float, typer.Option(help="For each layer and number of threads, about.")] = 0.35,
     json_path: Annotated[Path, typer.Option("--json", help="Where results are kept, and merged.")] = ROOT
     / "benchmarks"
@@ -495,9 +496,9 @@ def main(
             )
     chosen, batches = network or NETWORKS, batch or list(BATCHES)
     specs = dict.fromkeys(spec for size in batches for name in chosen for spec in layers(name, size))
-    whole = [name for name in WHOLE if name in chosen and 1 in batches]
+    whole = [name for name in WHOLE if name in chosen and 1 in batches and not pools]
     try:
-        measure(specs, whole, counts, seconds, results)
+        measure([spec for spec in specs if isinstance(spec, PoolSpec) or not pools], whole, counts, seconds, results)
     finally:
         json_path.write_text(results.as_json(), encoding="utf-8")
         console.print(f"wrote {json_path}", soft_wrap=True)
