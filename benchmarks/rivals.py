@@ -496,9 +496,10 @@ def main(
             )
     chosen, batches = network or NETWORKS, batch or list(BATCHES)
     specs = dict.fromkeys(spec for size in batches for name in chosen for spec in layers(name, size))
+    wanted = [spec for spec in specs if isinstance(spec, PoolSpec) or not pools]
     whole = [name for name in WHOLE if name in chosen and 1 in batches and not pools]
     try:
-        measure([spec for spec in specs if isinstance(spec, PoolSpec) or not pools], whole, counts, seconds, results)
+        measure(wanted, whole, counts, seconds, results)
     finally:
         json_path.write_text(results.as_json(), encoding="utf-8")
         console.print(f"wrote {json_path}", soft_wrap=True)
