@@ -34,10 +34,11 @@ WINDOWS = (
 
 
 def problems(dtype: str, planes: tuple[str, ...] = PLANES) -> Iterator[PoolSpec]:
-    """Windows on planes they fit on, in every mode, and bins; many planes where vectors run from one into the next."""
+    """Windows on planes they fit on, in every mode, and bins; many planes for kernels that take groups of them."""
     if planes is PLANES:
-        for mode in ("max", "max indices", "avg exclude_pad"):
-            yield _parse(f"{mode.split()[0]} n3 c13x5x5 k3x3 s1 p1 {mode.partition(' ')[2]} {dtype}")
+        for window in ("k3x3 s1 p1", "k3x3 s2 p1", "k2x2 s2 p0"):
+            for mode, end in (("max", ""), ("max", "indices"), ("avg", "exclude_pad")):
+                yield _parse(f"{mode} n3 c13x5x5 {window} {end} {dtype}")
     for size in planes:
         for window in (*WINDOWS, "o1x1", "o2x2"):
             for mode, end in (("max", ""), ("max", "indices"), ("avg", ""), ("avg", "exclude_pad")):

@@ -40,6 +40,9 @@ SHARED_CACHE, CACHED_BYTES = 16 << 20, 8e10
 BLOCK_BYTES = 8 << 10
 LEAST_AHEAD = 2 << 10
 
+# Of planes of one strip so many rows of outputs are taken at once.
+GROUP_ROWS = 64
+
 # Cycles of one tap of a vector, at stride 1 and 2, and of one window beyond its elements.
 TAP_CYCLES = {1: 2.0, 2: 4.0}
 CELL_CYCLES = 40
@@ -278,21 +281,27 @@ def rows(spec: PoolSpec, precision: str, workspace_limit: int | None) -> Run:
     lanes, itemsize = cost.lanes(wide), DTYPES[wide].itemsize
     pair = ow <= windows.outputs(k, True, lanes)
     table = strips(g, windows.outputs(k, pair, lanes), lanes)
-    row = np.arange(oh + 1)[:, None] * windows.STRIDE - before_h + np.arange(k)
-    tops = np.clip(row, 0, h - 1) * w * itemsize  # a row twice does not change a maximum
+    group = min(max(GROUP_ROWS // oh, 1), max(spec.batch * spec.channels, 1)) if len(table) == 1 else 1
+    row = np.arange(oh)[:, None] * windows.STRIDE - before_h + np.arange(k)
+    origin = np.arange(group)[:, None, None] * h * w
+    tops = (np.clip(row, 0, h - 1) * w + origin) * itemsize  # a row twice does not change a maximum
     if op == SUM:
-        tops[(row < 0) | (row >= h)] = -1
-    tables = {"strips": table, "tops": tops}
+        tops[:, (row < 0) | (row >= h)] = -1
+    origins = np.broadcast_to(origin, (group, oh, 1))
+    tables = {"strips": table, "tops": np.concatenate([tops, origins], axis=2)}
     if op == SUM:
         tables["zeros"] = np.zeros(before_w + w + 4 * lanes, wide)[before_w:]
     if op == SUM and DTYPES[wide].kind == "f":
         *_, heights, widths = factors(spec)
-        tables["divisors_h"] = np.array([*heights, 1], wide)
+        tables["divisors_h"] = np.array(heights * group, wide)
         ones = (1,) * lanes
         tables["divisors_w"] = np.array([*widths, *ones[ow : lanes // 2], *widths * pair, *ones], wide)
     cycles = len(table) * (oh / (1 + pair) * ROW_CYCLES[op] + STRIP_CYCLES)
-    block = oh if len(table) == 1 else max(BLOCK_BYTES // (windows.STRIDE * w * itemsize), 1)
-    return run(spec, ROWS[op, k, pair], tables, cycles, workspace_limit, n_strips=len(table), block=block)
+    block = group * oh if len(table) == 1 else max(BLOCK_BYTES // (windows.STRIDE * w * itemsize), 1)
+    return run(
+        spec, ROWS[op, k, pair], tables, cycles, workspace_limit,
+        n_strips=len(table), block=block, group=group,
+    )  # fmt: skip
 
 
 def flat(spec: PoolSpec, precision: str, workspace_limit: int | None) -> Run:

@@ -59,9 +59,10 @@ FIELDS = (
     "taps groups stride "  # taps of a window, groups of vectors, stride along a row
     "h w od oh ow before_h before_w "  # sizes, and padding
     "strips n_strips block "  # of `rows`: the table of strips, and rows of outputs at a time
-    "tops zeros "  # of `rows`: where each row of each window begins, in bytes, or -1; zeros in place of such a row
+    "tops "  # of `rows`: where each row of each window begins, in bytes, or -1; and where the plane does, in elements
+    "zeros "  # of `rows`: in place of a row at -1
     "divisors_h divisors_w "  # of `rows`: what an average is divided by, along each axis
-    "group divisors_step "  # of `flat`: planes after which vectors begin where a plane does; from divisors to the next
+    "group divisors_step "  # of both: planes that are taken together; of `flat`: from divisors to the next
     "ahead "  # how far in front to prefetch, in bytes
 )
 ARGUMENTS = np.dtype([(name, np.int64) for name in FIELDS.split()])

@@ -2,7 +2,8 @@
 
 ``rows`` is for a stride of 2. A vector of outputs comes from two vectors of each of a window's rows: first the rows are
 joined, then the columns, which are the two vectors' even and odd lanes. Where a row of outputs fills at most half a
-vector the two are of two rows of outputs (`pair`). It walks down a strip of the plane, a block of rows at a time.
+vector the two are of two rows of outputs (`pair`). It walks down a strip of the plane, a block of rows at a
+time, or down several small planes at once.
 
 ``flat`` is for 3 x 3 windows at stride 1 with a border of 1, whose results lie as their input does: all planes are one
 long row, so that no lane is idle in images of 7 x 7, and masks say where a plane or a row ends.
@@ -158,7 +159,8 @@ def _rows(m: Kernel, first: Any, stop: Any, k: int, pair: bool) -> None:
     b, e, op = m.b, m.e, m.op
     half, together = e.lanes // 2, 2 if pair else 1
     x0, y0, indices0 = m.field("x", ir.IntType(8)), m.field("y", e.llvm), m.field("indices", I64)
-    plane, plane_out, planes, oh, ow = map(m.field, ("plane", "plane_out", "planes", "oh", "ow"))
+    plane, plane_out, planes, group = map(m.field, ("plane", "plane_out", "planes", "group"))
+    oh, ow = m.field("oh"), m.field("ow")
     tops, zeros, block, ahead = m.field("tops", I64), m.field("zeros"), m.field("block"), m.field("ahead")
     strips, n_strips = m.field("strips", I64), m.field("n_strips")
     divisors_h, divisors_w = m.field("divisors_h", e.llvm), m.field("divisors_w", e.llvm)
@@ -198,10 +200,13 @@ def _rows(m: Kernel, first: Any, stop: Any, k: int, pair: bool) -> None:
 
     def strip(x: Any, out: Any, begin: Any, end: Any, left: Any, to: Any, masks: list[Any] | None) -> None:
         with loop(b, begin, end, const(together)) as j:
-            starts = []  # in bytes, of the rows of one window after the other
-            for u in range(together):
-                row = b.gep(tops, [b.mul(b.add(j, const(u)), const(k))])
-                starts += [b.load(b.gep(row, [const(t)])) for t in range(k)]
+            indices = [j, m.least(b.add(j, const(1)), b.sub(end, const(1)))][:together]
+            starts, origins = [], []  # of the windows' rows, in bytes; of their planes, in elements
+            for index in indices:
+                row = b.gep(tops, [b.mul(index, const(k + 1))])
+                *found, origin = (b.load(b.gep(row, [const(t)])) for t in range(k + 1))
+                starts += found
+                origins.append(b.trunc(origin, I32))
             if op == SUM:  # of rows that are not there
                 beyond = b.sub(zeros, b.ptrtoint(x, I64))
                 starts = [b.select(b.icmp_signed("<", start, const(0)), beyond, start) for start in starts]
@@ -221,7 +226,7 @@ def _rows(m: Kernel, first: Any, stop: Any, k: int, pair: bool) -> None:
             if op == ARGMAX:
                 elements = [b.ashr(start, const(e.size.bit_length() - 1)) for start in starts]
                 value, where = highest(sides, elements)
-                where = b.add(where, b.add(lane, m.spread(left)))
+                where = b.sub(b.add(where, b.add(lane, m.spread(left))), by_row(origins))
                 if masks is not None:  # a window of nothing but the lowest may have found it in the padding
                     some = b.or_(b.not_(m.same(value, neutral)), flags(b, e, b.not_(every)))
                     m.expect(watched[0], some)
@@ -235,28 +240,29 @@ def _rows(m: Kernel, first: Any, stop: Any, k: int, pair: bool) -> None:
                 for other in others:
                     value = m.join(value, other)
             if op == SUM and e.real:
-                heights = by_row([b.load(b.gep(divisors_h, [b.add(j, const(u))])) for u in range(together)])
+                heights = by_row([b.load(b.gep(divisors_h, [index])) for index in indices])
                 value = b.fdiv(value, b.fmul(load(b, e, b.gep(divisors_w, [to])), heights))
             q, mask = b.add(b.add(out, b.mul(j, ow)), to), written
             for u in range(together):
                 if u:
                     q = b.add(q, b.sub(ow, const(half)))
-                    there = b.icmp_signed("<", b.add(j, const(1)), oh)
+                    there = b.icmp_signed("<", b.add(j, const(1)), end)
                     mask = b.select(there, b.shl(written, const(half)), const(0))
                 masked_store(b, e, value, b.gep(y0, [q]), flags(b, e, mask))
                 if op == ARGMAX:
-                    found = b.gep(indices0, [q])
-                    store_places(b, e, where, found, mask)
+                    place = b.gep(indices0, [q])
+                    store_places(b, e, where, place, mask)
                     for line in (0, 64):
-                        prefetch(b, found, b.add(b.ashr(ahead, const(1)), const(line)), write=True)
+                        prefetch(b, place, b.add(b.ashr(ahead, const(1)), const(line)), write=True)
 
-    with loop(b, first, stop) as p:
+    with loop(b, first, stop, group) as p:
         x, out = b.gep(x0, [b.mul(p, b.mul(plane, const(e.size)))]), b.mul(p, plane_out)
+        n_rows = b.mul(m.least(b.sub(stop, p), group), oh)
         # Vectors read beyond a row, and so beyond a plane, but never beyond the last one.
-        behind = b.mul(b.sub(b.sub(planes, p), const(1)), plane)
+        behind = b.mul(b.sub(planes, b.add(p, group)), plane)
         near = b.icmp_signed("<", behind, const(2 * e.lanes))
-        with loop(b, const(0), oh, block) as begin:
-            end = m.least(b.add(begin, block), oh)
+        with loop(b, const(0), n_rows, block) as begin:
+            end = m.least(b.add(begin, block), n_rows)
             with loop(b, const(0), n_strips) as v:
                 entry = b.gep(strips, [b.mul(v, const(STRIP))])
                 left, to, bits, some = (b.load(b.gep(entry, [const(i)])) for i in range(STRIP))
@@ -273,7 +279,7 @@ def _rows(m: Kernel, first: Any, stop: Any, k: int, pair: bool) -> None:
 def reduce_rows(
     typing: Any, OP: Any, K: Any, PAIR: Any, T: Any, arguments: Any, first: Any, stop: Any
 ) -> Any:
-    """K x K windows at a stride of 2 on some planes: the first plane whose maxima may be wrong, or `stop`."""
+    """K x K windows at a stride of 2 on some planes: the first plane of a group that may be wrong, or `stop`."""
     if not all(isinstance(literal, types.IntegerLiteral) for literal in (OP, K, PAIR)):
         return None
     e, op, k, pair = ELEMENTS[T.instance_type], OP.literal_value, K.literal_value, bool(PAIR.literal_value)
@@ -402,7 +408,7 @@ def search(T, size, a, p, k, stride):  # type: ignore[no-untyped-def]
 
 
 def rows(op: int, k: int, pair: int) -> Any:
-    """A factory of tasks with k x k windows at a stride of 2: some planes."""
+    """A factory of tasks with k x k windows at a stride of 2: some groups of planes."""
 
     def pool_rows(T: Any) -> Any:
         size = T.bitwidth // 8
@@ -416,7 +422,8 @@ def rows(op: int, k: int, pair: int) -> Any:
                 p, stop = task * a.planes_step, min((task + 1) * a.planes_step, a.planes)
                 while p < stop:
                     p = reduce_rows(op, k, pair, T, arguments, p, stop)
-                    if p < stop:
+                    wrong = min(p + a.group, stop)
+                    while p < wrong:
                         search(T, size, a, p, k, STRIDE)
                         p += 1
 
