@@ -22,6 +22,7 @@ from .simd import (
     Element,
     as_written,
     const,
+    fetch,
     flags,
     halves,
     host,
@@ -31,7 +32,6 @@ from .simd import (
     multiply_add,
     next_task,
     pointer,
-    prefetch,
     splat,
     store,
 )
@@ -261,7 +261,7 @@ def depthwise(T: Any) -> Any:
                     for v in range(a.groups_of_vectors):
                         slots, masks = a.slots + 8 * SLOT * v, a.masks + 4 * each * v
                         for i in range(0, step, 64):
-                            prefetch(ahead + v * step + i)
+                            fetch(ahead + v * step + i)
                         if a.stride == 1:
                             if inner[v]:
                                 sum_rows(1, 0, T, x, a.row, slots, masks, w, y, a.row_out, bias)
@@ -274,7 +274,7 @@ def depthwise(T: Any) -> Any:
                     continue
                 for v in range(a.groups_of_vectors):
                     for i in range(0, step, 64):
-                        prefetch(ahead + v * step + i)
+                        fetch(ahead + v * step + i)
                     slots = a.slots + 8 * SLOT * TOGETHER * v
                     masks = a.masks + 4 * TOGETHER * a.taps * v
                     if a.stride == 1:

@@ -25,7 +25,7 @@ import numpy as np
 from numba import carray, from_dtype, types
 from numba.extending import register_jitable
 
-from .simd import copy_phases, element, host, next_task, pointer, prefetch
+from .simd import copy_phases, element, fetch, host, next_task, pointer
 from .tile import SLOT, VECTORS, dots, scalars, tile
 
 # One struct for plan and kernels. Every field is an int64; addresses are in bytes, strides in elements.
@@ -74,13 +74,13 @@ def fill_row(T, size, lanes, a, to, x, row, missing, maps, phases, w0, count):  
     )  # the row of the next channel; without it 16 images take 1.3 to 1.5 times as long
     if a.x_w == 1 and s == 1:
         for i in range(0, count, lanes):
-            prefetch(coming + size * i)
+            fetch(coming + size * i)
             copy_phases(T, 1, to + size * i, step, 1, source + size * i, low - i, high - i, count - i)
     elif a.x_w == 1 and s == 2:
         for i in range(0, count, lanes):
             j = 2 * i
-            prefetch(coming + size * j)
-            prefetch(coming + size * j + 64)
+            fetch(coming + size * j)
+            fetch(coming + size * j + 64)
             copy_phases(
                 T, 2, to + size * i, step, a.wanted_w, source + size * j, low - j, high - j, count - i
             )
@@ -88,7 +88,7 @@ def fill_row(T, size, lanes, a, to, x, row, missing, maps, phases, w0, count):  
         for i in range(0, count, lanes):
             j = 4 * i
             for r in range(4):
-                prefetch(coming + size * j + 64 * r)
+                fetch(coming + size * j + 64 * r)
             copy_phases(
                 T, 4, to + size * i, step, a.wanted_w, source + size * j, low - j, high - j, count - i
             )
@@ -236,7 +236,7 @@ def slab(T: Any) -> Any:
                                 ahead = to + size * slots[m + VECTORS, 1]
                                 for _ in range(rows):
                                     for v in range(VECTORS):
-                                        prefetch(ahead + size * lanes * v)
+                                        fetch(ahead + size * lanes * v)
                                     ahead += size * a.y_c
                             tile(
                                 NS, 0, T, min(count - m, VECTORS), a.c, a.taps, a.pitch_c, at_slab, a.offsets, 0,

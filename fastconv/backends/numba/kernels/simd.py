@@ -291,6 +291,40 @@ def copy_phases(
 
 
 @intrinsic
+def load_transposed(
+    typing: Any, T: Any, to: Any, x: Any, step: Any, rows: Any, low: Any, high: Any
+) -> Any:  # fmt: skip
+    """A square block: vector j of `to` becomes ``x[i * step + j]`` over i; zero unless i < rows, low <= j < high."""
+    e = ELEMENTS[T.instance_type]
+
+    def body(b: ir.IRBuilder, to: Any, x: Any, step: Any, rows: Any, low: Any, high: Any) -> None:
+        vectors = []
+        for i in range(e.lanes):
+            stop = b.select(b.icmp_signed("<", const(i), rows), high, low)
+            vectors.append(masked_load(b, e, b.gep(x, [b.mul(const(i), step)]), lane_range(b, e, low, stop)))
+        for j, vector in enumerate(transpose(b, vectors)):
+            store(b, e, vector, b.gep(to, [const(j * e.lanes)]))
+
+    name = f"load_transposed_{e.short}_{host().name}"
+    return types.void(T, *[types.int64] * 6), out_of_line(name, "ppiiii", 1, e, body)
+
+
+@intrinsic
+def store_transposed(typing: Any, T: Any, y: Any, step: Any, d: Any, rows: Any, count: Any) -> Any:
+    """A square block: ``y[i * step + j]`` becomes lane i of vector j of `d`, for i < rows and j < count."""
+    e = ELEMENTS[T.instance_type]
+
+    def body(b: ir.IRBuilder, y: Any, step: Any, d: Any, rows: Any, count: Any) -> None:
+        vectors = [load(b, e, b.gep(d, [const(j * e.lanes)])) for j in range(e.lanes)]
+        for i, vector in enumerate(transpose(b, vectors)):
+            stop = b.select(b.icmp_signed("<", const(i), rows), count, const(0))
+            masked_store(b, e, vector, b.gep(y, [b.mul(const(i), step)]), lane_range(b, e, const(0), stop))
+
+    name = f"store_transposed_{e.short}_{host().name}"
+    return types.void(T, *[types.int64] * 5), out_of_line(name, "pipii", 1, e, body)
+
+
+@intrinsic
 def pointer(typing: Any, address: Any, T: Any) -> Any:
     """The address as a pointer to elements of type `T`, for ``numba.carray``."""
     result = types.CPointer(T.instance_type)
@@ -313,15 +347,11 @@ def element(typing: Any, address: Any, T: Any) -> Any:
 
 
 @intrinsic
-def prefetch(typing: Any, address: Any) -> Any:
-    """Ask for the cache line at an address; one that is nobody's does no harm."""
+def fetch(typing: Any, address: Any) -> Any:
+    """:func:`prefetch` of the line at an address."""
 
     def codegen(context: Any, builder: Any, signature: Any, values: Any) -> Any:
-        line = ir.IntType(8).as_pointer()
-        what = ir.FunctionType(ir.VoidType(), [line, I32, I32, I32])
-        function = builder.module.declare_intrinsic("llvm.prefetch", [line], what)
-        read, near, data = (ir.Constant(I32, value) for value in (0, 3, 1))
-        builder.call(function, [builder.inttoptr(values[0], line), read, near, data])
+        prefetch(builder, builder.inttoptr(values[0], I64.as_pointer()), const(0))
         return context.get_dummy_value()
 
     return types.void(types.int64), codegen

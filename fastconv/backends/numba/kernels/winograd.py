@@ -25,19 +25,17 @@ from .simd import (
     ELEMENTS,
     Element,
     const,
+    fetch,
     host,
-    lane_range,
     load,
-    masked_load,
-    masked_store,
+    load_transposed,
     multiply_add,
     next_task,
     out_of_line,
     pointer,
-    prefetch,
     splat,
     store,
-    transpose,
+    store_transposed,
 )
 from .tile import SLOT, VECTORS, scalars, tile
 
@@ -250,40 +248,6 @@ def transform_output(
     return types.void(F, T, *[types.int64] * 6), out_of_line(name, "pipipp", 2, e, body)
 
 
-@intrinsic
-def load_transposed(
-    typing: Any, T: Any, to: Any, x: Any, step: Any, rows: Any, low: Any, high: Any
-) -> Any:  # fmt: skip
-    """A square block: vector j of `to` becomes ``x[i * step + j]`` over i; zero unless i < rows, low <= j < high."""
-    e = ELEMENTS[T.instance_type]
-
-    def body(b: ir.IRBuilder, to: Any, x: Any, step: Any, rows: Any, low: Any, high: Any) -> None:
-        vectors = []
-        for i in range(e.lanes):
-            stop = b.select(b.icmp_signed("<", const(i), rows), high, low)
-            vectors.append(masked_load(b, e, _at(b, e, x, (i, step)), lane_range(b, e, low, stop)))
-        for j, vector in enumerate(transpose(b, vectors)):
-            store(b, e, vector, b.gep(to, [const(j * e.lanes)]))
-
-    name = f"load_transposed_{e.short}_{host().name}"
-    return types.void(T, *[types.int64] * 6), out_of_line(name, "ppiiii", 1, e, body)
-
-
-@intrinsic
-def store_transposed(typing: Any, T: Any, y: Any, step: Any, d: Any, rows: Any, count: Any) -> Any:
-    """A square block: ``y[i * step + j]`` becomes lane i of vector j of `d`, for i < rows and j < count."""
-    e = ELEMENTS[T.instance_type]
-
-    def body(b: ir.IRBuilder, y: Any, step: Any, d: Any, rows: Any, count: Any) -> None:
-        vectors = [load(b, e, b.gep(d, [const(j * e.lanes)])) for j in range(e.lanes)]
-        for i, vector in enumerate(transpose(b, vectors)):
-            stop = b.select(b.icmp_signed("<", const(i), rows), count, const(0))
-            masked_store(b, e, vector, _at(b, e, y, (i, step)), lane_range(b, e, const(0), stop))
-
-    name = f"store_transposed_{e.short}_{host().name}"
-    return types.void(T, *[types.int64] * 5), out_of_line(name, "pipii", 1, e, body)
-
-
 # ---------------------------------------------------------------------------- tasks
 
 FIELDS = (
@@ -343,7 +307,7 @@ def tiles_in(F: int) -> Any:
                                 high = low
                             below = at_x + size * ((h + mh) * a.x_h + q - a.before_w)
                             for _ in range(lanes):
-                                prefetch(below)
+                                fetch(below)
                                 below += size * a.x_c
                             load_transposed(
                                 T, slab + i * row_bytes + q * lanes * size,
