@@ -12,10 +12,8 @@ import contextlib
 import hashlib
 import os
 import pickle
-import shutil
 import sys
 import threading
-import uuid
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -26,7 +24,8 @@ from numba.core import types
 from numba.core.ccallback import CFunc
 from numba.core.compiler import CompileResult
 from numba.core.serialize import dumps
-from numba.misc.appdirs import AppDirs
+
+from fastconv import disk
 
 # IEEE arithmetic as written: no reassociation, so that a result does not depend on the compiler's mood.
 # Division by zero is a float, not an exception, and indices count from zero only: kernels know their ranges.
@@ -101,18 +100,12 @@ def source_stamp() -> str:
 
 
 def cache_folder() -> Path:
-    """Where machine code is kept: under ``NUMBA_CACHE_DIR`` if that is set, else the user's cache folder."""
-    root = numba.config.CACHE_DIR or AppDirs("fastconv", appauthor=False).user_cache_dir
-    return Path(root) / f"fastconv-{source_stamp()}"
+    """Where machine code of these sources is kept."""
+    return disk.root() / f"fastconv-{source_stamp()}"
 
 
 class DiskCache:
-    """Machine code of one kernel on disk, one file for each target it was compiled for.
-
-    Nothing that is wrong with the folder may reach the user: what cannot be read counts as missing, what
-    cannot be written is compiled again next time. Files are replaced in one step, so processes can share it,
-    and each begins with a digest of the rest, so half a file is no file.
-    """
+    """Machine code of one kernel on disk, one file for each target it was compiled for."""
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -124,37 +117,18 @@ class DiskCache:
     def load_overload(self, signature: Any, target: Any) -> Any:
         """The compiled result, or None."""
         target.refresh()
-        path = self._path(signature, target.codegen().magic_tuple())
-        try:
-            data = path.read_bytes()
-            if hashlib.sha256(data[32:]).digest() == data[:32]:
-                return CompileResult._rebuild(target, *pickle.loads(data[32:]))
-        except Exception:  # a missing, foreign or damaged file: whatever it raises, there is a compiler
-            pass
+        data = disk.read(self._path(signature, target.codegen().magic_tuple()))
+        if data is not None:
+            with contextlib.suppress(Exception):  # foreign code: whatever it raises, there is a compiler
+                return CompileResult._rebuild(target, *pickle.loads(data))
         _announce()
         return None
 
     def save_overload(self, signature: Any, result: Any) -> None:
-        """Keep a compiled result, if the folder lets us."""
-        data = dumps(result._reduce())
+        """Keep a compiled result, and forget all but the newest few versions of the package."""
         path = self._path(signature, result.codegen.magic_tuple())
-        passing = path.with_suffix(f".{uuid.uuid4().hex}.tmp")
-        try:
-            if not path.parent.is_dir():
-                path.parent.mkdir(parents=True, exist_ok=True)
-                _forget_old_versions(path.parent)
-            passing.write_bytes(hashlib.sha256(data).digest() + data)
-            passing.replace(path)
-        except OSError:
-            with contextlib.suppress(OSError):
-                passing.unlink()
-
-
-def _forget_old_versions(current: Path) -> None:
-    """Delete the machine code of all but the newest few versions of the package."""
-    folders = [f for f in current.parent.glob("fastconv-*") if f.is_dir() and f != current]
-    for folder in sorted(folders, key=lambda f: f.stat().st_mtime)[: 1 - KEPT_VERSIONS or None]:
-        shutil.rmtree(folder, ignore_errors=True)
+        disk.write(path, dumps(result._reduce()))
+        disk.keep_newest(path.parent.parent, f"fastconv-{'[0-9a-f]' * 16}", KEPT_VERSIONS)
 
 
 _announced = False
