@@ -20,7 +20,7 @@ from fastconv import arguments, recall
 from fastconv import spec as specs
 from fastconv.arguments import Array, IntOrSizes, Options, Padding
 from fastconv.backends import Unsupported
-from fastconv.plan import Plan, check_indices, plan
+from fastconv.plan import CHOICES, Plan, check_indices, plan
 from fastconv.spec import DTYPES, ConvSpec, Op, PoolSpec, Shape, Spec
 
 if TYPE_CHECKING:
@@ -185,10 +185,10 @@ def _plan(call: Call, backend: str, given: Options, copied: int, prepared: bool)
         chosen = plan(call.spec, call.op, backend, given["algorithm"], given["precision"], left, prepared)
         if (
             chosen.run.finite_only
-            and given["algorithm"] == "auto"
+            and given["algorithm"] in CHOICES
             and not _transform_is_safe(call.spec, call.op, call.operands)
         ):
-            chosen = plan(call.spec, call.op, backend, "auto", "highest", left, prepared)
+            chosen = plan(call.spec, call.op, backend, given["algorithm"], "highest", left, prepared)
         if limit is None or copied <= limit:
             return chosen
         need, reasons = chosen.workspace + copied, {}
@@ -1096,6 +1096,8 @@ def max_unpool(
 def explain(what: str | Spec | Callable[..., Any], *args: Any, op: str | None = None, **kwargs: Any) -> Plan:
     """The plan that a problem or a call would run; print it. Nothing is computed.
 
+    Only ``algorithm="measure"`` times the candidates, where their times are not remembered yet.
+
     Parameters
     ----------
     what : str, Spec or function
@@ -1110,7 +1112,7 @@ def explain(what: str | Spec | Callable[..., Any], *args: Any, op: str | None = 
     -------
     Plan
         Its text shows algorithm, operations, bytes, workspace, error bound, the cost model's estimate of
-        every candidate, and every algorithm that declined with its reason.
+        every candidate (and its measured time), and every algorithm that declined with its reason.
 
     Raises
     ------

@@ -32,7 +32,9 @@ class Options(TypedDict, total=False):
     backend : str or None
         Where to compute: a name of :func:`fastconv.backends`; None means the current one.
     algorithm : str
-        How to compute: an algorithm of that backend, or ``"auto"``: the one its cost model prefers.
+        How to compute: an algorithm of that backend; ``"auto"``: the one its cost model prefers; or ``"measure"``:
+        the one that is fastest here, timed the first time a problem is met (on arrays of its own, which take as
+        much memory again) and remembered on disk.
     precision : {"default", "highest", "tf32"}
         ``"highest"`` sums in the accumulation type without any transform; ``"default"`` also allows
         transforms whose normwise error stays under 6e-6 in float32; ``"tf32"`` allows GPU tensor cores.
@@ -61,7 +63,7 @@ def options(given: Options) -> Options:
     if full["backend"] is not None:
         check(full["backend"])
     if not isinstance(full["algorithm"], str):
-        raise TypeError(f"algorithm: got {full['algorithm']!r}, expected a name or 'auto'")
+        raise TypeError(f"algorithm: got {full['algorithm']!r}, expected a name, 'auto' or 'measure'")
     if not isinstance(full["precision"], str) or full["precision"] not in PRECISIONS:
         raise ValueError(f"precision: got {full['precision']!r}, expected one of {', '.join(PRECISIONS)}")
     if full["workspace_limit"] is not None:

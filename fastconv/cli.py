@@ -205,7 +205,9 @@ def explain(
     problem: Annotated[str, typer.Argument(help='Such as "n1 c64x56x56 k64x3x3 s1 p1 f32".')],
     op: Annotated[str | None, typer.Option(help='"conv", "conv input grad", "pool", ...')] = None,
     backend: Annotated[str | None, typer.Option(help="Backend; the current one by default.")] = None,
-    algorithm: Annotated[str, typer.Option(help="Algorithm; chosen by the cost model by default.")] = "auto",
+    algorithm: Annotated[
+        str, typer.Option(help='Algorithm; "auto" (the cost model) by default; "measure".')
+    ] = "auto",
     precision: Annotated[str, typer.Option(help="default, highest or tf32.")] = "default",
     workspace_limit: Annotated[int | None, typer.Option(help="Bytes of scratch.")] = None,
 ) -> None:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from functools import lru_cache
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import lru_cache, partial
 from types import MappingProxyType
 from typing import Any
 
@@ -23,6 +23,9 @@ CACHED_PLANS = 1024
 # The normwise error precision="default" lets a transform add, relative to max|result|.
 MAX_ERROR = 6e-6
 
+# Instead of an algorithm's name: the one that is estimated, or measured, to be the fastest.
+CHOICES = ("auto", "measure")
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
@@ -37,6 +40,8 @@ class Plan:
         Every algorithm that was asked and refused, with its reason.
     estimates : Mapping[str, float]
         The cost model's seconds for each algorithm that accepted.
+    measured : Mapping[str, float]
+        With ``algorithm="measure"``, the seconds each of them took here; empty where there was no choice.
     run : Run
         The function and what it costs.
     """
@@ -48,6 +53,7 @@ class Plan:
     run: Run = field(repr=False)
     declined: Mapping[str, str]
     estimates: Mapping[str, float]
+    measured: Mapping[str, float] = field(default_factory=lambda: MappingProxyType({}))
 
     @property
     def workspace(self) -> int:
@@ -115,8 +121,12 @@ class Plan:
             f"  workspace  {self.workspace:,} bytes",
             f"  error      {'plain sum' if not run.error else f'plain sum + {run.error:.1e} of max|result|'}",
         ]
-        for name, seconds in sorted(self.estimates.items(), key=lambda item: item[1]):
-            lines.append(f"  estimate   {name}: {seconds * 1e3:.3g} ms")
+        if self.measured:
+            lines.append("  chosen     by measurement on this machine")
+        times = self.measured or self.estimates
+        for name in sorted(times, key=times.__getitem__):
+            beside = f", measured {times[name] * 1e3:.3g} ms" if self.measured else ""
+            lines.append(f"  estimate   {name}: {self.estimates[name] * 1e3:.3g} ms{beside}")
         lines += [f"  declined   {name}: {why}" for name, why in self.declined.items()]
         return "\n".join(lines)
 
@@ -153,6 +163,7 @@ def plan(
 ) -> Plan:
     """Ask every algorithm of `backend` and keep the cheapest that accepts (the first among equals).
 
+    With ``algorithm="measure"`` the cheapest is the one that measures as the fastest, see ``fastconv/measured.py``.
     With `prepared`, weights are packed once and used often, which costs nothing in the estimates.
 
     Raises
@@ -166,15 +177,15 @@ def plan(
     names = [planner.__name__ for planner in planners]
     if not names:
         raise Unsupported(f"backend {backend!r} has no algorithm for {op}")
-    if algorithm != "auto" and algorithm not in names:
+    if algorithm not in (*CHOICES, *names):
         raise ValueError(
-            f"algorithm: got {algorithm!r}, expected one of {', '.join(['auto', *names])} "
+            f"algorithm: got {algorithm!r}, expected one of {', '.join([*CHOICES, *names])} "
             f"({op} on backend {backend!r})"
         )
     runs: dict[str, Run] = {}
     refusals: dict[str, Unsupported] = {}
     for planner in planners:
-        if algorithm in ("auto", planner.__name__):
+        if algorithm in (*CHOICES, planner.__name__):
             try:
                 run = planner(spec, precision, workspace_limit)
                 if prepared and run.prepared is not None:
@@ -186,26 +197,39 @@ def plan(
     declined = MappingProxyType({name: str(refusal) for name, refusal in refusals.items()})
     if not runs:
         raise _nobody(spec, op, backend, refusals, workspace_limit)
-    chosen = min(runs, key=lambda name: runs[name].seconds)
     estimates = MappingProxyType({name: run.seconds for name, run in runs.items()})
-    return Plan(
-        spec=spec,
-        op=op,
-        backend=backend,
-        algorithm=chosen,
-        run=runs[chosen],
-        declined=declined,
-        estimates=estimates,
+    chosen = min(runs, key=lambda name: runs[name].seconds)
+    made = Plan(
+        spec=spec, op=op, backend=backend, algorithm=chosen, run=runs[chosen], declined=declined, estimates=estimates
+    )  # fmt: skip
+    if algorithm != "measure" or len(runs) == 1:
+        return made
+    from fastconv import measured  # what it imports would make `import fastconv` slower
+
+    plans = {name: replace(made, algorithm=name, run=run) for name, run in runs.items()}
+    times = measured.seconds(
+        (spec, op, backend, precision, workspace_limit, prepared),
+        spec.shapes(op)[: -made._results],
+        {name: partial(_bound, plan, prepared) for name, plan in plans.items()},
     )
+    return replace(plans[min(plans, key=times.__getitem__)], measured=MappingProxyType(times))
+
+
+def _bound(made: Plan, prepared: bool, operands: Sequence[Any]) -> Callable[[], Any]:
+    """A call of a plan on these operands, with the weight packed ahead where it is `prepared`."""
+    if prepared:
+        data, weight = operands
+        return partial(made.run_packed, data, made.pack(weight))
+    return partial(made, *operands)
 
 
 def _check_transform(run: Run, spec: Spec, algorithm: str, precision: str) -> None:
     """Transforms are for precision "default", and float64 takes them only when asked to by name."""
     if run.error and precision == "highest":
         raise Unsupported("it is a transform, and precision='highest' asks for the plain sum")
-    if run.error and spec.dtype == "float64" and algorithm == "auto":
+    if run.error and spec.dtype == "float64" and algorithm in CHOICES:
         raise Unsupported("it is a transform, which float64 takes only by name")
-    if run.error > MAX_ERROR and algorithm == "auto":
+    if run.error > MAX_ERROR and algorithm in CHOICES:
         raise Unsupported(f"its error bound is {run.error:.1e}, needs {MAX_ERROR:.0e}")
 
 

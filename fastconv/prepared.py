@@ -9,6 +9,7 @@ from fastconv import api, arguments, recall
 from fastconv.api import Call, by_rank, run
 from fastconv.arguments import Array, IntOrSizes, Options, Padding
 from fastconv.backends import algorithms, backends, owner
+from fastconv.plan import CHOICES
 from fastconv.spec import Op
 
 if TYPE_CHECKING:
@@ -66,11 +67,11 @@ def _dtypes(weight: Array, bias: Array | None) -> tuple[str, str]:
 def _options(given: Options, kind: str, op: Op) -> Options:
     """`given` completed, its algorithm known to the backend; without one, to any that a call may find set."""
     full = arguments.options(given)
-    if full["algorithm"] == "auto":  # no backend is imported before it is needed
+    if full["algorithm"] in CHOICES:  # no backend is imported before it is needed
         return full
     named = full["backend"] if full["backend"] != "auto" else None
     asked = [named] if named else [name for name, state in backends().items() if state == "available"]
-    known = ["auto", *(found for name in asked if owner(name) == kind for found in algorithms(name, op))]
+    known = [*CHOICES, *(found for name in asked if owner(name) == kind for found in algorithms(name, op))]
     if full["algorithm"] not in known:
         where = f"backend {named!r}" if named else "any backend"
         raise ValueError(

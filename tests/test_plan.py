@@ -169,7 +169,8 @@ def test_only_the_asked_for_algorithm_is_planned(fake: Any) -> None:
     assert dict(caught.value.reasons) == {"two": "two cannot"}
     assert caught.value.workspace is None
     with pytest.raises(
-        ValueError, match=r"algorithm: got 'three', expected one of auto, one, two \(conv on backend 'fake'\)"
+        ValueError,
+        match=r"algorithm: got 'three', expected one of auto, measure, one, two \(conv on backend 'fake'\)",
     ):
         plan(parse(PROBLEM), Op.CONV, "fake", "three")
 
