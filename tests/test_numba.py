@@ -9,6 +9,7 @@ import subprocess
 import sys
 import textwrap
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -452,3 +453,48 @@ def test_arrays_over_two_gibibytes() -> None:
     pooled = fc.max_pool2d(x, 3, backend="numba")
     assert pooled[2, 0, -1, -1] == 8
     assert np.count_nonzero(pooled) == 1
+
+
+@pytest.mark.large
+@pytest.mark.parametrize(
+    "problem",
+    [
+        "n1 c16x6800x6800 k16x3x3 s1 p1 f32",
+        "n1 c8192x300x300 k8192x3x3 s1 p1 g8192 f32",
+        "n1 c2x19000x19000 k1x1x1 s1 p0 f32",
+        "max n1 c8192x300x300 k3x3 s2 p1 f32",
+        "max n1 c8192x300x300 k2x2 s2 p0 indices f32",
+        "avg n1 c8192x300x300 k3x3 s2 p1 f32",
+    ],
+)
+def test_every_algorithm_counts_beyond_31_bits(problem: str) -> None:
+    """The far corner of 2.9 GB, where an offset that lost bits would read zeros or write elsewhere."""
+    spec = parse(problem)
+    op = spec.ops[0]
+    small = replace(spec, in_size=(50, 50))
+    near = testing.operands(small, op, "integers")
+    answer = testing.reference(small, op, near, backend="im2col")
+    x = np.zeros(spec.shapes(op)[0].shape, "f4")
+    x[..., -50:, -50:] = near[0]
+    ran = set()
+    for algorithm in set(algorithms("numba", op)) - {"fft"}:  # NumPy's slices, not offsets of ours
+        try:
+            made = plan(spec, op, "numba", algorithm)
+        except Unsupported:
+            continue
+        results = made(x, *near[1:])
+        for result, expected in zip(
+            results if isinstance(results, tuple) else (results,),
+            answer if isinstance(answer, tuple) else (answer,),
+            strict=True,
+        ):
+            if result.dtype == np.int64:  # where the maximum stands, counted in its own image
+                rows, columns = np.divmod(expected, 50)
+                expected = (rows + x.shape[2] - 50) * x.shape[3] + columns + x.shape[3] - 50
+            far = result[..., -20:, -20:].astype(float)
+            allowed = testing.tolerance(made, near)
+            assert np.abs(far - expected[..., -20:, -20:]).max() <= allowed, algorithm
+        values = results[0] if isinstance(results, tuple) else results
+        assert not values[..., :-60, :].any(), algorithm
+        ran.add(algorithm)
+    assert len(ran) > 1
