@@ -24,6 +24,7 @@ from hypothesis import strategies as st
 import fastconv as fc
 from fastconv import grad, testing
 from fastconv.backends import backends, owner
+from fastconv.backends.fft import fast_length
 from fastconv.plan import Plan
 from fastconv.spec import ConvSpec, Op, PoolSpec
 
@@ -360,6 +361,14 @@ def test_scipy_agrees_on_pools(spec: PoolSpec, kind: str, seed: int) -> None:
         check(function, y, x, **pool_keywords(spec, "padding", "count_include_pad", "divisor_override"))
     else:
         check(function, y, x, spec.norm_type, **pool_keywords(spec))
+
+
+@given(st.integers(1, 2**31))
+def test_scipy_agrees_on_fast_lengths(least: int) -> None:
+    from scipy.fft import next_fast_len
+
+    for n in (least, least % 2000 + 1):
+        assert fast_length(n) == next_fast_len(n, real=True)
 
 
 # ---------------------------------------------------------------------------- torch
