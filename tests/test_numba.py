@@ -310,6 +310,21 @@ def test_compiled_code_is_kept_and_damage_is_repaired(tmp_path: Path) -> None:
     assert not list(tmp_path.rglob("*.tmp"))
 
 
+def test_every_kernel_loads_where_nothing_was_compiled() -> None:
+    """Machine code is loaded into a bare runtime: a symbol that only compiling brings would abort the process."""
+    code = """
+        import sys
+        from fastconv.backends import get
+        get("numba")
+        from fastconv.backends.numba import jit, threads
+        print(len(list(threads.warm(jit.COMPUTED))), "numba.np.linalg" in sys.modules)
+    """
+    run(code)
+    count, compiled = run(code).split()
+    assert int(count) > 100
+    assert compiled == "False"
+
+
 def test_a_folder_that_cannot_be_written_is_no_failure(tmp_path: Path) -> None:
     blocked = tmp_path / "a file, not a folder"
     blocked.write_text("")
