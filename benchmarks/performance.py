@@ -15,6 +15,8 @@ from benchmarks.results import (
     OURS,
     RIVALS,
     THREADS,
+    Choice,
+    Engine,
     Results,
     Row,
     floors,
@@ -318,6 +320,89 @@ def _network_table(results: Results) -> list[str]:
     return _table(["", "threads", *SHORT.values(), "ratio, prepared", "unprepared", "highest"], rows)
 
 
+WAYS = {
+    "prepared": "convolutions, prepared",
+    "unprepared": "convolutions, unprepared",
+    "pool": "pools",
+}
+
+# Choices that lose this much are shown one by one, so many of them at most.
+LOST, WORST = 1.05, 12
+
+
+def _choices(engine: Engine) -> Iterator[str]:
+    found = engine.choices
+    yield (
+        "The algorithm is chosen by a cost model, from estimates. Here every algorithm of a layer is timed, in turns on one "
+        "thread, but for those estimated at more than eight times the least, and for `implicit_gemm` beside `pointwise`, which "
+        "is the same kernel. *Lost* is how much longer the chosen one takes than the fastest."
+    )
+    yield ""
+    rows = []
+    for way, words in WAYS.items():
+        some = [choice for choice in found if choice.way == way]
+        if some:
+            right = sum(choice.regret() < LOST for choice in some)
+            lost = engine.mean_regret(way) or 1.0
+            rows.append(
+                (words, str(len(some)), _lost(lost), _lost(max(c.regret() for c in some)), str(right))
+            )
+    yield from _table(("", "with a choice", "lost, geometric mean", "at worst", "lose less than 5 %"), rows)
+    worst = sorted((c for c in found if c.regret() >= LOST), key=Choice.regret, reverse=True)[:WORST]
+    if worst:
+        yield f"The {len(worst)} worst, each with what was estimated and what was measured:"
+        yield ""
+        lines = [
+            (_lost(c.regret()), f"`{c.name}`", c.way, _said(c, c.chosen), _said(c, c.best)) for c in worst
+        ]
+        yield from _table(("lost", "layer", "way", "chosen", "fastest"), lines)
+    yield "Estimates against measured times, of all algorithms that were timed:"
+    yield ""
+    ratios: dict[str, list[float]] = {}
+    for choice in found:
+        for name, timing in choice.seconds.items():
+            ratios.setdefault(name, []).append(timing.median / choice.estimates[name])
+    yield from _table(
+        ("algorithm", "timings", "measured / estimated, geometric mean", "least", "most"),
+        (
+            (f"`{name}`", str(len(some)), f"{mean(some):.2f}", f"{min(some):.2f}", f"{max(some):.2f}")
+            for name, some in sorted(ratios.items())
+        ),
+    )
+    yield f"Measured with engine `{engine.machine['engine']}`, {engine.machine['cpu']}, {engine.machine['vectors']}."
+    yield ""
+
+
+def _lost(regret: float) -> str:
+    return f"{100 * (regret - 1):.1f} %"
+
+
+def _said(choice: Choice, name: str) -> str:
+    return f"{name}: {_ms(choice.estimates[name])}, {_ms(choice.seconds[name].median)}"
+
+
+# What starting may take: all kernels compiled, and a first call beyond `import numba`.
+STARTING = {
+    "compile": ("all float32 kernels compiled, nothing on disk (`fastconv warm`, the whole process)", 30.0),
+    "first call": ("first convolution in a new process, beyond `import numba`", 0.3),
+    "three kinds": ("the same, then a convolution of 3 channels and a pool", 0.3),
+}
+
+
+def _starting(engine: Engine) -> Iterator[str]:
+    rows = [
+        (words, f"≤ {_ms(most)}", f"**{_ms(engine.start[name])}, {'met' if engine.start[name] <= most else 'short'}**")
+        for name, (words, most) in STARTING.items()
+    ]  # fmt: skip
+    yield from _table(("", "floor", "measured"), rows)
+    yield (
+        f"The second and third are medians over new processes whose kernels lie on disk; `import numba` takes "
+        f"{_ms(engine.start['import numba'])} there. They hold fastconv's own import, its threads and the first loading of the "
+        "kernels."
+    )
+    yield ""
+
+
 def _details(results: Results) -> Iterator[str]:
     rows = {(row.name, row.threads): row for row in results.layers}
     for network in NETWORKS:
@@ -384,10 +469,10 @@ def _refusals(results: Results) -> Iterator[str]:
         yield ""
 
 
-def markdown(results: Results) -> str:
+def markdown(results: Results, engine: Engine) -> str:
     """The page."""
     lines = [
-        "<!-- made from benchmarks/results.json by `python -m benchmarks.rivals --page` -->",
+        "<!-- made from benchmarks/results.json and engine.json by `python -m benchmarks.rivals --page` -->",
         "",
         "# Performance",
         "",
@@ -407,6 +492,12 @@ def markdown(results: Results) -> str:
         f"![Time of VGG16's convolutions and pools, and of ResNet-50's convolutions]({NETWORK_TIMES}){{ .chart }}",
         "",
         *_folded("The same as a table", _network_table(results)),
+        "## Starting",
+        "",
+        *_starting(engine),
+        "## How good the choices are",
+        "",
+        *_choices(engine),
         "## The machine",
         "",
         *_machine(results),
@@ -421,25 +512,26 @@ def markdown(results: Results) -> str:
         "",
         "```sh",
         "python -m benchmarks.rivals           # about 12 minutes; --network, --batch and --threads measure a part",
+        "python -m benchmarks.engine           # starting, and the choices: about 3 minutes",
         "python -m benchmarks.rivals --page    # this page",
         "```",
     ]
     return "\n".join(lines).rstrip() + "\n"
 
 
-def pages(results: Results) -> dict[str, str]:
+def pages(results: Results, engine: Engine) -> dict[str, str]:
     """Every file of the page: its name under docs/, and its text."""
     return {
-        PAGE: markdown(results),
+        PAGE: markdown(results, engine),
         RATIOS: ratios_picture(results),
         NETWORK_TIMES: networks_picture(results),
     }
 
 
-def write(results: Results, docs: Path) -> list[Path]:
+def write(results: Results, engine: Engine, docs: Path) -> list[Path]:
     """Write page and pictures into the folder `docs`; return their paths."""
     written = []
-    for name, text in pages(results).items():
+    for name, text in pages(results, engine).items():
         written.append(docs / name)
         written[-1].write_text(text, encoding="utf-8")
     return written

@@ -149,6 +149,79 @@ def read(path: Path) -> Results:
     return results
 
 
+# ---------------------------------------------------------------------------- the engine by itself
+
+
+class Choice(NamedTuple):
+    """A layer that several algorithms compute, called in one way: what each was estimated at, and took."""
+
+    name: str
+    way: str
+    estimates: dict[str, float]
+    seconds: dict[str, Timing]
+
+    @property
+    def spec(self) -> Spec:
+        """The layer's problem."""
+        return parse(self.name)
+
+    @property
+    def chosen(self) -> str:
+        """The algorithm with the least estimate."""
+        return min(self.estimates, key=self.estimates.__getitem__)
+
+    @property
+    def best(self) -> str:
+        """The algorithm with the least measured time."""
+        return min(self.seconds, key=lambda name: self.seconds[name].median)
+
+    def regret(self, chosen: str = "") -> float:
+        """How many times as long as the best an algorithm takes."""
+        return self.seconds[chosen or self.chosen].median / self.seconds[self.best].median
+
+
+class Engine:
+    """What ``benchmarks.engine`` has measured: how long starting takes, and one record for each choice."""
+
+    def __init__(
+        self, machine: dict[str, Any], start: dict[str, float], records: list[dict[str, Any]]
+    ) -> None:
+        self.machine = machine
+        self.start = start
+        self._records = records
+
+    @property
+    def choices(self) -> list[Choice]:
+        """Every layer and way that leaves a choice."""
+        return [
+            Choice(
+                record["problem"],
+                record["way"],
+                record["estimates"],
+                {name: Timing(*values) for name, values in record["seconds"].items()},
+            )
+            for record in self._records
+        ]
+
+    def mean_regret(self, way: str = "") -> float | None:
+        """The geometric mean over all choices, or those of one way."""
+        return mean(choice.regret() for choice in self.choices if way in ("", choice.way))
+
+    def as_json(self) -> str:
+        """JSON with one record a line."""
+        records = ",\n".join(json.dumps(record, separators=(",", ":")) for record in self._records)
+        return (
+            f'{{"format": {FORMAT},\n"machine": {json.dumps(self.machine)},\n"start": {json.dumps(self.start)},\n'
+            f'"choices": [\n{records}\n]}}\n'
+        )
+
+
+def read_engine(path: Path) -> Engine:
+    """What a run of ``benchmarks.engine`` wrote."""
+    data = json.loads(path.read_text(encoding="utf-8"))
+    return Engine(data["machine"], data["start"], data["choices"])
+
+
 # ---------------------------------------------------------------------------- kinds of layers
 
 

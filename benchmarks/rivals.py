@@ -31,7 +31,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 import fastconv as fc
 from benchmarks import baselines, limits, performance
-from benchmarks.results import BATCHES, RIVALS, THREADS, Results, read
+from benchmarks.results import BATCHES, RIVALS, THREADS, Results, read, read_engine
 from benchmarks.selection import NETWORKS, SMOKE, kinds, layers
 from fastconv import testing
 from fastconv.backends import Unsupported, default_for
@@ -43,6 +43,9 @@ from fastconv.threads import available_cpus, set_num_threads
 
 Array = Any
 ROOT = Path(__file__).parents[1]
+
+# What `benchmarks.engine` measures, which stands on the same page.
+ENGINE = ROOT / "benchmarks" / "engine.json"
 
 # A turn is calls worth this long, after calls that are not counted. They find caches cold and threads asleep, and a
 # rival's thread that woke on its caller's CPU stays there for up to 10 ms: both are to be seen at their best.
@@ -410,7 +413,7 @@ def machine_limits(threads: int) -> dict[str, float]:
     return {name: float(f"{rate:.4g}") for name, rate in rates.items()}
 
 
-def _progress() -> Progress:
+def progress() -> Progress:
     return Progress(
         TextColumn("{task.completed}/{task.total}"), BarColumn(), TimeElapsedColumn(), TextColumn("{task.description}"),
         console=Console(stderr=True),
@@ -423,7 +426,7 @@ def measure(
 ) -> None:  # fmt: skip
     """Measure into `results`, which holds what is done when this is interrupted."""
     specs, wholes = list(problems), list(networks)
-    with _progress() as bar:
+    with progress() as bar:
         task = bar.add_task("this machine", total=len(specs) + len(wholes))
         for count in threads:
             results.set_limits(count, machine_limits(count))
@@ -462,13 +465,13 @@ def main(
     """Measure every layer of every network beside its rivals, or write the page from what was measured."""
     console = Console(stderr=True)
     if page:
-        for written in performance.write(read(json_path), docs):
+        for written in performance.write(read(json_path), read_engine(ENGINE), docs):
             console.print(f"wrote {written}", soft_wrap=True)
         return
     if smoke:
         results = Results(machine())
         measure([spec for text in SMOKE for spec in kinds(parse(text))], WHOLE, (1,), 0.02, results, shrink=7)
-        text = performance.markdown(results)
+        text = performance.markdown(results, read_engine(ENGINE))
         console.print(
             f"{len(results.layers)} layers, {len(results.networks)} networks, a page of {len(text)} bytes"
         )

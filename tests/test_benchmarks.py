@@ -11,7 +11,7 @@ import pytest
 
 from benchmarks import performance, results
 from benchmarks.baselines import BASELINES, disagreement, operands, tolerance
-from benchmarks.results import Floor, Part, Results
+from benchmarks.results import Engine, Floor, Part, Results
 from benchmarks.selection import NETWORKS, layers
 from fastconv import testing
 from fastconv.backends import Unsupported
@@ -20,12 +20,14 @@ from fastconv.spec import ConvSpec, PoolSpec, parse
 
 ROOT = Path(__file__).parents[1]
 FILE = ROOT / "benchmarks" / "results.json"
+ENGINE = ROOT / "benchmarks" / "engine.json"
 
 WIDE, POINT, POOL = (
     "n1 c64x56x56 k64x3x3 s1 p1 f32",
     "n1 c64x56x56 k64x1x1 s1 p0 f32",
     "max n1 c4x8x8 k2x2 s2 p0 f32",
 )
+SMALL = "n1 c8x9x9 k8x3x3 s1 p1 f32"
 POOLS = (POOL, "max n1 c4x8x8 k2x2 s2 p0 indices f32", "avg n1 c4x8x8 k2x2 s2 p0 f32")
 
 
@@ -220,6 +222,92 @@ def test_what_is_short_never_looks_met() -> None:
     assert "89.9 %, short" in str(Part("of the peak", 0.9, 0.89999, "%"))
 
 
+# ---------------------------------------------------------------------------- the engine by itself
+
+
+def choice(**taken: float) -> dict[str, Any]:
+    """A layer whose algorithms were estimated at a second more each, in this order."""
+    return {
+        "problem": WIDE,
+        "way": "prepared",
+        "estimates": {name: 1.0 + at for at, name in enumerate(taken)},
+        "seconds": seconds(**taken),
+    }
+
+
+def engine(first: float = 0.1, **taken: float) -> Engine:
+    facts = made_up().machine
+    records = [choice(winograd=1.0, implicit_gemm=2.0), choice(**(taken or {"winograd": 1.0, "fft": 4.0}))]
+    start = {"compile": 29.0, "import numba": 0.2, "first call": first, "three kinds": first}
+    return Engine(facts, start, records)
+
+
+def test_a_wrong_choice_is_a_loss() -> None:
+    right, wrong = engine(), engine(winograd=3.0, implicit_gemm=2.0)
+    assert [c.regret() for c in right.choices] == [1, 1]
+    assert [c.regret() for c in wrong.choices] == [1, 1.5]
+    assert (wrong.choices[1].chosen, wrong.choices[1].best) == ("winograd", "implicit_gemm")
+    assert wrong.mean_regret() == wrong.mean_regret("prepared") == pytest.approx(math.sqrt(1.5))
+    assert wrong.mean_regret("pool") is None
+    assert results.read_engine(ENGINE).as_json() == ENGINE.read_text(encoding="utf-8")
+
+
+def test_wrong_choices_and_slow_starts_stand_on_the_page() -> None:
+    def page(found: Engine) -> str:
+        return (
+            performance.markdown(made_up(), found).partition("## Starting")[2].partition("## The machine")[0]
+        )
+
+    assert "| 50.0 % |" in page(engine(winograd=3.0, implicit_gemm=2.0))
+    assert "implicit_gemm: 2 s, 2 s" in page(engine(winograd=3.0, implicit_gemm=2.0))
+    assert "worst, each" not in page(engine())
+    assert page(engine()).count("met**") == 3
+    assert page(engine(first=0.31)).count("310 ms, short**") == 2
+
+
+def test_choices_are_measured_where_there_is_one() -> None:
+    measuring = pytest.importorskip("benchmarks.engine", reason="the engine's compiler is not installed")
+    records = list(measuring.measure_choices([parse(SMALL), parse(POOL)], 0.001))
+    assert [record["way"] for record in records] == ["prepared", "unprepared", "pool"]
+    for record in records:
+        assert record["estimates"].keys() == record["seconds"].keys()
+        assert len(record["seconds"]) > 1
+        assert all(0 < low <= median <= high for low, median, high in record["seconds"].values())
+
+
+def test_fitting_finds_a_constant_that_was_bent() -> None:
+    """Times made by the model with slower multiply-adds: the fit returns to them from the constant there is."""
+    measuring = pytest.importorskip("benchmarks.engine", reason="the engine's compiler is not installed")
+    layers = [WIDE, POINT, SMALL, WIDE.replace("56x56", "14x14"), WIDE.replace("c64", "c8")]
+    before = measuring.fitted()
+    with measuring.constants({"CYCLE": 2 * before["CYCLE"]}):
+        assert measuring.fitted()["CYCLE"] == 2 * before["CYCLE"]
+        records = [
+            {"problem": name, "way": "unprepared", "estimates": said, "seconds": seconds(**said)}
+            for name in layers
+            for said in [{n: m.run.seconds for n, m in measuring.candidates(parse(name), False).items()}]
+        ]
+    assert measuring.fitted() == before
+    found = measuring.fit(Engine({}, {}, records).choices)
+    assert found.after["CYCLE"] / before["CYCLE"] == pytest.approx(2, rel=0.3)
+    assert found.regrets[1] <= found.regrets[0]
+    assert measuring.fitted() == before
+
+
+def test_every_layer_with_a_choice_stands_in_the_file() -> None:
+    """At stride 1 Winograd's or the depthwise kernel stands beside the general one."""
+    specs = {spec for network in NETWORKS for batch in results.BATCHES for spec in layers(network, batch)}
+    plain = {
+        str(spec)
+        for spec in specs
+        if isinstance(spec, ConvSpec) and set(spec.stride) == {1} and set(spec.kernel_size) in ({3}, {5})
+    }
+    for way in ("prepared", "unprepared"):
+        assert not plain - {
+            choice.name for choice in results.read_engine(ENGINE).choices if choice.way == way
+        }
+
+
 # ---------------------------------------------------------------------------- file and page
 
 
@@ -240,7 +328,7 @@ def test_the_file_holds_what_was_measured(tmp_path: Path) -> None:
 
 def test_losses_stand_on_the_page() -> None:
     def losses(found: Results) -> str:
-        text = performance.markdown(found)
+        text = performance.markdown(found, engine())
         return text.partition("## Where it loses")[2].partition("<details")[0]
 
     assert "Convolutions, prepared: 0 of 4." in losses(made_up())
@@ -260,7 +348,7 @@ def test_pictures_have_a_dot_for_every_layer() -> None:
 
 
 def test_the_page_is_made_from_the_file() -> None:
-    for name, text in performance.pages(results.read(FILE)).items():
+    for name, text in performance.pages(results.read(FILE), results.read_engine(ENGINE)).items():
         written = (ROOT / "docs" / name).read_text(encoding="utf-8")
         assert written == text, f"docs/{name} is not what the file says: python -m benchmarks.rivals --page"
 
