@@ -35,6 +35,8 @@ EDGES = [
     *(f"n1 c4x{h}x{w} k4x3x3 s{s} p1 g4" for h, w in ((3, 3), (7, 7), (9, 16), (6, 33)) for s in (1, 2)),
     *(f"n1 c2x{h}x{w} k3x4x4 s4 p2" for h, w in ((9, 9), (17, 35))),
     "n1 c3x9x8x7 k4x3x2x3 s1 p1", "n1 c2x6x9 k3x3x3 s3 p2 d2", "n2 c6x5x9 k4x3x2 s1 p0 g2", "n1 c3x12x11 k7x3x3 s1 p2 circular",
+    *(f"n2 c{c}x{h}x{w} k{o}x3x3 s{s} p1" for c, h, w, o, s in ((16, 4, 4, 9, 1), (17, 7, 9, 8, 1), (35, 9, 17, 5, 2))),
+    "n2 c18x7x7 k18x3x3 s1 p1 g18", "n2 c33x5x7 k9x1x1 s1 p0", "max n2 c17x7x9 k3x3 s2 p1", "avg n1 c40x6x6 k2x2 s2 p0",
     *(f"max n1 c2x{h}x{w} k{k}x{k} s{s} p{k // 2}" for h, w in ((3, 3), (7, 9), (9, 33)) for k, s in ((2, 2), (3, 2), (3, 1), (4, 3))),
     *(f"avg n1 c2x{h}x{w} k3x3 s2 p1 ceil" for h, w in ((4, 4), (9, 33))),
     "max n1 c2x9x18 k3x3 s2 p1 indices", "max n1 c2x7x8 k3x3 s3 p0 indices", "avg n1 c3x7x7 o1x1", "max n1 c2x9x20 o4x3",
@@ -45,7 +47,8 @@ DTYPES = ("f32", "f64", "s32", "s64")
 @pytest.mark.skipif(sys.platform != "linux", reason="guard pages are made with Linux's mprotect")
 @pytest.mark.parametrize("at_end", [True, False], ids=["ends", "begins"])
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_kernels_stay_inside_their_operands(dtype: str, at_end: bool) -> None:
+@pytest.mark.parametrize("channels_last", [False, True], ids=["first", "last"])
+def test_kernels_stay_inside_their_operands(channels_last: bool, dtype: str, at_end: bool) -> None:
     from tests.guard import Guarded
 
     for problem in EDGES:
@@ -61,6 +64,8 @@ def test_kernels_stay_inside_their_operands(dtype: str, at_end: bool) -> None:
             memory = Guarded(at_end)
             results = [memory.copy(testing.poisoned(shape)) for shape in spec.shapes(op)[len(given) :]]
             operands = [memory.copy(array) for array in given]
+            if channels_last:
+                operands[0] = np.moveaxis(memory.copy(np.moveaxis(given[0], 1, -1)), -1, 1)
             if op is Op.CONV:
                 made.run.call(operands[0], operands[1], None, results[0])
             else:

@@ -186,12 +186,25 @@ def run(
             return
         np.copyto(result, values, casting="unsafe")
 
+    def in_order(x: Array, y: int, indices: int) -> None:
+        order, lanes = direct.orderer(wide, spec.channels, spec.in_size), cost.lanes(wide)
+        some = min(max(piece // lanes, 1) * lanes, spec.channels)
+        _held, at = scratch(some * plane * itemsize)
+        for n in range(spec.batch):
+            for c in range(0, spec.channels, some):
+                count, done = min(some, spec.channels - c), (n * spec.channels + c) * plane_out
+                order(x, n, c, count, at)
+                reduce(at, y + itemsize * done, indices and indices + 8 * done, count)
+
     def call(x: Array, y: Array, indices: Array | None = None) -> None:
         if not planes:
             return
         at_indices = address(indices)
         if as_is and x.flags.c_contiguous:
             reduce(address(x), address(y), at_indices, planes)
+            return
+        if as_is and direct.channels_last(x):
+            in_order(x, address(y), at_indices)
             return
         held, _ = scratch(piece * each - ALIGNMENT)
         part = held[: piece * plane * itemsize].view(wide).reshape(piece, *spec.in_size)

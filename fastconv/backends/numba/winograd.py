@@ -165,6 +165,7 @@ def check(spec: ConvSpec) -> list[int]:
 
 
 FIELD = {name: at for at, name in enumerate(kernels.ARGUMENTS.names or ())}
+STRIDES = slice(FIELD["x_n"], FIELD["x_w"] + 1)
 
 
 def plan_form(spec: ConvSpec, cut: Layout, packed: bool, limit: int | None) -> Run:
@@ -188,7 +189,7 @@ def plan_form(spec: ConvSpec, cut: Layout, packed: bool, limit: int | None) -> R
     shared = cut.places * cut.v_step * cut.itemsize + ALIGNMENT
     values = {
         "offsets": address(offsets), "scratch_size": nbytes,
-        "x_n": spec.in_channels * math.prod(size), "x_c": math.prod(size), "x_h": size[2],
+        "x_n": spec.in_channels * math.prod(size), "x_c": math.prod(size), "x_h": size[2], "x_w": 1,
         "y_n": spec.out_channels * math.prod(out), "y_c": math.prod(out),
         "c": spec.in_channels, "o": spec.out_channels, "K": K, "c_round": cut.c_round,
         "size_h": size[1], "size_w": size[2], "before_h": before[1], "before_w": before[2], "oh": out[1], "ow": out[2],
@@ -213,8 +214,15 @@ def plan_form(spec: ConvSpec, cut: Layout, packed: bool, limit: int | None) -> R
         given = w.given if packed else w
         if not spec.batch:
             return
-        x, bias = np.ascontiguousarray(x), contiguous(bias)
+        bias = contiguous(bias)
         a = fields.copy()
+        if (
+            x.strides[1] == x.itemsize and x.strides[-1] != x.itemsize
+        ):  # channels are neighbours, as images come
+            n, _, *rest = (step // x.itemsize for step in x.strides)
+            a[STRIDES] = n, 1, *direct.lift(tuple(rest), 0)[1:]
+        else:
+            x = np.ascontiguousarray(x)
         workers = threads.workers(at_once)
         _held, at = scratch(workers * nbytes + shared)
         a[FIELD["x"]], a[FIELD["w"]] = address(x), address(w.transformed if packed else w)

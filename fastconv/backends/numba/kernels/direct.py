@@ -25,7 +25,7 @@ import numpy as np
 from numba import carray, from_dtype, types
 from numba.extending import register_jitable
 
-from .simd import copy_phases, element, fetch, host, next_task, pointer
+from .simd import copy_phases, element, fetch, host, next_task, pointer, store_transposed
 from .tile import SLOT, VECTORS, dots, scalars, tile
 
 # One struct for plan and kernels. Every field is an int64; addresses are in bytes, strides in elements.
@@ -33,7 +33,7 @@ FIELDS = (
     "next stop "  # the next task, and where to stop
     "x w bias y scratch "  # addresses; no bias is 0
     "offsets masks maps phases "  # addresses of the plan's tables
-    "scratch_size slots_at "  # bytes of a worker's scratch, and where its slots begin
+    "scratch_size slots_at stage_at "  # bytes of a worker's scratch, where its slots begin, and a block of vectors
     "copied copied_n c_tasks channels "  # slab: address of the copied images or 0, elements of one; copy: tasks
     "x_n x_group x_c x_d x_h x_w "  # strides of the input
     "y_n y_c "  # strides of the output, whose planes are contiguous
@@ -112,19 +112,62 @@ def fill_row(T, size, lanes, a, to, x, row, missing, maps, phases, w0, count):  
 
 
 @register_jitable
-def fill_slab(T, size, lanes, a, c0, c1, slab, x, maps, phases, d0, h0, w0, nd, nh, nw):  # type: ignore[no-untyped-def]
+def fill_pixels(T, size, lanes, a, c0, c1, to, x, row, missing, maps, phases, stage, w0, count):  # type: ignore[no-untyped-def]
+    """As :func:`fill_row`, for all channels of an input whose channels are neighbours: pixels are read, rows written."""
+    for k in range(a.phases_w):
+        phase = phases[a.phases_d + a.phases_h + k]
+        for i in range(0, count, lanes):
+            pixels = min(lanes, count - i)
+            for c in range(c0, c1, lanes):
+                channels = min(lanes, c1 - c)
+                for p in range(pixels):
+                    w = maps[a.map_w + (w0 + i + p) * a.stride_w + phase]
+                    there = 0 if missing or w < 0 else channels
+                    pixel = x + size * (row + w * a.x_w + c)
+                    fetch(pixel + 2 * lanes * a.stride_w * size * a.x_w)
+                    copy_phases(T, 1, stage + size * lanes * p, 0, 1, pixel, 0, there, lanes)
+                store_transposed(
+                    T, to + size * (c * a.pitch_c + k * a.phase_w + i), a.pitch_c, stage, channels, pixels
+                )
+
+
+@register_jitable
+def fill_slab(T, size, lanes, a, c0, c1, slab, x, maps, phases, stage, d0, h0, w0, nd, nh, nw):  # type: ignore[no-untyped-def]
     """Copy what a box of nd x nh x nw positions at (d0, h0, w0) reads of channels c0 to c1 - 1 of `x`."""
     nd, nh, nw = nd + a.reach_d, nh + a.reach_h, nw + a.reach_w
-    for c in range(c0, c1):
+    channels_last = a.x_c == 1 and a.x_w > 1 and 2 * (c1 - c0) >= lanes
+    # Rows of one channel after the other, or of all channels at once.
+    for c in range(c0, c0 + 1 if channels_last else c1):
         for i in range(a.phases_d):
             for qd in range(nd):
                 d = maps[(d0 + qd) * a.stride_d + phases[i]]
                 for j in range(a.phases_h):
                     for qh in range(nh):
                         h = maps[a.map_h + (h0 + qh) * a.stride_h + phases[a.phases_d + j]]
+                        missing = d < 0 or h < 0
+                        if channels_last:
+                            to = i * a.phase_d + qd * a.pitch_d + j * a.phase_h + qh * a.pitch_h
+                            row = d * a.x_d + h * a.x_h
+                            fill_pixels(
+                                T,
+                                size,
+                                lanes,
+                                a,
+                                c0,
+                                c1,
+                                slab + size * to,
+                                x,
+                                row,
+                                missing,
+                                maps,
+                                phases,
+                                stage,
+                                w0,
+                                nw,
+                            )
+                            continue
                         to = c * a.pitch_c + i * a.phase_d + qd * a.pitch_d + j * a.phase_h + qh * a.pitch_h
                         row = c * a.x_c + d * a.x_d + h * a.x_h
-                        missing = d < 0 or h < 0
                         fill_row(T, size, lanes, a, slab + size * to, x, row, missing, maps, phases, w0, nw)
 
 
@@ -183,7 +226,10 @@ def copy(T: Any) -> Any:
             c1 = (c0 + 1) * a.channels // a.c_tasks
             c0 = c0 * a.channels // a.c_tasks
             at_slab, at_x = a.copied + size * n * a.copied_n, a.x + size * n * a.x_n
-            fill_slab(T, size, lanes, a, c0, c1, at_slab, at_x, maps, phases, 0, 0, 0, a.od, a.oh, a.ow)
+            stage = a.scratch + worker * a.scratch_size + a.stage_at
+            fill_slab(
+                T, size, lanes, a, c0, c1, at_slab, at_x, maps, phases, stage, 0, 0, 0, a.od, a.oh, a.ow
+            )
 
     return work
 
@@ -198,6 +244,7 @@ def slab(T: Any) -> Any:
         a = carray(pointer(arguments, RECORD), 1)[0]
         at_slab = a.scratch + worker * a.scratch_size
         at_slots = at_slab + a.slots_at
+        stage = at_slab + a.stage_at
         slots = carray(pointer(at_slots, types.int64), (1 << 40, SLOT))
         maps = carray(pointer(a.maps, types.int64), 1 << 40)
         phases = carray(pointer(a.phases, types.int64), 1 << 40)
@@ -222,7 +269,9 @@ def slab(T: Any) -> Any:
                     at_slab = a.copied + size * begin
                 else:
                     at_x = a.x + size * (n * a.x_n + g * a.x_group)
-                    fill_slab(T, size, lanes, a, 0, a.c, at_slab, at_x, maps, phases, d0, h0, w0, nd, nh, nw)
+                    fill_slab(
+                        T, size, lanes, a, 0, a.c, at_slab, at_x, maps, phases, stage, d0, h0, w0, nd, nh, nw
+                    )
                 at_y = a.y + size * (n * a.y_n + g * a.o * a.y_c)
                 at_w = a.w + size * g * a.w_group
                 at_bias = a.bias + size * g * a.o if a.bias else 0

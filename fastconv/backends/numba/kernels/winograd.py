@@ -25,6 +25,7 @@ from .simd import (
     ELEMENTS,
     Element,
     const,
+    copy_phases,
     fetch,
     host,
     load,
@@ -255,7 +256,7 @@ FIELDS = (
     "x w bias y scratch "  # addresses; no bias is 0
     "v offsets "  # addresses of the transformed tiles, and of the table of channels
     "scratch_size "  # bytes of a worker's scratch
-    "x_n x_c x_h y_n y_c "  # strides: of the input, whose rows are contiguous, and of the output
+    "x_n x_c x_h x_w y_n y_c "  # strides: of the input, 1 along rows or along channels, and of the output
     "c o K c_round "  # input and output channels, elements of a kernel; channels in whole vectors
     "size_h size_w before_h before_w oh ow "  # sizes and padding
     "tiles_w tiles first count "  # tiles along a row, in an image; the first and how many, of all images
@@ -301,17 +302,24 @@ def tiles_in(F: int) -> Any:
                     # Rows that the tile row above has read already are read again: half of them, from L2.
                     for i in range(nh):
                         h = th * mh + i - a.before_h
+                        outside = h < 0 or h >= a.size_h
+                        to = slab + i * row_bytes
+                        if a.x_w != 1:  # channels are neighbours: a vector of them for each pixel
+                            for q in range(columns):
+                                w = q - a.before_w
+                                there = 0 if outside or w < 0 or w >= a.size_w else min(a.c - c0, lanes)
+                                pixel = at_x + size * (h * a.x_h + w * a.x_w)
+                                copy_phases(T, 1, to + q * lanes * size, 0, 1, pixel, 0, there, lanes)
+                            continue
                         for q in range(0, columns, lanes):
                             low, high = a.before_w - q, a.before_w + a.size_w - q
-                            if h < 0 or h >= a.size_h:
-                                high = low
                             below = at_x + size * ((h + mh) * a.x_h + q - a.before_w)
                             for _ in range(lanes):
                                 fetch(below)
                                 below += size * a.x_c
                             load_transposed(
-                                T, slab + i * row_bytes + q * lanes * size,
-                                at_x + size * (h * a.x_h + q - a.before_w), a.x_c, a.c - c0, low, high,
+                                T, to + q * lanes * size, at_x + size * (h * a.x_h + q - a.before_w),
+                                a.x_c, a.c - c0, low, low if outside else high,
                             )  # fmt: skip
                     for tw in range(a.tiles_w):
                         t = r * a.tiles_w + tw - a.first
