@@ -165,16 +165,16 @@ def _remember(call: Call, chosen: Plan, packs: dict[Any, Any] | None, results: S
     """Let the next call like this one go straight to its kernel, if nothing but shapes decided."""
     floats = call.spec.dtype in ("float32", "float64")
     if call.op is Op.POOL and floats:
-        recall.remember(chosen.run, call.operands, (), tuple(results))
+        recall.remember(chosen, call.operands, (), results)
     elif call.op is Op.CONV and floats and call.spec.out_dtype == call.spec.dtype:
         bias = call.bias
         if bias is not None and bias.dtype.name != call.spec.dtype:
             return
         if packs is None and chosen.run.pack is None:
-            recall.remember(chosen.run, (*call.operands, bias), (), tuple(results))
+            recall.remember(chosen, (*call.operands, bias), (), results)
         elif packs is not None:
             packed = _packed(chosen, call.operands[1], packs)
-            recall.remember(chosen.run, call.operands[:1], (packed, bias), tuple(results))
+            recall.remember(chosen, call.operands[:1], (packed, bias), results)
 
 
 def _plan(call: Call, backend: str, given: Options, copied: int, prepared: bool) -> Plan:

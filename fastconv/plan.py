@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from contextvars import Context
 from dataclasses import dataclass, field, replace
 from functools import lru_cache, partial
 from types import MappingProxyType
@@ -25,6 +26,11 @@ MAX_ERROR = 6e-6
 
 # Instead of an algorithm's name: the one that is estimated, or measured, to be the fastest.
 CHOICES = ("auto", "measure")
+
+# Overflow, NaN and Inf are answers here, as they are in torch; NumPy would print warnings. What it does about them
+# is part of a context: to run in a copy of one takes 0.03 us, to enter np.errstate 0.7.
+QUIET = Context()
+QUIET.run(np.seterr, all="ignore")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -107,9 +113,7 @@ class Plan:
                 if not given.flags.c_contiguous:
                     raise ValueError("out: got an array that is not in C order, expected one that is")
             results.append(empty(shape.shape, shape.dtype) if given is None else given)
-        # Overflow, NaN and Inf are answers here, as they are in torch; NumPy would print warnings.
-        with np.errstate(all="ignore"):
-            self.run.call(*operands, *results)
+        QUIET.copy().run(self.run.call, *operands, *results)
         return results[0] if count == 1 else tuple(results)
 
     def __str__(self) -> str:

@@ -8,12 +8,14 @@ where they lie (C order, aligned) the plan is found by these alone.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from fastconv.backends import Run
+from fastconv.backends import get
+from fastconv.plan import QUIET, Plan
 from fastconv.settings import get_backend
 from fastconv.spec import Shape
 
@@ -21,22 +23,22 @@ from fastconv.spec import Shape
 REMEMBERED = 1024
 
 _SCALARS = (int, str, bool, float, type(None))
+_INTS = frozenset([int])
 
 
 class Recipe(NamedTuple):
     """What a call computes: which arguments its kernel takes, and what it fills."""
 
-    run: Run
+    run: Callable[..., None]
     places: tuple[int, ...]
     fixed: tuple[Any, ...]
-    results: tuple[Shape, ...]
+    results: tuple[Callable[[], Any], ...]
 
     def cook(self, arrays: list[Any]) -> Any:
         """Compute, as a plan would."""
-        made = [np.empty(shape.shape, shape.dtype) for shape in self.results]
-        operands = [None if at < 0 else arrays[at] for at in self.places]
-        with np.errstate(all="ignore"):
-            self.run.call(*operands, *self.fixed, *made)
+        run, places, fixed, results = self
+        made = [empty() for empty in results]
+        QUIET.copy().run(run, *[arrays[at] for at in places], *fixed, *made)
         return made[0] if len(made) == 1 else tuple(made)
 
 
@@ -50,7 +52,7 @@ class Memory:
         self, function: Callable[..., Any], name: Hashable, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
         """``function(*args, **kwargs)``, by its recipe if there is one."""
-        arrays: list[Any] = []
+        arrays: list[Any] = [None]  # where a bias that is not there is found
         key = _signature(name, args, kwargs, arrays)
         if key is None:
             return function(*args, **kwargs)
@@ -90,7 +92,7 @@ def _signature(
             found += (value.shape, value.dtype)
         elif kind in _SCALARS:
             found += (kind, value)
-        elif kind is tuple and all(type(entry) is int for entry in value):
+        elif kind is tuple and _INTS.issuperset(map(type, value)):
             found.append(value)
         else:
             return None
@@ -101,7 +103,7 @@ def _signature(
     return tuple(found)
 
 
-def remember(run: Run, operands: tuple[Any, ...], fixed: tuple[Any, ...], results: tuple[Shape, ...]) -> None:
+def remember(plan: Plan, operands: tuple[Any, ...], fixed: tuple[Any, ...], results: Sequence[Shape]) -> None:
     """Remember what the call that is being checked has turned out to be; `operands` are arguments of its own."""
     pending = getattr(_pending, "call", None)
     if pending is None:
@@ -113,7 +115,9 @@ def remember(run: Run, operands: tuple[Any, ...], fixed: tuple[Any, ...], result
     places = []
     for operand in operands:
         place = next((at for at, array in enumerate(arrays) if array is operand), None)
-        if operand is not None and place is None:
+        if place is None:
             return
-        places.append(-1 if place is None else place)
-    memory.keep(key, Recipe(run, tuple(places), fixed, results))
+        places.append(place)
+    empty = get(plan.backend).empty
+    made = tuple(partial(empty, result.shape, result.dtype) for result in results)
+    memory.keep(key, Recipe(plan.run.call, tuple(places), fixed, made))

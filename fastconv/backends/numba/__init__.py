@@ -15,7 +15,7 @@ import numpy as np
 from fastconv.backends import Planner
 from fastconv.backends.fft import fft
 from fastconv.backends.numba import depthwise, direct, pooling, winograd
-from fastconv.backends.numba.operands import address, scratch
+from fastconv.backends.numba.operands import ALIGNMENT, address
 from fastconv.spec import DTYPES, Op
 
 # Linux's large pages, which NumPy asks for from two of them on.
@@ -35,10 +35,10 @@ def empty(shape: tuple[int, ...], dtype: str) -> Any:
     nbytes = math.prod(shape) * DTYPES[dtype].itemsize
     if nbytes < ALIGNED_BYTES:
         return np.empty(shape, dtype)
-    held, at = scratch(nbytes)
+    held = np.empty(nbytes + ALIGNMENT, np.uint8)
     if nbytes >= 2 * PAGE_BYTES:
         held[::PAGE_BYTES] = 0
-    return np.ndarray(shape, dtype, held, at - address(held))
+    return np.ndarray(shape, dtype, held, -address(held) % ALIGNMENT)
 
 
 PLANNERS: dict[Op, tuple[Planner, ...]] = {

@@ -488,6 +488,7 @@ def caller(kernel: jit.Kernel, planned: Planned, spec: ConvSpec) -> Callable[...
     """The function that runs a planned kernel; the flat one needs operands in C order."""
     fields, tables = planned.arguments.view(np.int64), planned.tables
     images = max(planned.images, 1)
+    rounds = range(0, spec.batch, images)
     seconds = planned.seconds * images / max(spec.batch, 1)
     c_tasks = int(planned.arguments["c_tasks"][0])
 
@@ -496,19 +497,18 @@ def caller(kernel: jit.Kernel, planned: Planned, spec: ConvSpec) -> Callable[...
         bias = contiguous(bias)
         a[ADDRESSES] = address(x), address(w), address(bias), address(y)
         set_strides(a, x, spec)
-        x_step, y_step = x.strides[0] * images, y.strides[0] * images
         workers = threads.workers(planned.tasks * images)
         _held, at = scratch(workers * planned.scratch + planned.copied)
         a[SCRATCH] = at + planned.copied
-        for n in range(0, spec.batch, images):
-            count = min(images, spec.batch - n)
-            a[BATCH] = count
+        for n in rounds:
+            if n:
+                a[X] += x.strides[0] * images
+                a[Y] += y.strides[0] * images
+            a[BATCH] = count = min(images, spec.batch - n)
             if planned.copied:
                 a[COPIED] = at
                 threads.launch(COPY.address(spec.dtype), a, c_tasks * count, workers, 0)
             threads.launch(kernel.address(spec.dtype), a, planned.tasks * count, workers, seconds)
-            a[X] += x_step
-            a[Y] += y_step
 
     call.tables = tables  # type: ignore[attr-defined]
     return call

@@ -25,28 +25,23 @@ CAST_BYTES = 4 << 20
 ALIGNMENT = 64
 
 
-def _by_interface(array: Array) -> int:
-    at: int = array.__array_interface__["data"][0]
-    return at
+def _by_interface(array: Array | None) -> int:
+    return 0 if array is None else array.__array_interface__["data"][0]
 
 
-def _by_struct(array: Array) -> int:
+def _by_struct(array: Array | None) -> int:
     """The third word of ``PyArrayObject``, whose layout is part of NumPy's ABI: 0.1 us, the interface takes 0.8."""
-    at: int = ctypes.c_ssize_t.from_address(id(array) + _DATA).value
-    return at
+    return 0 if array is None else _word(id(array) + _DATA).value
 
 
 # Behind the reference count and the type.
 _DATA = object.__basicsize__
+_word = ctypes.c_ssize_t.from_address
 _sample = np.arange(9)[3:]
 _is_known = sys.implementation.name == "cpython" and _by_struct(_sample) == _by_interface(_sample)
 
-
-def address(array: Array | None) -> int:
-    """Where an array's first element lies; 0 for none."""
-    if array is None:
-        return 0
-    return _by_struct(array) if _is_known else _by_interface(array)
+# Where an array's first element lies; 0 for none.
+address: Callable[[Array | None], int] = _by_struct if _is_known else _by_interface
 
 
 def contiguous(bias: Array | None) -> Array | None:

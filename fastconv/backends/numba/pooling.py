@@ -51,7 +51,7 @@ CELL_CYCLES = 40
 ROW_CYCLES, FLAT_CYCLES = (8, 7, 20), (9, 7, 23)
 STRIP_CYCLES = 30
 
-FIELD = {name: at for at, name in enumerate(kernels.ARGUMENTS.names or ())}
+X, Y, INDICES, COUNT = map(kernels.FIELD.__getitem__, ("x", "y", "indices", "planes"))
 
 
 def computed(spec: PoolSpec) -> str:
@@ -158,10 +158,9 @@ def run(
 
     def reduce(x: int, y: int, indices: int, count: int) -> None:
         a = fields.copy()
-        a[FIELD["x"]], a[FIELD["y"]], a[FIELD["indices"]], a[FIELD["planes"]] = x, y, indices, count
+        a[X], a[Y], a[INDICES], a[COUNT] = x, y, indices, count
         tasks = -(-count // step)
-        workers = threads.workers(tasks) if tasks > 1 else 1
-        threads.launch(kernel.address(wide), a, tasks, workers, count * channel)
+        threads.launch(kernel.address(wide), a, tasks, threads.workers(tasks), count * channel)
 
     reduce.tables = tables  # type: ignore[attr-defined]
 

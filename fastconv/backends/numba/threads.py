@@ -234,8 +234,7 @@ def workers(at_once: int) -> int:
     Never more than Numba started with: on one CPU, asked for two, TBB waits for a thread that never comes when the
     process has been forked.
     """
-    started: int = numba.config.NUMBA_NUM_THREADS
-    return max(min(at_once, get_num_threads(), started), 1)
+    return 1 if at_once < 2 else min(at_once, get_num_threads(), numba.config.NUMBA_NUM_THREADS)
 
 
 def launch(kernel: int, arguments: np.ndarray[Any, Any], tasks: int, workers: int, seconds: float) -> None:
@@ -251,9 +250,11 @@ def launch(kernel: int, arguments: np.ndarray[Any, Any], tasks: int, workers: in
         The plan's estimate: long work is done in shares, between which Ctrl-C is heard.
     """
     at = address(arguments)
-    share = max(tasks, 1) if seconds <= 2 * PATIENCE else max(int(tasks * PATIENCE / seconds), 4 * workers)
-    for begin in range(0, tasks, share):
-        arguments[0], arguments[1] = begin, min(begin + share, tasks)
+    share = tasks if seconds <= 2 * PATIENCE else max(int(tasks * PATIENCE / seconds), 4 * workers)
+    done = 0
+    while done < tasks:
+        arguments[0] = done
+        arguments[1] = done = min(done + share, tasks)
         if workers == 1:
             _serial()(kernel, 0, at)
         elif (parallel := _parallel()) is not None:
