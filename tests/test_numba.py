@@ -518,3 +518,11 @@ def test_every_algorithm_counts_beyond_31_bits(problem: str) -> None:
         assert not values[..., :-60, :].any(), algorithm
         ran.add(algorithm)
     assert len(ran) > 1
+
+
+def test_large_results_begin_with_a_cache_line() -> None:
+    """Also where a call like an earlier one goes straight to its kernel."""
+    x, w = np.ones((1, 1, 160, 160), "f4"), np.ones((1, 1, 3, 3), "f4")
+    prepared = fc.prepare_conv2d(w, backend="numba")
+    results = [prepared(x) for _ in range(9)]
+    assert {result.ctypes.data % 64 for result in results} == {0}

@@ -154,6 +154,16 @@ def test_padded_zeros_take_part(backend: str) -> None:
     assert np.isnan(expected[0, 0, 0])
 
 
+def test_what_numpy_is_told_to_raise_is_an_answer(backend: str) -> None:
+    """inf - inf is NaN, at the first call and at the next; what NumPy does elsewhere stays as it was."""
+    x, w = np.full((1, 2, 3, 3), np.inf, "f4"), np.ones((1, 2, 3, 3), "f4")
+    w[0, 1] = -1
+    with np.errstate(all="raise"):
+        before = np.geterr()
+        assert all(np.isnan(fc.conv2d(x, w)).all() for _ in range(2))
+        assert np.geterr() == before
+
+
 # --- pools
 
 
