@@ -32,7 +32,7 @@ EDGES = [
     *(f"n1 c2x{h}x{w} k10x3x3 s2 p1" for h, w in ((3, 3), (7, 15), (8, 16), (9, 33), (15, 47))),
     *(f"n1 c3x{h}x{w} k5x5x5 s1 p2" for h, w in ((5, 5), (6, 18), (11, 31))),
     *(f"n1 c2x{w} k3x3 s1 p1" for w in (3, 16, 17, 40)),
-    *(f"n1 c4x{h}x{w} k4x3x3 s{s} p1 g4" for h, w in ((3, 3), (7, 7), (9, 16), (6, 33)) for s in (1, 2)),
+    *(f"n1 c4x{h}x{w} k4x3x3 s{s} p1 g4" for h, w in ((3, 3), (7, 7), (9, 16), (6, 33), (14, 14), (19, 8)) for s in (1, 2)),
     *(f"n1 c2x{h}x{w} k3x4x4 s4 p2" for h, w in ((9, 9), (17, 35))),
     "n1 c3x9x8x7 k4x3x2x3 s1 p1", "n1 c2x6x9 k3x3x3 s3 p2 d2", "n2 c6x5x9 k4x3x2 s1 p0 g2", "n1 c3x12x11 k7x3x3 s1 p2 circular",
     *(f"n2 c{c}x{h}x{w} k{o}x3x3 s{s} p1" for c, h, w, o, s in ((16, 4, 4, 9, 1), (17, 7, 9, 8, 1), (35, 9, 17, 5, 2))),
@@ -147,6 +147,25 @@ def test_every_tile_is_vector_fmas_without_spills(dtype: str) -> None:
     check_tiles(dtype)
 
 
+@on_x86
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_depthwise_taps_keep_their_vectors_in_registers(dtype: str) -> None:
+    from fastconv.backends.numba import depthwise
+    from fastconv.backends.numba.kernels.depthwise import ROWS, TOGETHER
+    from fastconv.backends.numba.kernels.simd import host
+
+    if not host().masks:
+        pytest.skip(f"nine weights, four sums and three columns leave {host().name} no register")
+    text = assembly(depthwise.KERNEL, dtype)
+    bodies = re.findall(r"^depthwise_\w+:.*?\.size", text, re.MULTILINE | re.DOTALL)
+    assert len(bodies) == 2 * (2 + 3)  # strides; any taps, masked or not, and 3 x 3, masked, not or in pairs
+    for body in bodies:
+        name, *lines = body.splitlines()
+        fmas = sum(bool(re.search(r"vfmadd\d+p[sd]\b.*%zmm", line)) for line in lines)
+        assert fmas == (9 * ROWS if "_3x3_" in name else TOGETHER), name
+        assert not [line for line in lines if re.search(r"vmov\w+\s+%[xyz]mm\d+, .*\(%r[sb]p", line)], name
+
+
 # ---------------------------------------------------------------------------- other processes
 
 
@@ -180,7 +199,8 @@ def test_avx2_and_portable_vectors_give_the_same_answers(tmp_path: Path) -> None
         if host().name == "avx2":
             test_numba.check_tiles("float32")
         for problem in ("n2 c5x9x17 k10x3x3 s1 p1 f32", "n1 c3x13x9 k5x3x3 s2 p1 f32", "n1 c9x5x5 k9x1x1 s1 p0 f32",
-                        "n1 c4x9x9 k4x3x3 s1 p1 g4 f32", "max n1 c2x9x9 k3x3 s2 p1 f32", "avg n1 c2x9x9 o1x1 f32", "max n1 c2x9x33 k3x3 s2 p1 indices f32",
+                        "n1 c4x9x9 k4x3x3 s1 p1 g4 f32", "n2 c3x11x4 k6x3x3 s1 p1 g3 f32", "n2 c3x19x19 k3x3x3 s2 p1 g3 f32",
+                        "n2 c3x19x6 k3x3x3 s2 p1 g3 f32", "max n1 c2x9x9 k3x3 s2 p1 f32", "avg n1 c2x9x9 o1x1 f32", "max n1 c2x9x33 k3x3 s2 p1 indices f32",
                         "max n2 c9x5x7 k3x3 s1 p1 indices f32", "avg n2 c9x5x7 k3x3 s1 p1 exclude_pad f32",
                         "max n2 c3x5x7 k2x2 s2 p1 indices f64", "avg n2 c3x5x9 k2x2 s2 p1 f32"):
             spec = parse(problem)

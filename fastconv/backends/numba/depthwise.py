@@ -12,7 +12,7 @@ import numpy as np
 from fastconv.backends import Run, Unsupported
 from fastconv.backends.numba import cost, direct, jit, threads
 from fastconv.backends.numba.kernels import depthwise as kernels
-from fastconv.backends.numba.kernels.depthwise import ROWS, SLOT, TOGETHER, loads
+from fastconv.backends.numba.kernels.depthwise import ROWS, SLOT, TOGETHER, half, loads
 from fastconv.backends.numba.operands import Array, address, cast_images, contiguous
 from fastconv.spec import DTYPES, ConvSpec
 
@@ -24,6 +24,9 @@ TABLE_BYTES = 1 << 20
 # Cycles of one tap of a vector: a load, a mask, an FMA; twice the loads and a shuffle at stride 2.
 TAP_CYCLES = {1: 2.0, 2: 4.0}
 VECTOR_CYCLES = 12
+
+# Cycles of `ROWS` vectors of 3 x 3 taps, by stride and the rows that each holds.
+ROWS_CYCLES = {(1, 1): 55, (1, 2): 60, (2, 1): 85, (2, 2): 80}
 
 # A task takes about this long, so that starting it (0.3 us) does not show.
 TASK_SECONDS = 10e-6
@@ -83,51 +86,55 @@ def table(g: direct.Geometry, lanes: int) -> tuple[Array, Array, Array, Array]:
     return np.array(offsets, np.int32), slots, grouped, inner.astype(np.int64)
 
 
-def takes_rows(g: direct.Geometry, lanes: int) -> bool:
-    """Whether rows are computed four at a time: 3 x 3 taps, and no better use of lanes that a row leaves empty."""
-    square = (
-        g.kernel == (1, 3, 3) and g.dilation[1:] == (1, 1) and g.stride[1] == g.stride[2] and g.size[0] == 1
-    )
-    fills = 4 * g.out[2] >= 3 * lanes * -(-g.out[2] // lanes)
-    return square and (fills or not in_a_row(g))
+def group_cycles(g: direct.Geometry, held: int) -> float:
+    """Cycles of one group of vectors, which hold so many rows each, or (none) any taps."""
+    stride = g.stride[2]
+    return ROWS_CYCLES[stride, held] if held else (TAP_CYCLES[stride] * g.taps + VECTOR_CYCLES) * TOGETHER
 
 
-def table_of_rows(g: direct.Geometry, lanes: int, read: tuple[int, int]) -> tuple[Array, Array, Array]:
-    """As :func:`table`, for groups of ``ROWS`` rows of one vector, which read so many rows so many times each."""
+def rows_held(g: direct.Geometry, lanes: int) -> int:
+    """How many rows a vector holds where 3 x 3 taps are computed by rows; none where that is not, or is slower."""
+    (_, oh, ow), stride = g.out, g.stride[2]
+    if g.kernel != (1, 3, 3) or g.dilation[1:] != (1, 1) or g.stride[1] != stride or g.size[0] != 1:
+        return 0
+    held = 2 if ow <= half(stride, lanes) else 1
+    by_rows = -(-oh // (ROWS * held)) * -(-ow // lanes) * group_cycles(g, held)
+    by_taps = -(-len(begins(g, lanes)) // TOGETHER) * group_cycles(g, 0)
+    return held if by_rows < by_taps else 0
+
+
+def table_of_rows(g: direct.Geometry, lanes: int, held: int) -> tuple[Array, Array, Array]:
+    """Slots, masks and inner groups of ``ROWS`` vectors that hold a row each, or two that lie ``ROWS`` apart.
+
+    A group's masks are its first column, the rows that are there, and the lanes of each vector of a row.
+    """
     (_, oh, ow), (_, height, width), s = g.out, g.size, g.stride[2]
-    h0, w0 = (
-        axis.ravel() for axis in np.meshgrid(np.arange(0, oh, ROWS), np.arange(0, ow, lanes), indexing="ij")
-    )
-    rows, times = read
-    lane, element = np.arange(lanes), np.arange(lanes * s)
-    slots = np.zeros((len(h0), SLOT), np.int64)
+    begin = np.arange(0, oh, ROWS * held), np.arange(0, ow, lanes)
+    h0, w0 = (axis.reshape(-1, 1) for axis in np.meshgrid(*begin, indexing="ij"))
     top, left = h0 * s - g.before[1], w0 * s - g.before[2]
-    slots[:, 0], slots[:, 1] = top * width + left, h0 * ow + w0
-    written = (w0[:, None] + lane < ow) @ (1 << lane)
-    slots[:, 2] = written + ((h0[:, None] + np.arange(ROWS) < oh) @ (1 << (32 + np.arange(ROWS))))
-    row = top[:, None] + np.arange(rows)
-    column = left[:, None, None] + np.arange(times)[:, None] * s + element
-    bits = ((column >= 0) & (column < width)) @ (np.uint64(1) << element.astype(np.uint64))
-    masks = np.where(((row >= 0) & (row < height))[:, :, None], bits[:, None, :], np.uint64(0))
-    every = (1 << lanes * s) - 1
-    inner = (masks == every).all(axis=(1, 2)) & (slots[:, 2] == (1 << lanes) - 1 + (((1 << ROWS) - 1) << 32))
-    return slots, np.ascontiguousarray(masks.astype(np.uint32)), inner.astype(np.int64)
+    lane, rows = np.arange(lanes), np.arange(ROWS * held)
+    row = top + np.arange(s * rows[-1] + 3)
+    columns = [left + start + lane for start in loads(s, held == 2, lanes)]
+    written = [h0 + rows < oh, w0 + lane < ow]
+    seen = [(row >= 0) & (row < height), *((column >= 0) & (column < width) for column in columns)]
+    whole = np.concatenate([*written, *seen], axis=1).all(axis=1) & (held == 1)
+
+    def bits(there: Array) -> Array:
+        return there @ (1 << np.arange(there.shape[1]))
+
+    slots = [(top * width + left)[:, 0], (h0 * ow + w0)[:, 0], bits(written[0]) << 32 | bits(written[1])]
+    masks = [left[:, 0], *map(bits, seen)]
+    return np.stack(slots, axis=1), np.stack(masks, axis=1).astype(np.int32), whole.astype(np.int64)
 
 
 def caller(spec: ConvSpec, g: direct.Geometry) -> tuple[Callable[..., None], int, float]:
     """The function that runs it on operands in C order, its tasks, and the estimate."""
     lanes = cost.lanes(spec.dtype)
-    stride = g.stride[2]
-    in_rows = takes_rows(g, lanes)
-    if in_rows:
-        offsets = np.zeros(1, np.int32)
-        slots, masks, inner = table_of_rows(g, lanes, loads(stride))
-        each = TAP_CYCLES[stride] * math.prod(loads(stride))
-    else:
-        offsets, slots, masks, inner = table(g, lanes)
-        each = TAP_CYCLES[stride] * g.taps * TOGETHER
+    held = rows_held(g, lanes)
+    zeros = np.zeros(g.size[2], spec.dtype)  # a row above or below the image
+    offsets, slots, masks, inner = (zeros, *table_of_rows(g, lanes, held)) if held else table(g, lanes)
     groups = len(inner)
-    cycles = groups * (each + TOGETHER * VECTOR_CYCLES) * cost.SLOWER[spec.dtype]
+    cycles = groups * group_cycles(g, held) * cost.SLOWER[spec.dtype]
     moved = (math.prod(g.size) + math.prod(g.out)) * DTYPES[spec.dtype].itemsize
     channel = max(cycles * cost.CYCLE, moved / cost.BYTES)
     o_step = min(max(int(TASK_SECONDS / channel), 1), spec.out_channels)
@@ -137,9 +144,10 @@ def caller(spec: ConvSpec, g: direct.Geometry) -> tuple[Callable[..., None], int
     values = {
         "offsets": address(offsets), "slots": address(slots), "masks": address(masks), "inner": address(inner),
         "x_n": spec.in_channels * plane, "x_c": plane, "y_n": spec.out_channels * plane_out, "y_c": plane_out,
-        "o": spec.out_channels, "per_group": g.o, "taps": g.taps, "groups_of_vectors": groups,
-        "o_step": o_step, "o_tasks": o_tasks, "stride": stride,
-        "in_rows": in_rows, "row": g.size[2], "row_out": g.out[2],
+        "o": spec.out_channels, "per_group": g.o, "taps": g.taps, "groups": groups,
+        "slots_step": slots.nbytes // groups, "masks_step": masks.nbytes // groups,
+        "o_step": o_step, "o_tasks": o_tasks, "stride": g.stride[2],
+        "rows_held": held, "row": g.size[2], "row_out": g.out[2],
     }  # fmt: skip
     for name, value in values.items():
         template[name] = value

@@ -3,11 +3,14 @@
 Vectors of output positions lie along the lanes and the input is read where it lies, a vector for each tap, two
 of which every second lane is taken for a stride of 2. Padding is a mask for each vector and tap; groups of
 vectors that meet no border read no masks. Both come from a table that all channels share.
+
+With 3 x 3 taps, which is what networks have, vectors of ``ROWS`` rows share the rows they read. Where a row of outputs
+fills at most half a vector, each holds two rows, which lie ``ROWS`` apart: so they share as much, and a plane of 7 x 7 is
+one group of vectors.
 """
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import numpy as np
@@ -39,7 +42,7 @@ from .simd import (
 # Vectors that are summed side by side: an FMA takes 4 cycles and two begin in each.
 TOGETHER = 4
 
-# Output rows that are computed side by side with 3 x 3 taps.
+# Vectors of different output rows that are computed side by side with 3 x 3 taps.
 ROWS = 4
 
 # Numbers of a vector in the table: where it reads tap (0, 0, 0), where it writes, which lanes it writes.
@@ -48,12 +51,13 @@ SLOT = 3
 FIELDS = (
     "next stop "  # the next task, and where to stop
     "x w bias y "  # addresses; no bias is 0
-    "offsets slots masks inner "  # addresses of the plan's tables
+    "offsets slots masks inner "  # addresses of the plan's tables; where rows are held, the first is of zeros
     "x_n x_c y_n y_c "  # strides of images and channels
-    "o per_group taps groups_of_vectors "  # output channels, those of a group; kernel elements
+    "o per_group taps "  # output channels, those of a group; kernel elements
+    "groups slots_step masks_step "  # groups of vectors, and what each has of the tables, in bytes
     "o_step o_tasks "  # output channels of a task, tasks of an image
     "stride "  # 1 or 2
-    "in_rows row row_out"  # whether groups are four rows; elements from row to row, in input and output
+    "rows_held row row_out"  # rows of 3 x 3 taps a vector holds, or 0; elements from row to row, in input and output
 )
 ARGUMENTS = np.dtype([(name, np.int64) for name in FIELDS.split()])
 RECORD = from_dtype(ARGUMENTS)
@@ -70,6 +74,11 @@ def _read(b: ir.IRBuilder, e: Element, stride: int, at: Any, bits: Any) -> Any:
             part = b.lshr(bits, ir.Constant(I32, r * e.lanes)) if r else bits
             parts.append(masked_load(b, e, place, flags(b, e, part)))
     return parts[0] if stride == 1 else halves(b, *parts)[0]
+
+
+def _pick(b: ir.IRBuilder, low: Any, high: Any, lanes: list[int]) -> Any:
+    """These lanes of two vectors."""
+    return b.shuffle_vector(low, high, ir.Constant(ir.VectorType(I32, len(lanes)), lanes))
 
 
 def _emit(module: ir.Module, e: Element, stride: int, masked: bool, name: str) -> ir.Function:
@@ -147,102 +156,125 @@ def sum_taps(
     return types.void(S, MASKED, T, *[types.int64] * 8), codegen
 
 
-def loads(stride: int) -> tuple[int, int]:
-    """How many rows four output rows of 3 x 3 taps read, and how many times each is loaded."""
-    return (ROWS - 1) * stride + 3, 3 if stride == 1 else 2
+def half(stride: int, lanes: int) -> int:
+    """The most outputs of a row where a vector holds two rows: those whose taps lie in one vector of input."""
+    return min(lanes // 2, (lanes - 3) // stride + 1)
 
 
-def _emit_rows(module: ir.Module, e: Element, stride: int, masked: bool, name: str) -> ir.Function:
-    """3 x 3 taps for one vector of each of ``ROWS`` rows; a slot's mask is for lanes, above them for rows."""
+def loads(stride: int, pair: bool, lanes: int) -> tuple[int, ...]:
+    """Where in a row the vectors begin that its taps are made of."""
+    return (0,) if pair else (0, 1, 2) if stride == 1 else (0, lanes, lanes + 2)
+
+
+def _columns(b: ir.IRBuilder, stride: int, vectors: list[Any]) -> list[Any]:
+    """The elements under each of three taps, from what was loaded: of one row, or a vector of each of two."""
+    lanes = vectors[0].type.count
+    if len(vectors) == 2:  # lanes without an output get anything
+        picks = [[(stride * i + kw) % lanes for i in range(lanes // 2)] for kw in range(3)]
+        return [_pick(b, vectors[0], vectors[1], [*low, *(i + lanes for i in low)]) for low in picks]
+    if stride == 1:
+        return vectors
+    even, odd = halves(b, *vectors[:2])
+    return [even, odd, _pick(b, even, vectors[2], [*range(1, lanes), 2 * lanes - 2])]
+
+
+def _emit_rows(
+    module: ir.Module, e: Element, stride: int, masked: bool, pair: bool, name: str
+) -> ir.Function:
+    """3 x 3 taps for ``ROWS`` vectors, of a row each or a `pair`; a slot's mask is for lanes, above them for rows.
+
+    Padding above and below is a row of zeros, so that all rows have the same masks.
+    """
     if name in module.globals:
         return module.globals[name]
     element, words = e.llvm.as_pointer(), I32.as_pointer()
     signature = ir.FunctionType(
         ir.VoidType(),
-        # x, row, slots, masks, w, y, row_out, bias
-        [element, I64, I64.as_pointer(), words, element, element, I64, element],
+        # x, row, slots, masks, w, y, row_out, bias, zeros
+        [element, I64, I64.as_pointer(), words, element, element, I64, element, element],
     )
     function = ir.Function(module, signature, name)
     function.linkage = "internal"
     function.attributes.add("noinline")
-    x, row, slots, masks, w, y, row_out, bias = function.args
+    x, row, slots, masks, w, y, row_out, bias, zeros = function.args
     b = ir.IRBuilder(function.append_basic_block("entry"))
-    begin = b.gep(x, [b.load(b.gep(slots, [const(0)]))])
+    begin, y_at, mask = (b.load(b.gep(slots, [const(field)])) for field in range(SLOT))
+    begin = b.gep(x, [begin])
+    starts = loads(stride, pair, e.lanes)
+    if masked:
+        left, there, *bits = (b.load(b.gep(masks, [const(i)])) for i in range(2 + len(starts)))
+        zeros = b.gep(zeros, [b.sext(left, I64)])
+        inside = [flags(b, e, word) for word in bits]
     weights = [splat(b, e.vector, b.load(b.gep(w, [const(t)]))) for t in range(9)]
     sums = [ir.Constant(e.vector, None)] * ROWS
-    rows, times = loads(stride)
-    for i in range(rows):
-        at = b.gep(begin, [b.mul(row, const(i))])
-        columns = []
-        for j in range(times):
-            bits = b.load(b.gep(masks, [const(i * times + j)])) if masked else None
-            if stride == 1:
-                columns.append(_read(b, e, 1, b.gep(at, [const(j)]), bits))
+    for i in range((ROWS - 1) * stride + 3):
+        vectors = []
+        for r in (i, i + ROWS * stride)[: 1 + pair]:
+            at = b.gep(begin, [b.mul(row, const(r))])
+            if masked:
+                at = b.select(b.trunc(b.lshr(there, ir.Constant(I32, r)), ir.IntType(1)), at, zeros)
+            places = [b.gep(at, [const(start)]) for start in starts]
+            if masked:
+                vectors += [masked_load(b, e, *place) for place in zip(places, inside, strict=True)]
             else:
-                columns += _pair(b, e, b.gep(at, [const(2 * j)]), bits)
+                vectors += [load(b, e, place) for place in places]
+        columns = _columns(b, stride, vectors)
         for r in range(ROWS):
             if 0 <= (kh := i - r * stride) < 3:
                 for kw in range(3):
                     sums[r] = multiply_add(b, e, columns[kw], weights[3 * kh + kw], sums[r])
-    y_at, mask = (b.load(b.gep(slots, [const(field)])) for field in (1, 2))
     add, offset = (b.fadd if e.real else b.add), splat(b, e.vector, b.load(bias))
     for r, value in enumerate(add(total, offset) for total in sums):
-        to = b.gep(y, [b.add(y_at, b.mul(row_out, const(r)))])
-        if masked:
-            there = b.trunc(b.lshr(mask, const(32 + r)), ir.IntType(1))
-            with b.if_then(there, likely=True):
-                masked_store(b, e, value, to, flags(b, e, mask))
-        else:
-            store(b, e, value, to)
+        for part in range(1 + pair):
+            lane, place = part * (e.lanes // 2), r + part * ROWS
+            to = b.gep(y, [b.add(y_at, b.sub(b.mul(row_out, const(place)), const(lane)))])
+            if masked:  # no branch: LLVM would put the row's sums behind it, and spill what they are of
+                there = b.trunc(b.lshr(mask, const(32 + place)), ir.IntType(1))
+                lanes = b.select(there, b.shl(mask, const(lane)), const(0))
+                masked_store(b, e, value, to, flags(b, e, lanes))
+            else:
+                store(b, e, value, to)
     b.ret_void()
     return function
 
 
-def _pair(b: ir.IRBuilder, e: Element, at: Any, bits: Any) -> tuple[Any, Any]:
-    """The even and the odd elements of two vectors in a row."""
-    if bits is None:
-        parts = [load(b, e, b.gep(at, [const(r * e.lanes)])) for r in range(2)]
-    else:
-        high = b.lshr(bits, ir.Constant(I32, e.lanes))
-        parts = [
-            masked_load(b, e, b.gep(at, [const(r * e.lanes)]), flags(b, e, part))
-            for r, part in enumerate((bits, high))
-        ]
-    return halves(b, *parts)
-
-
 @intrinsic(prefer_literal=True)
 def sum_rows(
-    typing: Any, S: Any, MASKED: Any, T: Any,
-    x: Any, row: Any, slots: Any, masks: Any, w: Any, y: Any, row_out: Any, bias: Any,
+    typing: Any, S: Any, MASKED: Any, PAIR: Any, T: Any,
+    x: Any, row: Any, slots: Any, masks: Any, w: Any, y: Any, row_out: Any, bias: Any, zeros: Any,
 ) -> Any:  # fmt: skip
-    """Call the micro-kernel of 3 x 3 taps and stride S for elements of type T; every pointer is an address."""
-    if not all(isinstance(literal, types.IntegerLiteral) for literal in (S, MASKED)):
+    """Call the micro-kernel of 3 x 3 taps and stride S for elements of type T; every pointer is an address.
+
+    What is a PAIR is MASKED.
+    """
+    if not all(isinstance(literal, types.IntegerLiteral) for literal in (S, MASKED, PAIR)):
         return None
-    e, stride, masked = ELEMENTS[T.instance_type], S.literal_value, bool(MASKED.literal_value)
-    name = f"depthwise_{e.short}_3x3_s{stride}{'_masked' if masked else ''}_{host().name}"
+    e, stride = ELEMENTS[T.instance_type], S.literal_value
+    masked, pair = bool(MASKED.literal_value), bool(PAIR.literal_value)
+    kind = "_pair" if pair else "_masked" if masked else ""
+    name = f"depthwise_{e.short}_3x3_s{stride}{kind}_{host().name}"
 
     def codegen(context: Any, builder: Any, signature: Any, values: Any) -> Any:
-        function = _emit_rows(builder.module, e, stride, masked, name)
+        function = _emit_rows(builder.module, e, stride, masked, pair, name)
         arguments = [
             builder.inttoptr(value, argument.type) if isinstance(argument.type, ir.PointerType) else value
-            for value, argument in zip(values[3:], function.args, strict=True)
+            for value, argument in zip(values[4:], function.args, strict=True)
         ]
         builder.call(function, arguments)
         return context.get_dummy_value()
 
-    return types.void(S, MASKED, T, *[types.int64] * 8), codegen
+    return types.void(S, MASKED, PAIR, T, *[types.int64] * 9), codegen
 
 
 def depthwise(T: Any) -> Any:
     """Tasks of a depthwise convolution for elements of type T: one image, some channels."""
     size = T.bitwidth // 8
-    masks_1, masks_2 = (math.prod(loads(stride)) for stride in (1, 2))
 
     def work(worker, arguments):  # type: ignore[no-untyped-def]
         a = carray(pointer(arguments, RECORD), 1)[0]
-        inner = carray(pointer(a.inner, types.int64), a.groups_of_vectors)
+        inner = carray(pointer(a.inner, types.int64), a.groups)
         zero = np.zeros(1, np.int64)
+        ahead, step = max(size * a.x_c, 4096), 64 * -(-size * a.x_c // (64 * a.groups))
         while True:
             task = next_task(arguments)
             if task >= a.stop:
@@ -250,34 +282,31 @@ def depthwise(T: Any) -> Any:
             n, o0 = divmod(task, a.o_tasks)
             o0 *= a.o_step
             for o in range(o0, min(o0 + a.o_step, a.o)):
-                x = a.x + size * (n * a.x_n + o // a.per_group * a.x_c)
+                c = o if a.per_group == 1 else o // a.per_group  # a division takes as long as a row
+                x = a.x + size * (n * a.x_n + c * a.x_c)
                 y = a.y + size * (n * a.y_n + o * a.y_c)
                 w = a.w + size * o * a.taps
                 bias = a.bias + size * o if a.bias else zero.ctypes.data
-                ahead = x + max(size * a.x_c, 4096)
-                step = 64 * -(-size * a.x_c // (64 * a.groups_of_vectors))
-                if a.in_rows:
-                    each = masks_1 if a.stride == 1 else masks_2
-                    for v in range(a.groups_of_vectors):
-                        slots, masks = a.slots + 8 * SLOT * v, a.masks + 4 * each * v
-                        for i in range(0, step, 64):
-                            fetch(ahead + v * step + i)
+                for v in range(a.groups):
+                    for i in range(v * step, (v + 1) * step, 64):
+                        fetch(x + ahead + i)
+                    slots, masks = a.slots + v * a.slots_step, a.masks + v * a.masks_step
+                    if a.rows_held == 2:
+                        if a.stride == 1:
+                            sum_rows(1, 1, 1, T, x, a.row, slots, masks, w, y, a.row_out, bias, a.offsets)
+                        else:
+                            sum_rows(2, 1, 1, T, x, a.row, slots, masks, w, y, a.row_out, bias, a.offsets)
+                    elif a.rows_held:
                         if a.stride == 1:
                             if inner[v]:
-                                sum_rows(1, 0, T, x, a.row, slots, masks, w, y, a.row_out, bias)
+                                sum_rows(1, 0, 0, T, x, a.row, slots, masks, w, y, a.row_out, bias, a.offsets)
                             else:
-                                sum_rows(1, 1, T, x, a.row, slots, masks, w, y, a.row_out, bias)
+                                sum_rows(1, 1, 0, T, x, a.row, slots, masks, w, y, a.row_out, bias, a.offsets)
                         elif inner[v]:
-                            sum_rows(2, 0, T, x, a.row, slots, masks, w, y, a.row_out, bias)
+                            sum_rows(2, 0, 0, T, x, a.row, slots, masks, w, y, a.row_out, bias, a.offsets)
                         else:
-                            sum_rows(2, 1, T, x, a.row, slots, masks, w, y, a.row_out, bias)
-                    continue
-                for v in range(a.groups_of_vectors):
-                    for i in range(0, step, 64):
-                        fetch(ahead + v * step + i)
-                    slots = a.slots + 8 * SLOT * TOGETHER * v
-                    masks = a.masks + 4 * TOGETHER * a.taps * v
-                    if a.stride == 1:
+                            sum_rows(2, 1, 0, T, x, a.row, slots, masks, w, y, a.row_out, bias, a.offsets)
+                    elif a.stride == 1:
                         if inner[v]:
                             sum_taps(1, 0, T, a.taps, x, a.offsets, slots, masks, w, y, bias)
                         else:
