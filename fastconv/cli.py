@@ -1,4 +1,4 @@
-"""The command ``fastconv``: compare, check, explain, info."""
+"""The command ``fastconv``: compare, check, explain, train, warm, info."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
+from fastconv import progress
 from fastconv.backends import BackendUnavailable, backends
 from fastconv.backends import check as check_backend
 
@@ -53,13 +53,6 @@ def _only(names: Iterable[str] | None) -> list[str] | None:
         if name == "auto":
             raise ValueError("--backend: got 'auto', expected the name of a backend")
     return list(names)
-
-
-def _progress() -> Progress:
-    return Progress(
-        TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(),
-        console=Console(stderr=True), transient=True,
-    )  # fmt: skip
 
 
 def _percentage(text: str) -> float:
@@ -117,7 +110,7 @@ def compare(
         for path in (output, *([json] if json else [])):
             if not path.absolute().parent.is_dir():
                 raise ValueError(f"--output: got {str(path)!r}, expected a path in a folder that exists")
-        with _progress() as bar:
+        with progress.bar() as bar:
             task = bar.add_task("starting", total=None)
 
             def show(done: float, total: float, text: str) -> None:
@@ -169,7 +162,7 @@ def check(backend: Backend = None, problem: Problem = None) -> None:
             parse(text)
         problems = problem or list(testing.PROBLEMS["edges"])
         tally: dict[tuple[str, str, str], list[testing.Agreement]] = {}
-        with _progress() as bar:
+        with progress.bar() as bar:
             for text in bar.track(problems, description="checking"):
                 for agreement in testing.checks(names, [text]):
                     key = agreement.backend, agreement.op.value, agreement.algorithm
@@ -227,6 +220,66 @@ def explain(
 
 
 @app.command()
+def train(
+    model: Annotated[str, typer.Option(help="simple or lenet.")] = "simple",
+    data: Annotated[str, typer.Option(help="digits: scikit-learn's 1,797 scans.")] = "digits",
+    backend: Annotated[str | None, typer.Option(help="Backend; the current one by default.")] = None,
+    epochs: Annotated[int, typer.Option(help="How many times all images are seen.")] = 14,
+    batch_size: Annotated[int, typer.Option(help="Images in a step.")] = 50,
+    rate: Annotated[float, typer.Option(help="Adam's learning rate; it falls to 0 along a cosine.")] = 0.004,
+    seed: Annotated[int, typer.Option(help="The same seed gives the same network.")] = 0,
+    output: Annotated[
+        Path | None, typer.Option(help="Where the weights go: a .npz or .safetensors file.")
+    ] = None,
+) -> None:
+    """Train a small network and measure it on images held out."""
+    import numpy as np
+
+    from fastconv import nn
+    from fastconv.nn import data as datasets
+    from fastconv.nn import files, models
+    from fastconv.settings import get_backend, use_backend
+
+    with _asked():
+        for option, value, known in (("model", model, models.MODELS), ("data", data, datasets.DATA)):
+            if value not in known:
+                raise ValueError(f"--{option}: got {value!r}, expected one of {', '.join(known)}")
+        if seed < 0:
+            raise ValueError(f"--seed: got {seed}, expected at least 0")
+        if output is not None:
+            files.check(output)
+        try:
+            split = datasets.DATA[data]()
+        except ImportError as error:
+            raise ValueError(str(error)) from None
+        rng = np.random.default_rng(seed)
+        network = models.MODELS[model](rng=rng)
+        try:
+            with use_backend(backend or get_backend()):
+                history = nn.fit(
+                    network, split.x, split.labels, epochs=epochs, batch_size=batch_size, optimiser=nn.Adam(rate),
+                    test=(split.test_x, split.test_labels), schedule=nn.cosine, augment=nn.shifted, rng=rng,
+                )  # fmt: skip
+        except KeyboardInterrupt:
+            raise typer.Exit(STOPPED) from None
+        if output is not None:
+            nn.save(network, output)
+    console.print(str(network), highlight=False)
+    table = Table(
+        title=f"{model} on {len(split.x):,} {data}, {len(split.test_x)} held out", title_justify="left"
+    )
+    for name in ("epoch", "loss", "accuracy", "held out", "seconds"):
+        table.add_column(name, justify="right")
+    for number, row in enumerate(history, 1):
+        accuracies = (f"{row.accuracy:.1%}", f"{row.test_accuracy:.1%}")
+        table.add_row(str(number), f"{row.loss:.4f}", *accuracies, f"{row.seconds:.2f}")
+    console.print(table)
+    console.print(f"{history[-1].test_accuracy:.2%} of the images held out are recognised", highlight=False)
+    if output is not None:
+        console.print(f"wrote {output}", highlight=False, soft_wrap=True)
+
+
+@app.command()
 def warm(
     dtype: Annotated[
         list[str] | None,
@@ -245,10 +298,10 @@ def warm(
             if name not in jit.COMPUTED:
                 raise ValueError(f"dtype: got {name!r}, expected one of {', '.join(jit.COMPUTED)}")
     total = sum(name in kernel.dtypes for kernel in jit.KERNELS for name in wanted)
-    with _progress() as progress:
-        task = progress.add_task("compiling", total=total)
+    with progress.bar() as bar:
+        task = bar.add_task("compiling", total=total)
         for _ in threads.warm(wanted):
-            progress.advance(task)
+            bar.advance(task)
     console.print(f"{total} kernels are compiled and kept in {jit.cache_folder().parent}", highlight=False)
 
 

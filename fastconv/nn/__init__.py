@@ -1,0 +1,22 @@
+"""Layers, models and training: thin layers over the functions of fastconv and :mod:`fastconv.grad`.
+
+Elementwise steps are NumPy's functions, which hand over to CuPy's where the arrays are CuPy's; everything else is
+fastconv's. Nothing here asks where the arrays live.
+"""
+
+from fastconv.nn.activations import LeakyReLU, ReLU, Sigmoid, SiLU, Tanh
+from fastconv.nn.data import digits, shifted
+from fastconv.nn.files import load, save
+from fastconv.nn.layers import (
+    AvgPool, BatchNorm, Conv, ConvTranspose, Dropout, Flatten, Layer, Linear, MaxPool, Sequential,
+)  # fmt: skip
+from fastconv.nn.loss import softmax, softmax_cross_entropy
+from fastconv.nn.models import lenet5, simple_conv_net
+from fastconv.nn.optimisers import SGD, Adam
+from fastconv.nn.training import Epoch, accuracy, cosine, fit, train_step
+
+__all__ = [
+    "SGD", "Adam", "AvgPool", "BatchNorm", "Conv", "ConvTranspose", "Dropout", "Epoch", "Flatten", "Layer",
+    "LeakyReLU", "Linear", "MaxPool", "ReLU", "Sequential", "SiLU", "Sigmoid", "Tanh", "accuracy", "cosine", "digits", "fit",
+    "lenet5", "load", "save", "shifted", "simple_conv_net", "softmax", "softmax_cross_entropy", "train_step",
+]  # fmt: skip

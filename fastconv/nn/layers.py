@@ -1,0 +1,502 @@
+"""Layers: `forward` remembers what `backward` needs, `backward` leaves the gradients of the parameters in `grads`.
+
+A kernel size of two entries makes a layer for images, one of one or three entries a layer for sequences or volumes,
+and an int means two equal entries.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+
+from fastconv import api, arguments, grad
+from fastconv.arguments import Array, IntOrSizes, Padding
+from fastconv.nn.initial import Initial, Seed, float_type, normal
+
+Arrays = dict[str, Array]
+
+
+class Layer:
+    """One step of a network; the base of all others.
+
+    A layer of your own needs `forward` and `backward`: the first calls `_keep`, the second `_recall`.
+
+    Attributes
+    ----------
+    params : dict of str to array
+        What training changes, by name.
+    grads : dict of str to array
+        The gradient of each parameter, as the last `backward` left it.
+    buffers : dict of str to array
+        What is saved with the parameters but not trained.
+    """
+
+    def __init__(self) -> None:
+        self._params: Arrays = {}
+        self._grads: Arrays = {}
+        self._buffers: Arrays = {}
+        self._kept: tuple[Any, ...] | None = None
+
+    @property
+    def params(self) -> Arrays:
+        return self._params
+
+    @property
+    def grads(self) -> Arrays:
+        return self._grads
+
+    @property
+    def buffers(self) -> Arrays:
+        return self._buffers
+
+    def forward(self, x: Array, train: bool = False) -> Array:
+        """What the layer makes of `x`.
+
+        Parameters
+        ----------
+        x : array
+            Batch first.
+        train : bool
+            Whether dropout drops, and batch normalisation uses the batch's statistics.
+        """
+        raise NotImplementedError
+
+    def backward(self, dy: Array, input_grad: bool = True) -> Array:
+        """The gradient with respect to the last forward's input, given that with respect to its output.
+
+        Parameters
+        ----------
+        dy : array, of the output's shape
+        input_grad : bool
+            Whether it is wanted at all. A network's first layer needs only the gradients of its parameters,
+            and returns None.
+
+        Raises
+        ------
+        RuntimeError
+            Without a forward before it: each forward serves one backward, which frees what was kept for it.
+        """
+        raise NotImplementedError
+
+    def convert(self, function: Callable[[Array], Array]) -> None:
+        """Replace each parameter and buffer by ``function(array)``: ``convert(cupy.asarray)`` moves to the GPU."""
+        for arrays in (self._params, self._buffers):
+            for name, array in arrays.items():
+                arrays[name] = function(array)
+
+    def _keep(self, *things: Any) -> None:
+        self._kept = things
+
+    def _recall(self) -> tuple[Any, ...]:
+        if self._kept is None:
+            raise RuntimeError(
+                f"{type(self).__name__}.backward: there was no forward since the last backward, expected one"
+            )
+        kept, self._kept = self._kept, None
+        return kept
+
+    def __repr__(self) -> str:
+        shapes = (f"{name} {'x'.join(map(str, array.shape))}" for name, array in self.params.items())
+        return f"{type(self).__name__}({', '.join(shapes)})"
+
+
+class Sequential(Layer):
+    """Layers one after the other.
+
+    Parameters
+    ----------
+    *layers, **named : Layer
+        In order. A layer's parameters are called after it, ``"conv1.weight"``, or after its place, ``"0.weight"``,
+        as in torch.
+
+    Examples
+    --------
+    >>> from fastconv import nn
+    >>> model = nn.Sequential(conv=nn.Conv(1, 8, 3), relu=nn.ReLU(), flatten=nn.Flatten())
+    >>> list(model.params)
+    ['conv.weight', 'conv.bias']
+    """
+
+    def __init__(self, *layers: Layer, **named: Layer) -> None:
+        super().__init__()
+        self.layers: dict[str, Layer] = {str(place): layer for place, layer in enumerate(layers)} | named
+        for name, layer in self.layers.items():
+            if not isinstance(layer, Layer):
+                raise TypeError(f"layer {name}: got {type(layer).__name__}, expected a fastconv.nn.Layer")
+        if not self.layers:
+            raise ValueError("layers: got none, expected at least one")
+
+    def _collect(self, what: Callable[[Layer], Mapping[str, Array]]) -> Arrays:
+        return {
+            f"{name}.{key}": array
+            for name, layer in self.layers.items()
+            for key, array in what(layer).items()
+        }
+
+    @property
+    def params(self) -> Arrays:
+        return self._collect(lambda layer: layer.params)
+
+    @property
+    def grads(self) -> Arrays:
+        return self._collect(lambda layer: layer.grads)
+
+    @property
+    def buffers(self) -> Arrays:
+        return self._collect(lambda layer: layer.buffers)
+
+    def forward(self, x: Array, train: bool = False) -> Array:
+        for layer in self.layers.values():
+            x = layer.forward(x, train)
+        return x
+
+    def backward(self, dy: Array, input_grad: bool = True) -> Array:
+        layers = list(self.layers.values())
+        # Below the first layer that learns no gradient is of use.
+        first = (
+            0 if input_grad else next((at for at, layer in enumerate(layers) if layer.params), len(layers))
+        )
+        for layer in reversed(layers[first + 1 :]):
+            dy = layer.backward(dy)
+        return layers[first].backward(dy, input_grad) if first < len(layers) else None
+
+    def convert(self, function: Callable[[Array], Array]) -> None:
+        for layer in self.layers.values():
+            layer.convert(function)
+
+    def __repr__(self) -> str:
+        width = max(map(len, self.layers))
+        lines = [f"  {name:{width}}  {layer!r}" for name, layer in self.layers.items()]
+        count = sum(array.size for array in self.params.values())
+        return "\n".join(["Sequential(", *lines, f") with {count:,} parameters"])
+
+
+# ---------------------------------------------------------------------------- convolution
+
+
+class _Convolution(Layer):
+    """What both directions share: a function and its gradients, which take the same geometry."""
+
+    def __init__(
+        self, name: str, rank: int, weight: Array, channels: int, bias: bool, *geometry: Any
+    ) -> None:
+        super().__init__()
+        self._params["weight"] = weight
+        if bias:
+            self._params["bias"] = np.zeros(channels, weight.dtype)
+        self._geometry = geometry
+        self._forward = getattr(api, f"{name}{rank}d")
+        self._input_grad = getattr(grad, f"{name}{rank}d_input")
+        self._weight_grad = getattr(grad, f"{name}{rank}d_weight")
+        self._bias_grad = getattr(grad, f"conv{rank}d_bias")
+        self._options: dict[str, str] = {}
+
+    def forward(self, x: Array, train: bool = False) -> Array:
+        self._keep(x)
+        weight, bias = self._params["weight"], self._params.get("bias")
+        return self._forward(x, weight, bias, *self._geometry, **self._options)
+
+    def backward(self, dy: Array, input_grad: bool = True) -> Array:
+        (x,) = self._recall()
+        weight = self._params["weight"]
+        self._grads["weight"] = self._weight_grad(x, weight.shape, dy, *self._geometry, **self._options)
+        if "bias" in self._params:
+            self._grads["bias"] = self._bias_grad(dy)
+        return self._input_grad(x.shape, weight, dy, *self._geometry, **self._options) if input_grad else None
+
+
+class Conv(_Convolution):
+    """Convolution: :func:`fastconv.conv2d`, or its like for one or three axes, with a weight and a bias.
+
+    Parameters
+    ----------
+    in_channels, out_channels : int
+    kernel_size : int or sequence of int
+        One entry per spatial axis; an int means two equal ones.
+    stride, padding, dilation, groups, padding_mode
+        As in :func:`fastconv.conv2d`.
+    bias : bool
+    init : {"he", "xavier", "plain"} or float
+        How the weight begins: normal with a standard deviation of ``sqrt(2 / fan_in)``,
+        ``sqrt(2 / (fan_in + fan_out))``, 0.01, or as given. The bias begins at 0.
+    rng : numpy.random.Generator or int, optional
+        Where the numbers come from. Give all layers one generator: layers given the same int begin alike.
+    dtype : {"float32", "float64"}
+    """
+
+    def __init__(
+        self, in_channels: int, out_channels: int, kernel_size: IntOrSizes, stride: IntOrSizes = 1,
+        padding: Padding = 0, dilation: IntOrSizes = 1, groups: int = 1, bias: bool = True,
+        padding_mode: str = "zeros", *, init: Initial = "he", rng: Seed = None, dtype: str = "float32",
+    ) -> None:  # fmt: skip
+        rank, c, o, g, kernel = _checked(in_channels, out_channels, kernel_size, groups)
+        taps = math.prod(kernel)
+        weight = normal((o, c // g, *kernel), init, c // g * taps, o // g * taps, rng, dtype)
+        stride = arguments.sizes("stride", stride, rank, 1)
+        dilation = arguments.sizes("dilation", dilation, rank, 1)
+        super().__init__("conv", rank, weight, o, bias, stride, padding, dilation, g)
+        self._options = {"padding_mode": padding_mode}
+
+
+class ConvTranspose(_Convolution):
+    """Transposed convolution: :func:`fastconv.conv_transpose2d` or its like, with a weight and a bias.
+
+    Parameters
+    ----------
+    in_channels, out_channels : int
+    kernel_size : int or sequence of int
+        One entry per spatial axis; an int means two equal ones.
+    stride, padding, output_padding, groups, dilation
+        As in :func:`fastconv.conv_transpose2d`.
+    bias, init, rng, dtype
+        As in :class:`Conv`. Of a stride's taps only one in each axis meets an output, and fan_in counts those.
+    """
+
+    def __init__(
+        self, in_channels: int, out_channels: int, kernel_size: IntOrSizes, stride: IntOrSizes = 1,
+        padding: Padding = 0, output_padding: IntOrSizes = 0, groups: int = 1, bias: bool = True,
+        dilation: IntOrSizes = 1, *, init: Initial = "he", rng: Seed = None, dtype: str = "float32",
+    ) -> None:  # fmt: skip
+        rank, c, o, g, kernel = _checked(in_channels, out_channels, kernel_size, groups)
+        stride = arguments.sizes("stride", stride, rank, 1)
+        taps = math.prod(kernel)
+        fan_in = c // g * taps / math.prod(stride)
+        weight = normal((c, o // g, *kernel), init, fan_in, o // g * taps, rng, dtype)
+        output_padding = arguments.sizes("output_padding", output_padding, rank, 0)
+        dilation = arguments.sizes("dilation", dilation, rank, 1)
+        super().__init__(
+            "conv_transpose", rank, weight, o, bias, stride, padding, output_padding, g, dilation
+        )
+
+
+def _checked(
+    in_channels: int, out_channels: int, kernel_size: IntOrSizes, groups: int
+) -> tuple[int, int, int, int, tuple[int, ...]]:
+    """Rank, channels in and out, groups, and kernel, each as it should be."""
+    rank = arguments.rank_of("kernel_size", kernel_size, 2)
+    kernel = arguments.sizes("kernel_size", kernel_size, rank, 1)
+    c = arguments.integer("in_channels", in_channels, 1)
+    o = arguments.integer("out_channels", out_channels, 1)
+    return rank, c, o, api._divided(groups, in_channels=c, out_channels=o), kernel
+
+
+# ---------------------------------------------------------------------------- pooling
+
+
+class _Pool(Layer):
+    """A pool and its gradient, which take the same arguments."""
+
+    def __init__(self, name: str, kernel_size: IntOrSizes, *rest: Any) -> None:
+        super().__init__()
+        rank = arguments.rank_of("kernel_size", kernel_size, 2)
+        self._forward = getattr(api, f"{name}{rank}d")
+        self._backward = getattr(grad, f"{name}{rank}d")
+        self._arguments = (arguments.sizes("kernel_size", kernel_size, rank, 1), *rest)
+
+    def forward(self, x: Array, train: bool = False) -> Array:
+        self._keep(x)
+        return self._forward(x, *self._arguments)
+
+    def backward(self, dy: Array, input_grad: bool = True) -> Array:
+        (x,) = self._recall()
+        return self._backward(dy, x, *self._arguments)
+
+
+class MaxPool(_Pool):
+    """Max pooling: :func:`fastconv.max_pool2d` or its like.
+
+    Parameters
+    ----------
+    kernel_size : int or sequence of int
+        One entry per spatial axis; an int means two equal ones.
+    stride, padding, dilation, ceil_mode
+        As in :func:`fastconv.max_pool2d`.
+    """
+
+    def __init__(
+        self, kernel_size: IntOrSizes, stride: IntOrSizes | None = None, padding: Padding = 0,
+        dilation: IntOrSizes = 1, ceil_mode: bool = False,
+    ) -> None:  # fmt: skip
+        super().__init__("max_pool", kernel_size, stride, padding, dilation, ceil_mode)
+
+
+class AvgPool(_Pool):
+    """Average pooling: :func:`fastconv.avg_pool2d` or its like.
+
+    Parameters
+    ----------
+    kernel_size : int or sequence of int
+        One entry per spatial axis; an int means two equal ones.
+    stride, padding, ceil_mode, count_include_pad, divisor_override
+        As in :func:`fastconv.avg_pool2d`.
+    """
+
+    def __init__(
+        self, kernel_size: IntOrSizes, stride: IntOrSizes | None = None, padding: Padding = 0,
+        ceil_mode: bool = False, count_include_pad: bool = True, divisor_override: int | None = None,
+    ) -> None:  # fmt: skip
+        super().__init__(
+            "avg_pool", kernel_size, stride, padding, ceil_mode, count_include_pad, divisor_override
+        )
+
+
+# ---------------------------------------------------------------------------- the rest
+
+
+class Flatten(Layer):
+    """Everything but the batch in one axis."""
+
+    def forward(self, x: Array, train: bool = False) -> Array:
+        self._keep(x.shape)
+        return x.reshape(len(x), math.prod(x.shape[1:]))
+
+    def backward(self, dy: Array, input_grad: bool = True) -> Array:
+        (shape,) = self._recall()
+        return dy.reshape(shape)
+
+
+class Linear(Layer):
+    """An affine map: ``x @ weight.T + bias``.
+
+    Parameters
+    ----------
+    in_features, out_features : int
+    bias, init, rng, dtype
+        As in :class:`Conv`.
+    """
+
+    def __init__(
+        self, in_features: int, out_features: int, bias: bool = True, *,
+        init: Initial = "he", rng: Seed = None, dtype: str = "float32",
+    ) -> None:  # fmt: skip
+        super().__init__()
+        inputs = arguments.integer("in_features", in_features, 1)
+        outputs = arguments.integer("out_features", out_features, 1)
+        self._params["weight"] = normal((outputs, inputs), init, inputs, outputs, rng, dtype)
+        if bias:
+            self._params["bias"] = np.zeros(outputs, dtype)
+
+    def forward(self, x: Array, train: bool = False) -> Array:
+        weight = self._params["weight"]
+        if x.ndim != 2 or x.shape[1] != weight.shape[1]:
+            raise ValueError(
+                f"x: got shape {tuple(x.shape)}, expected (batch, {weight.shape[1]}); Flatten makes images rows"
+            )
+        self._keep(x)
+        y = x @ weight.T
+        return y + self._params["bias"] if "bias" in self._params else y
+
+    def backward(self, dy: Array, input_grad: bool = True) -> Array:
+        (x,) = self._recall()
+        self._grads["weight"] = dy.T @ x
+        if "bias" in self._params:
+            self._grads["bias"] = dy.sum(axis=0)
+        return dy @ self._params["weight"] if input_grad else None
+
+
+class Dropout(Layer):
+    """In training, sets a share `p` of all elements to 0 and scales the others by ``1 / (1 - p)``.
+
+    Parameters
+    ----------
+    p : float
+        From 0 up to, not including, 1.
+    rng : numpy.random.Generator or int, optional
+        Where the choice comes from, on the GPU too: a seed drops the same elements everywhere.
+    """
+
+    def __init__(self, p: float = 0.5, *, rng: Seed = None) -> None:
+        super().__init__()
+        if not 0 <= p < 1:
+            raise ValueError(f"p: got {p!r}, expected a share from 0 up to, not including, 1")
+        self.p = p
+        self._rng = np.random.default_rng(rng)
+
+    def forward(self, x: Array, train: bool = False) -> Array:
+        if not train:
+            self._keep(1)
+            return x
+        scale = (self._rng.random(x.shape) >= self.p).astype(x.dtype) / (1 - self.p)
+        scale = np.asarray(scale, like=x)
+        self._keep(scale)
+        return x * scale
+
+    def backward(self, dy: Array, input_grad: bool = True) -> Array:
+        (scale,) = self._recall()
+        return dy * scale
+
+
+class BatchNorm(Layer):
+    """Gives each channel mean 0 and variance 1 over batch and space, then a scale (weight) and a shift (bias).
+
+    In training by the batch's own statistics, of which running means are kept; otherwise by these.
+
+    Parameters
+    ----------
+    channels : int
+    eps : float
+        Added to the variance.
+    momentum : float
+        The share of the newest batch in the running statistics.
+    dtype : {"float32", "float64"}
+
+    References
+    ----------
+    S. Ioffe and C. Szegedy, Batch normalization, 2015.
+    """
+
+    def __init__(
+        self, channels: int, eps: float = 1e-5, momentum: float = 0.1, *, dtype: str = "float32"
+    ) -> None:
+        super().__init__()
+        count = arguments.integer("channels", channels, 1)
+        dtype = float_type(dtype)
+        self.eps, self.momentum = eps, momentum
+        self._params = {"weight": np.ones(count, dtype), "bias": np.zeros(count, dtype)}
+        self._buffers = {"running_mean": np.zeros(count, dtype), "running_var": np.ones(count, dtype)}
+
+    def forward(self, x: Array, train: bool = False) -> Array:
+        weight, bias = self._params["weight"], self._params["bias"]
+        if x.ndim < 2 or x.shape[1] != len(weight):
+            raise ValueError(f"x: got shape {tuple(x.shape)}, expected (batch, {len(weight)}, ...)")
+        axes = (0, *range(2, x.ndim))
+        count = x.size // len(weight)
+        if train:
+            if count < 2:
+                raise ValueError(
+                    f"x: got shape {tuple(x.shape)}, expected at least two values a channel to train on"
+                )
+            mean, var = x.mean(axis=axes), x.var(axis=axes)
+            self._follow("running_mean", mean)
+            self._follow("running_var", var * (count / (count - 1)))
+        else:
+            mean, var = self._buffers["running_mean"], self._buffers["running_var"]
+        inverse = _along(1 / np.sqrt(var + self.eps), x)
+        normal = (x - _along(mean, x)) * inverse
+        self._keep(normal, inverse, axes, count if train else None)
+        return normal * _along(weight, x) + _along(bias, x)
+
+    def backward(self, dy: Array, input_grad: bool = True) -> Array:
+        normal, inverse, axes, count = self._recall()
+        self._grads["bias"] = dy.sum(axis=axes)
+        self._grads["weight"] = (dy * normal).sum(axis=axes)
+        if not input_grad:
+            return None
+        scale = _along(self._params["weight"], dy) * inverse
+        if count is None:
+            return dy * scale
+        # The batch's mean and variance depend on x too: what they would change of it is taken out.
+        shift, slope = _along(self._grads["bias"], dy), _along(self._grads["weight"], dy)
+        return scale * (dy - (shift + normal * slope) / count)
+
+    def _follow(self, name: str, new: Array) -> None:
+        running = self._buffers[name]
+        running += self.momentum * (new - running)
+
+
+def _along(channels: Array, x: Array) -> Array:
+    """One number per channel, shaped to meet `x`."""
+    return channels.reshape(-1, *(1,) * (x.ndim - 2))
