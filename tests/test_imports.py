@@ -37,6 +37,13 @@ def test_each_backend_loads_alone(name: str) -> None:
     assert run(code).strip() == "[]"
 
 
+def test_networks_load_nothing_heavy_either() -> None:
+    """No progress bar before something is fitted, no scikit-learn before the digits, no numba before an image."""
+    unwanted = (*HEAVY, "safetensors")
+    code = f"import sys; from fastconv import nn; nn.lenet5(); print([m for m in {unwanted!r} if m in sys.modules])"
+    assert run(code).strip() == "[]"
+
+
 def test_import_takes_at_most_half_of_numpys_time_more() -> None:
     code = (
         "import time; a = time.perf_counter(); import numpy; b = time.perf_counter(); import fastconv; "
@@ -67,7 +74,8 @@ def test_each_backend_loads_only_what_it_needs(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "module", ["fastconv", "fastconv.grad", "fastconv.spec", "fastconv.plan", "fastconv.backends"]
+    "module",
+    ["fastconv", "fastconv.grad", "fastconv.nn", "fastconv.spec", "fastconv.plan", "fastconv.backends"],
 )
 def test_each_module_imports_first(module: str) -> None:
     """No import depends on another having come before it, and none touches a backend."""

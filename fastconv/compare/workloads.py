@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from fastconv.api import conv2d
+from fastconv.nn.data import enlarged
 from fastconv.spec import DTYPES, ConvSpec, Op, PoolSpec, Spec, parse
 from fastconv.testing import PROBLEMS, numpy_dtype, operands
 
@@ -194,13 +195,9 @@ def photograph() -> list[Case]:
 
 def digits() -> list[Case]:
     """A hundred scanned digits through SimpleConvNet's and LeNet's layers."""
-    from scipy.ndimage import zoom
     from sklearn.datasets import load_digits
 
-    small = load_digits().images[:100].astype("float32") / 16
-    images = np.ascontiguousarray(zoom(small, (1, 3.5, 3.5), order=1, grid_mode=True, mode="nearest"))[
-        :, None
-    ]
+    images = enlarged(load_digits().images[:100] / 16, 28).astype("float32")[:, None]
     simple = _conv("SimpleConvNet conv1", images, _he((30, 1, 5, 5)))
     framed = np.pad(images, ((0, 0), (0, 0), (2, 2), (2, 2)))
     lenet1 = _conv("LeNet-5 conv1", framed, _he((6, 1, 5, 5)))

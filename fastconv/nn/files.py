@@ -34,7 +34,9 @@ def save(model: Layer, path: str | Path) -> None:
     if path.suffix == ".npz":
         np.savez(path, **host)
     else:
-        _safetensors().save_file({name: np.ascontiguousarray(array) for name, array in host.items()}, path)
+        _safetensors().numpy.save_file(
+            {name: np.ascontiguousarray(array) for name, array in host.items()}, path
+        )
 
 
 def load(model: Layer, path: str | Path) -> None:
@@ -92,11 +94,11 @@ def check(path: str | Path) -> Path:
 
 def _read(path: Path) -> Arrays:
     if path.suffix == ".safetensors":
-        tensors = _safetensors()
+        package = _safetensors()
         try:
-            found: Arrays = tensors.load_file(path)
-        except tensors.SafetensorError as error:
-            raise ValueError(f"path: {path.name} cannot be read: {error}") from None
+            found: Arrays = package.numpy.load_file(path)
+        except package.SafetensorError as error:
+            raise ValueError(f"path: {path.name} is no .safetensors file: {error}") from None
         return found
     try:
         with np.load(path) as file:
@@ -112,4 +114,4 @@ def _safetensors() -> Any:
         raise ImportError(
             'path: a .safetensors file needs the package safetensors: pip install "fastconv[safetensors]"'
         ) from None
-    return safetensors.numpy
+    return safetensors
