@@ -18,8 +18,7 @@ BACKENDS = [name for name, state in backends().items() if state == "available" a
 # Ops that a backend is still to learn; everything else it must take.
 NOT_YET = {
     "numba": {
-        Op.CONV_INPUT_GRAD, Op.CONV_WEIGHT_GRAD, Op.UNFOLD, Op.FOLD,
-        Op.POOL_INPUT_GRAD, Op.UNPOOL, Op.UNPOOL_INPUT_GRAD,
+        Op.UNFOLD, Op.FOLD, Op.POOL_INPUT_GRAD, Op.UNPOOL, Op.UNPOOL_INPUT_GRAD,
     },
 }  # fmt: skip
 

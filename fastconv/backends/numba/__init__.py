@@ -1,7 +1,7 @@
 """The fast CPU engine: kernels compiled on first use, one for each element type, kept on disk for later processes.
 
 ``kernels`` holds what runs: micro-kernels as LLVM IR (``simd``, ``tile``) and loops over tasks. The modules beside it
-plan: ``direct`` (any convolution), ``depthwise``, ``winograd``, ``pooling``. ``cost`` is what they estimate by,
+plan: ``direct`` (any convolution), ``depthwise``, ``winograd``, ``gradients``, ``pooling``. ``cost`` is what they estimate by,
 ``operands`` casts what kernels do not know, ``jit`` compiles and caches, ``threads`` runs tasks side by side.
 """
 
@@ -14,7 +14,7 @@ import numpy as np
 
 from fastconv.backends import Planner
 from fastconv.backends.fft import fft
-from fastconv.backends.numba import depthwise, direct, pooling, winograd
+from fastconv.backends.numba import depthwise, direct, gradients, pooling, winograd
 from fastconv.backends.numba.operands import ALIGNMENT, address
 from fastconv.spec import DTYPES, Op
 
@@ -41,7 +41,17 @@ def empty(shape: tuple[int, ...], dtype: str) -> Any:
     return np.ndarray(shape, dtype, held, -address(held) % ALIGNMENT)
 
 
+FORWARD: tuple[Planner, ...] = (
+    direct.pointwise,
+    depthwise.depthwise,
+    winograd.winograd,
+    direct.implicit_gemm,
+    fft,
+)
+
 PLANNERS: dict[Op, tuple[Planner, ...]] = {
-    Op.CONV: (direct.pointwise, depthwise.depthwise, winograd.winograd, direct.implicit_gemm, fft),
+    Op.CONV: FORWARD,
+    Op.CONV_INPUT_GRAD: tuple(map(gradients.input_grad, FORWARD)),
+    Op.CONV_WEIGHT_GRAD: (gradients.depthwise_weight_grad, gradients.weight_grad),
     Op.POOL: pooling.PLANNERS,
 }

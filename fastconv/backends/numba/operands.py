@@ -87,9 +87,7 @@ def _cast(planner: Callable[..., Run], spec: ConvSpec, precision: str, limit: in
     if limit is not None:
         images = max(min(images, (limit - weight) // (2 * image)), 1)
     held = images * image
-    left = None if limit is None else limit - weight - held
-    if left is not None and left < 0:
-        raise Unsupported(f"needs {weight + held} bytes for one image in {wide}", workspace=weight + held)
+    left = None if limit is None else max(limit - weight - held, 0)
     small = replace(spec, dtype=wide, out_dtype=wide, batch=images)
     try:
         inner = planner(small, precision, left)
@@ -98,6 +96,8 @@ def _cast(planner: Callable[..., Run], spec: ConvSpec, precision: str, limit: in
             raise
         need = refusal.workspace + weight + held
         raise Unsupported(f"needs {need} bytes of scratch", workspace=need) from None
+    if limit is not None and weight + held > limit:
+        raise Unsupported(f"needs {weight + held} bytes for one image in {wide}", workspace=weight + held)
 
     def cast(array: Array) -> Array:
         return array.view(wide) if array.dtype == np.uint64 else np.ascontiguousarray(array, dtype=wide)

@@ -1,0 +1,477 @@
+"""What gradients need: weights turned round, the phases of a stride put together, and sums over positions.
+
+::
+
+    dw[o, c, k] = sum_{n, q} dy[n, o, q] * x[n, c, q * stride + k * dilation - before]
+
+The micro-kernel sums over positions: vectors lie along input channels, scalars along output channels. So images are
+copied to *blocks*, a vector of channels for each position of the padded image, and a tap is an offset from it
+(``spread``); of a few channels a position holds all taps of all channels instead (``columns``). Positions of a few
+images, or of part of one, are copied at a time; each task adds its products to its own part of the sums, in order.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from llvmlite import ir
+from numba import carray, from_dtype, types
+from numba.extending import intrinsic
+
+from .simd import (
+    ELEMENTS,
+    const,
+    element,
+    halves,
+    host,
+    lane_range,
+    load,
+    load_transposed,
+    loop,
+    masked_load,
+    multiply_add,
+    next_task,
+    out_of_line,
+    pointer,
+    store,
+)
+from .tile import SLOT, VECTORS, scalars, tile
+
+# Input channels of a task that turns weights: so many rows are written side by side.
+TURNED = 16
+
+TURN_FIELDS = (
+    "next stop "  # the next task, and where to stop
+    "w to table "  # addresses; the table names the tap that stands at each place
+    "o c from_taps taps c_tasks"  # channels of a group; taps of the weights, and of the result
+)
+TURN = np.dtype([(name, np.int64) for name in TURN_FIELDS.split()])
+TURN_RECORD = from_dtype(TURN)
+
+WEAVE_FIELDS = (
+    "next stop "
+    "x bias y "  # addresses; no bias is 0
+    "phase_d phase_h first_w "  # tables: which phase a row belongs to, or -1; where a row's phases begin
+    "counts_d counts_h counts_w begins "  # tables: positions of each phase; where its planes begin
+    "planes channels step "  # planes in all, of an image, of a task
+    "d h w stride_d stride_h stride_w phases_h phases_w "  # of the result
+    "whole"  # whether every element of a row belongs to some phase
+)
+WEAVE = np.dtype([(name, np.int64) for name in WEAVE_FIELDS.split()])
+WEAVE_RECORD = from_dtype(WEAVE)
+
+
+def turn(T: Any) -> Any:
+    """Tasks of turning weights: (o, c, taps) of a group becomes (c, o, taps in another order)."""
+    size = T.bitwidth // 8
+
+    def work(worker, arguments):  # type: ignore[no-untyped-def]
+        a = carray(pointer(arguments, TURN_RECORD), 1)[0]
+        table = carray(pointer(a.table, types.int64), a.taps)
+        while True:
+            task = next_task(arguments)
+            if task >= a.stop:
+                return
+            g, c0 = divmod(task, a.c_tasks)
+            c0 *= TURNED
+            count = min(TURNED, a.c - c0)
+            for o in range(a.o):
+                row = carray(pointer(a.w + size * ((g * a.o + o) * a.c + c0) * a.from_taps, T), 1 << 40)
+                to = carray(pointer(a.to + size * ((g * a.c + c0) * a.o + o) * a.taps, T), 1 << 40)
+                for i in range(count):
+                    for t in range(a.taps):
+                        to[i * a.o * a.taps + t] = row[i * a.from_taps + table[t]]
+
+    return work
+
+
+def weave(T: Any) -> Any:
+    """Tasks of putting the phases of a gradient together: some planes, each of its rows written once."""
+    size = T.bitwidth // 8
+
+    def work(worker, arguments):  # type: ignore[no-untyped-def]
+        a = carray(pointer(arguments, WEAVE_RECORD), 1)[0]
+        phase_d = carray(pointer(a.phase_d, types.int64), a.stride_d)
+        phase_h = carray(pointer(a.phase_h, types.int64), a.stride_h)
+        first_w = carray(pointer(a.first_w, types.int64), a.phases_w)
+        counts_d = carray(pointer(a.counts_d, types.int64), 1 << 40)
+        counts_h = carray(pointer(a.counts_h, types.int64), 1 << 40)
+        counts_w = carray(pointer(a.counts_w, types.int64), 1 << 40)
+        begins = carray(pointer(a.begins, types.int64), 1 << 40)
+        bias = carray(pointer(a.bias, T), 1 << 40)
+        zero = bias.dtype.type(0)
+        while True:
+            task = next_task(arguments)
+            if task >= a.stop:
+                return
+            for p in range(task * a.step, min((task + 1) * a.step, a.planes)):
+                # Phases hold the bias already; what lies in none of them is the bias alone.
+                alone = bias[p % a.channels] if a.bias else zero
+                for d in range(a.d):
+                    i = phase_d[d % a.stride_d]
+                    for h in range(a.h):
+                        j = phase_h[h % a.stride_h]
+                        row = carray(pointer(a.y + size * ((p * a.d + d) * a.h + h) * a.w, T), a.w)
+                        if i < 0 or j < 0 or not a.whole:
+                            for at in range(a.w):
+                                row[at] = alone
+                        if i < 0 or j < 0:
+                            continue
+                        for k in range(a.phases_w):
+                            n = counts_w[k]
+                            begin = p * counts_d[i] + d // a.stride_d
+                            begin = (begin * counts_h[j] + h // a.stride_h) * n
+                            begin += begins[(i * a.phases_h + j) * a.phases_w + k]
+                            x = carray(pointer(a.x + size * begin, T), n)
+                            at = first_w[k]
+                            for q in range(n):
+                                row[at] = x[q]
+                                at += a.stride_w
+
+    return work
+
+
+WEIGHT_FIELDS = (
+    "next stop "
+    "x dy y sums scratch "  # addresses
+    "scratch_size "  # bytes of a worker's scratch
+    "held packed "  # addresses of the blocks, and of the output's gradient where it is packed, else 0
+    "lanes_at offsets taps_at "  # tables: where a lane's tap reads; where positions and taps lie in a block's plane
+    "x_n x_c x_d x_h dy_n dy_c "  # strides, whose rows are contiguous
+    "batch groups c o size_d size_h size_w "  # images at a time; channels of a group
+    "stride_d stride_h stride_w before_d before_h before_w "
+    "d0 h0 w0 nd nh nw "  # a box of output positions, and where it begins
+    "rows_d rows_h rows_w "  # spread: the part of the padded image that a box reads
+    "vectors together held_c "  # vectors of a group's channels, those of a tile; positions from one to the next
+    "taps all_taps "  # places a vector is read at; kernel elements
+    "first positions packed_c "  # of the box: its first position, how many; from one packed vector to the next
+    "block_n block_q blocks "  # a piece of the sum: images, positions; how many there are
+    "parts part_step o_step o_tasks t_tasks"  # independent sums, elements of one; output channels of a task; tasks
+)
+WEIGHT = np.dtype([(name, np.int64) for name in WEIGHT_FIELDS.split()])
+WEIGHT_RECORD = from_dtype(WEIGHT)
+
+# Numbers of a lane in the table of ``columns``: its channel, and its tap's place along each axis.
+LANE = 4
+
+
+def spread(T: Any) -> Any:
+    """Tasks of copying images to blocks: a vector of channels of an image."""
+    size = T.bitwidth // 8
+    lanes = host().width // size
+
+    def work(worker, arguments):  # type: ignore[no-untyped-def]
+        a = carray(pointer(arguments, WEIGHT_RECORD), 1)[0]
+        while True:
+            task = next_task(arguments)
+            if task >= a.stop:
+                return
+            n, b = divmod(task, a.groups * a.vectors)
+            g, c0 = divmod(b, a.vectors)
+            c0 *= lanes
+            to = a.held + size * lanes * task * a.held_c
+            x = a.x + size * (n * a.x_n + (g * a.c + c0) * a.x_c)
+            begin = a.w0 * a.stride_w - a.before_w
+            for i in range(a.rows_d):
+                d = a.d0 * a.stride_d - a.before_d + i
+                for j in range(a.rows_h):
+                    h = a.h0 * a.stride_h - a.before_h + j
+                    low, high = -begin, a.size_w - begin
+                    if d < 0 or d >= a.size_d or h < 0 or h >= a.size_h:
+                        high = low
+                    row = x + size * (d * a.x_d + h * a.x_h + begin)
+                    # What is written beyond a row's end is the next row's, and written again.
+                    for w in range(0, a.rows_w, lanes):
+                        load_transposed(
+                            T, to + size * lanes * w, row + size * w, a.x_c, a.c - c0, low - w, high - w
+                        )
+                    to += size * lanes * a.rows_w
+
+    return work
+
+
+def columns(T: Any) -> Any:
+    """Tasks of copying what positions read: a vector of taps of an image's few channels."""
+    size = T.bitwidth // 8
+    lanes = host().width // size
+
+    def work(worker, arguments):  # type: ignore[no-untyped-def]
+        a = carray(pointer(arguments, WEIGHT_RECORD), 1)[0]
+        table = carray(pointer(a.lanes_at, types.int64), (1 << 40, LANE))
+        row = a.scratch + worker * a.scratch_size
+        pitch = (a.nw + lanes - 1) // lanes * lanes
+        s = a.stride_w
+        while True:
+            task = next_task(arguments)
+            if task >= a.stop:
+                return
+            n, b = divmod(task, a.groups * a.vectors)
+            g, first = divmod(b, a.vectors)
+            first *= lanes
+            count = min(a.c * a.all_taps - first, lanes)
+            to = a.held + size * lanes * task * a.held_c
+            for r in range(a.nd * a.nh):
+                qd, qh = divmod(r, a.nh)
+                for i in range(count):
+                    line = carray(pointer(row + size * i * pitch, T), pitch)
+                    d = (a.d0 + qd) * a.stride_d + table[first + i, 1]
+                    h = (a.h0 + qh) * a.stride_h + table[first + i, 2]
+                    w = a.w0 * s + table[first + i, 3]
+                    # Positions from low to high read inside the row.
+                    low = min(max((s - 1 - w) // s, 0), a.nw)
+                    high = max(min((a.size_w - 1 - w) // s + 1, a.nw), low)
+                    if d < 0 or d >= a.size_d or h < 0 or h >= a.size_h:
+                        low, high = 0, 0
+                    at = n * a.x_n + (g * a.c + table[first + i, 0]) * a.x_c + d * a.x_d + h * a.x_h + w
+                    x = carray(pointer(a.x + size * (at + low * s), T), 1 << 40)
+                    for q in range(low):
+                        line[q] = 0
+                    if s == 1:
+                        for q in range(high - low):
+                            line[low + q] = x[q]
+                    else:
+                        for q in range(high - low):
+                            line[low + q] = x[q * s]
+                    for q in range(high, a.nw):
+                        line[q] = 0
+                for q in range(0, a.nw, lanes):
+                    load_transposed(T, to + size * lanes * q, row + size * q, pitch, count, 0, a.nw - q)
+                to += size * lanes * a.nw
+
+    return work
+
+
+def pack_positions(T: Any) -> Any:
+    """Tasks of packing the output's gradient: a vector of channels, all images one after the other."""
+    size = T.bitwidth // 8
+    lanes = host().width // size
+
+    def work(worker, arguments):  # type: ignore[no-untyped-def]
+        a = carray(pointer(arguments, WEIGHT_RECORD), 1)[0]
+        per_group = (a.o + lanes - 1) // lanes
+        while True:
+            task = next_task(arguments)
+            if task >= a.stop:
+                return
+            g, o0 = divmod(task, per_group)
+            o0 *= lanes
+            to = a.packed + size * lanes * task * a.packed_c
+            for n in range(a.batch):
+                at = a.dy + size * (n * a.dy_n + (g * a.o + o0) * a.dy_c + a.first)
+                for q in range(0, a.positions, lanes):
+                    load_transposed(
+                        T, to + size * lanes * q, at + size * q, a.dy_c, a.o - o0, 0, a.positions - q
+                    )
+                to += size * lanes * a.positions
+
+    return work
+
+
+def weight_products(T: Any) -> Any:
+    """Tasks of sums over positions: a part of them, a group, a tap, a few vectors, some output channels."""
+    size = T.bitwidth // 8
+    lanes = host().width // size
+    NS = scalars(host())
+    most = VECTORS * lanes
+
+    def work(worker, arguments):  # type: ignore[no-untyped-def]
+        a = carray(pointer(arguments, WEIGHT_RECORD), 1)[0]
+        at_slots = a.scratch + worker * a.scratch_size
+        slots = carray(pointer(at_slots, types.int64), (VECTORS, SLOT))
+        for m in range(VECTORS):
+            slots[m, 0], slots[m, 1], slots[m, 2] = m * a.held_c * lanes, m * lanes, (1 << lanes) - 1
+            slots[m, 3], slots[m, 4] = 0, 0
+        at_stage = at_slots + 128
+        stage = carray(pointer(at_stage, T), (NS, most))
+        taps_at = carray(pointer(a.taps_at, types.int64), a.taps)
+        per_group = (a.o + lanes - 1) // lanes
+        across = (a.positions + a.block_q - 1) // a.block_q
+        while True:
+            task = next_task(arguments)
+            if task >= a.stop:
+                return
+            task, t = divmod(task, a.taps)
+            task, v0 = divmod(task, a.t_tasks)
+            task, o0 = divmod(task, a.o_tasks)
+            part, g = divmod(task, a.groups)
+            v0 *= a.together
+            mv = min(a.together, a.vectors - v0)
+            o0 *= a.o_step
+            o1 = min(o0 + a.o_step, a.o)
+            width = a.vectors * lanes
+            begin = ((part * a.groups + g) * a.taps + t) * a.o * width + v0 * lanes
+            for block in range(part * a.blocks // a.parts, (part + 1) * a.blocks // a.parts):
+                n, q = divmod(block, across)
+                n *= a.block_n
+                q *= a.block_q
+                images = min(a.block_n, a.batch - n)
+                count = min(a.block_q, a.positions - q)
+                plane = (n * a.groups + g) * a.vectors + v0
+                x = a.held + size * lanes * (plane * a.held_c + taps_at[t])
+                for o in range(o0, o1, NS):
+                    rows = min(NS, o1 - o)
+                    if a.packed:
+                        at = (g * per_group + o // lanes) * a.packed_c + n * a.positions + q
+                        w, wj, wk = a.packed + size * (at * lanes + o % lanes), 1, lanes
+                    else:
+                        at = n * a.dy_n + (g * a.o + o) * a.dy_c + a.first + q
+                        w, wj, wk = a.dy + size * at, a.dy_c, 1
+                    tile(
+                        NS, 0, T, mv, images, count, a.groups * a.vectors * a.held_c * lanes, x, a.offsets + 4 * q, 0,
+                        at_slots, w, wj, wk, at_stage, most, rows, 0,
+                    )  # fmt: skip
+                    for j in range(rows):
+                        total = carray(pointer(a.sums + size * (begin + (o + j) * width), T), mv * lanes)
+                        for i in range(mv * lanes):
+                            total[i] += stage[j, i]
+
+    return work
+
+
+def weight_sums(T: Any) -> Any:
+    """Tasks of adding the parts of the sums, in order, and putting them in place: an output channel."""
+    size = T.bitwidth // 8
+    lanes = host().width // size
+
+    def work(worker, arguments):  # type: ignore[no-untyped-def]
+        a = carray(pointer(arguments, WEIGHT_RECORD), 1)[0]
+        width = a.vectors * lanes
+        each = a.c * a.all_taps // a.taps
+        while True:
+            task = next_task(arguments)
+            if task >= a.stop:
+                return
+            g, o = divmod(task, a.o)
+            y = carray(pointer(a.y + size * task * a.c * a.all_taps, T), a.c * a.all_taps)
+            for t in range(a.taps):
+                begin = a.sums + size * ((g * a.taps + t) * a.o + o) * width
+                for i in range(each):
+                    total = element(begin + size * i, T)
+                    for part in range(1, a.parts):
+                        total += element(begin + size * (part * a.part_step + i), T)
+                    y[i * a.taps + t] = total
+
+    return work
+
+
+# ---------------------------------------------------------------------------- one input channel for each group
+
+# Taps along a row that are summed side by side: as many vectors are read for one of the output's gradient.
+SIDE = 3
+
+
+@intrinsic(prefer_literal=True)
+def dot_rows(
+    typing: Any, S: Any, T: Any,
+    sums: Any, x: Any, x_row: Any, dy: Any, dy_row: Any, rows: Any, width: Any, begin: Any, step: Any, size: Any, taps: Any,
+) -> Any:  # fmt: skip
+    """``sums[j] += sum over rows and w of dy[w] * x[S * w + begin + j * step]``, a vector of lanes for each j < SIDE.
+
+    Elements of `x` before 0 and from `size` on, and all of them for j >= taps, are taken for zero and not read.
+    """
+    if not isinstance(S, types.IntegerLiteral):
+        return None
+    e, stride = ELEMENTS[T.instance_type], S.literal_value
+
+    def body(
+        b: ir.IRBuilder, sums: Any, x: Any, x_row: Any, dy: Any, dy_row: Any, rows: Any, width: Any, begin: Any, step: Any,
+        size: Any, taps: Any,
+    ) -> None:  # fmt: skip
+        places = [b.gep(sums, [const(j * e.lanes)]) for j in range(SIDE)]
+        before = [load(b, e, place) for place in places]
+        stops = [b.select(b.icmp_signed("<", const(j), taps), size, const(-(1 << 30))) for j in range(SIDE)]
+        held = [b.alloca(e.vector) for _ in range(SIDE)]  # LLVM keeps them in registers
+        for place, value in zip(held, before, strict=True):
+            b.store(value, place)
+        with loop(b, const(0), rows) as row:
+            at_x, at_dy = b.gep(x, [b.mul(row, x_row)]), b.gep(dy, [b.mul(row, dy_row)])
+            with loop(b, const(0), width, const(e.lanes)) as w:
+                there = lane_range(b, e, const(0), b.sub(width, w))
+                gradient = masked_load(b, e, b.gep(at_dy, [w]), there)
+                for j in range(SIDE):
+                    at = b.add(b.add(b.mul(w, const(stride)), begin), b.mul(step, const(j)))
+                    parts = []
+                    for r in range(stride):
+                        first = b.add(at, const(r * e.lanes))
+                        inside = lane_range(b, e, b.neg(first), b.sub(stops[j], first))
+                        parts.append(masked_load(b, e, b.gep(at_x, [first]), inside))
+                    vector = parts[0] if stride == 1 else halves(b, *parts)[0]
+                    b.store(multiply_add(b, e, vector, gradient, b.load(held[j])), held[j])
+        for place, value in zip(places, held, strict=True):
+            store(b, e, b.load(value), place)
+
+    name = f"dot_rows_{e.short}_s{stride}_{host().name}"
+    return types.void(S, T, *[types.int64] * 11), out_of_line(name, "ppipiiiiiii", 2, e, body)
+
+
+ROWS_FIELDS = (
+    "next stop "
+    "x dy sums scratch scratch_size "  # addresses; bytes of a worker's scratch
+    "batch per_group o "  # images, output channels of a group, of all
+    "x_n x_c dy_n dy_c "  # strides, whose planes are contiguous
+    "size_d size_h size_w od oh ow kd kh kw "
+    "stride_d stride_h stride_w dilation_d dilation_h dilation_w before_d before_h before_w "
+    "parts"  # independent sums over images
+)
+ROWS_ARGUMENTS = np.dtype([(name, np.int64) for name in ROWS_FIELDS.split()])
+ROWS_RECORD = from_dtype(ROWS_ARGUMENTS)
+
+
+def depthwise_sums(T: Any) -> Any:
+    """Tasks of a depthwise convolution's weights: an output channel, a part of the images; dot products of rows."""
+    size = T.bitwidth // 8
+    lanes = host().width // size
+
+    def work(worker, arguments):  # type: ignore[no-untyped-def]
+        a = carray(pointer(arguments, ROWS_RECORD), 1)[0]
+        across = (a.kw + SIDE - 1) // SIDE
+        taps = a.kd * a.kh * across
+        at_sums = a.scratch + worker * a.scratch_size
+        held = carray(pointer(at_sums, T), (taps, SIDE, lanes))
+        while True:
+            task = next_task(arguments)
+            if task >= a.stop:
+                return
+            o, part = divmod(task, a.parts)
+            held[:] = 0
+            for n in range(part * a.batch // a.parts, (part + 1) * a.batch // a.parts):
+                x = a.x + size * (n * a.x_n + o // a.per_group * a.x_c)
+                dy = a.dy + size * (n * a.dy_n + o * a.dy_c)
+                for qd in range(a.od):
+                    for kd in range(a.kd):
+                        d = qd * a.stride_d + kd * a.dilation_d - a.before_d
+                        if d < 0 or d >= a.size_d:
+                            continue
+                        for kh in range(a.kh):
+                            # Output rows whose tap lies inside the image.
+                            h = kh * a.dilation_h - a.before_h
+                            low = max((a.stride_h - 1 - h) // a.stride_h, 0)
+                            high = min((a.size_h - 1 - h) // a.stride_h + 1, a.oh)
+                            if low >= high:
+                                continue
+                            at_x = x + size * (d * a.size_h + h + low * a.stride_h) * a.size_w
+                            at_dy = dy + size * (qd * a.oh + low) * a.ow
+                            for j in range(across):
+                                to = at_sums + size * lanes * SIDE * ((kd * a.kh + kh) * across + j)
+                                begin = j * SIDE * a.dilation_w - a.before_w
+                                left = a.kw - j * SIDE
+                                if a.stride_w == 1:
+                                    dot_rows(
+                                        1, T, to, at_x, a.stride_h * a.size_w, at_dy, a.ow, high - low, a.ow, begin,
+                                        a.dilation_w, a.size_w, left,
+                                    )  # fmt: skip
+                                else:
+                                    dot_rows(
+                                        2, T, to, at_x, a.stride_h * a.size_w, at_dy, a.ow, high - low, a.ow, begin,
+                                        a.dilation_w, a.size_w, left,
+                                    )  # fmt: skip
+            y = carray(pointer(a.sums + size * (part * a.o + o) * a.kd * a.kh * a.kw, T), a.kd * a.kh * a.kw)
+            for row in range(a.kd * a.kh):
+                for k in range(a.kw):
+                    total = held[row * across + k // SIDE, k % SIDE, 0]
+                    for i in range(1, lanes):
+                        total += held[row * across + k // SIDE, k % SIDE, i]
+                    y[row * a.kw + k] = total
+
+    return work
