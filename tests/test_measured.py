@@ -330,7 +330,7 @@ def test_every_function_takes_it(monkeypatch: pytest.MonkeyPatch) -> None:
     chose = set()
     for backend in (None, *BACKENDS):
         for function, arguments in calls:
-            with contextlib.suppress(Unsupported):  # numba knows no gradients yet
+            with contextlib.suppress(Unsupported):  # numba knows no gradients of pools yet
                 made = fc.explain(function, *arguments, backend=backend, algorithm="measure")
                 result = function(*arguments, backend=backend, algorithm="measure")
                 expected = function(*arguments, backend=backend, algorithm=made.algorithm)

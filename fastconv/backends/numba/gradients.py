@@ -34,6 +34,7 @@ from fastconv.backends.numba.operands import (
     contiguous,
     scratch,
 )
+from fastconv.backends.numba.winograd import ceil, round_up
 from fastconv.spec import DTYPES, ConvSpec, Op, source
 
 TURN = jit.Kernel(kernels.turn)
@@ -68,7 +69,7 @@ TASK_CHANNELS = 64
 TASKS = 16
 
 # Cycles to copy one vector of channels; of taps, which are gathered first.
-SPREAD_CYCLES, COLUMN_CYCLES = 6, 24
+SPREAD_CYCLES, COLUMN_CYCLES = 6, 8
 
 
 class Phase(NamedTuple):
@@ -387,7 +388,7 @@ def cut_positions(spec: ConvSpec, g: direct.Geometry, in_columns: bool, room: in
             (n - 1) * s + (k - 1) * d + 1
             for n, s, k, d in zip(box, g.stride, g.kernel, g.dilation, strict=True)
         )
-        each = math.prod(box if in_columns else rows) + lanes
+        each = box[0] * box[1] * round_up(box[2], lanes) if in_columns else math.prod(rows) + lanes
         held = images * spec.groups * vectors * each * lanes * itemsize
         packed = spec.groups * -(-g.o // lanes) * (images * math.prod(box) + lanes) * lanes * itemsize
         return held, packed if packs else 0, rows  # type: ignore[return-value]
@@ -454,16 +455,20 @@ def plan_sums(spec: ConvSpec, precision: str, limit: int | None) -> Run:
     def sums_bytes(vectors: int, taps: int) -> int:
         return spec.groups * taps * g.o * vectors * lanes * itemsize
 
-    def worker(box: direct.Triple) -> int:
+    def worker(box: direct.Triple, in_columns: bool) -> int:
         stage = 128 + NS * VECTORS * host().width
-        return max(stage, -(-box[2] // lanes) * lanes * host().width)
+        line = len(g.phases(2)) * (round_up(box[2], lanes) + g.reach(2)) * itemsize
+        return round_up(max(stage, in_columns * g.c * g.kernel[0] * g.kernel[1] * line), 64)
 
     cuts = []
     for in_columns in (False, True):
         room = ROUND_BYTES
         if limit is not None:
             vectors, taps = (-(-g.K // lanes), 1) if in_columns else (-(-g.c // lanes), g.taps)
-            room = min(room, limit - sums_bytes(vectors, taps) - image - result - ALIGNMENT - worker(g.out))
+            room = min(
+                room,
+                limit - sums_bytes(vectors, taps) - image - result - ALIGNMENT - worker(g.out, in_columns),
+            )
         cut = cut_positions(bare, g, in_columns, room, most)
         if cut is not None:
             cuts.append(cut)
@@ -477,7 +482,7 @@ def plan_sums(spec: ConvSpec, precision: str, limit: int | None) -> Run:
             + image
             + result
             + ALIGNMENT
-            + worker(cut.box)
+            + worker(cut.box, cut.in_columns)
             for cut in cuts
         }
         cuts = [cut for cut in cuts if need[cut] <= limit]
@@ -491,36 +496,46 @@ def plan_sums(spec: ConvSpec, precision: str, limit: int | None) -> Run:
     positions = math.prod(box)
     block_n, block_q = 1, -(-positions // -(-positions // SUMMED))
     if cut.packed:
-        block_n = max(min(SUMMED // positions, images), 1)
+        block_n = -(-images // -(-images * positions // SUMMED))
     blocks_of_round = -(-images // block_n) * -(-positions // block_q)
     together = -(-cut.vectors // -(-cut.vectors // VECTORS))
     t_tasks = -(-cut.vectors // together)
-    rows = -(-g.o // NS)
-    o_step = -(-rows // -(-g.o // TASK_CHANNELS)) * NS
+    # Vectors of the input are read anew for each block of output channels: all at once, if there are tasks enough.
+    few = spec.groups * cut.taps * t_tasks < 2 * TASKS
+    o_step = round_up(ceil(g.o, ceil(g.o, TASK_CHANNELS) if few else 1), NS)
     o_tasks = -(-g.o // o_step)
     tasks = spec.groups * cut.taps * t_tasks * o_tasks
     parts = 1 if limit is not None else max(min(-(-TASKS // tasks), blocks_of_round), 1)
     part_step = sums_bytes(cut.vectors, cut.taps) // itemsize
-    held_c = (positions if cut.in_columns else math.prod(cut.rows)) + lanes
+    row = round_up(box[2], lanes)
+    held_c = box[0] * box[1] * row if cut.in_columns else math.prod(cut.rows) + lanes
 
     at = np.indices(box).reshape(3, -1).T
     if cut.in_columns:
-        offsets, taps_at = np.arange(positions) * lanes, np.zeros(1, np.int64)
+        offsets = at @ (box[1] * row, row, 1) * lanes
+        taps_at = np.zeros(1, np.int64)
     else:
         pitch = np.array(direct.strides(cut.rows))
         offsets = (at * g.stride) @ pitch * lanes
         taps_at = (np.indices(g.kernel).reshape(3, -1).T * g.dilation) @ pitch
     offsets = offsets.astype(np.int32)
-    reads = np.indices(g.kernel).reshape(3, -1).T * g.dilation - g.before
-    lanes_at = np.zeros((g.K, kernels.LANE), np.int64)
-    lanes_at[:, 0] = np.repeat(np.arange(g.c), g.taps)
-    lanes_at[:, 1:] = np.tile(reads, (g.c, 1))
+    # A row of the input is copied once for each place a window reads it from, split into its phases.
+    lines = np.indices((g.c, *g.kernel[:2])).reshape(3, -1).T * (1, *g.dilation[:2]) - (0, *g.before[:2])
+    lines = np.ascontiguousarray(lines, np.int64)
+    phases_w = np.array(g.phases(2), np.int64)
+    pitch_w = row + g.reach(2)
+    steps = [divmod(k * g.dilation[2], g.stride[2]) for k in range(g.kernel[2])]
+    places = [g.phases(2).index(phase) * pitch_w + q for q, phase in steps]
+    lanes_at = np.zeros(round_up(g.K, lanes), np.int64)
+    lanes_at[: g.K] = np.add.outer(np.arange(len(lines)) * len(phases_w) * pitch_w, places).ravel()
     x_d, x_h, _ = direct.strides(g.size)
     plane, plane_out = math.prod(g.size), math.prod(g.out)
-    per_worker = worker(box)
+    per_worker = worker(box, cut.in_columns)
     template = np.zeros(1, kernels.WEIGHT)
     direct.fill(
-        template, scratch_size=per_worker, lanes_at=address(lanes_at), offsets=address(offsets), taps_at=address(taps_at),
+        template, scratch_size=per_worker, lanes_at=address(lanes_at), lines_at=address(lines), lines=len(lines),
+        phases=address(phases_w), phases_w=len(phases_w), phase_w=pitch_w, x_w=1,
+        wanted_w=sum(1 << phase for phase in g.phases(2)) if g.stride[2] < 64 else 0, offsets=address(offsets), taps_at=address(taps_at),
         x_n=spec.in_channels * plane, x_c=plane, x_d=x_d, x_h=x_h, dy_n=spec.out_channels * plane_out, dy_c=plane_out,
         groups=spec.groups, c=g.c, o=g.o, size_d=g.size[0], size_h=g.size[1], size_w=g.size[2],
         stride_d=g.stride[0], stride_h=g.stride[1], stride_w=g.stride[2],
@@ -533,7 +548,8 @@ def plan_sums(spec: ConvSpec, precision: str, limit: int | None) -> Run:
     corners = list(itertools.product(*(range(0, n, side) for n, side in zip(g.out, box, strict=True))))
     copy = COLUMNS if cut.in_columns else SPREAD
     rounds = -(-spec.batch // images) * len(corners)
-    at_once = max(parts * tasks, images * spec.groups * cut.vectors)
+    copies = box[0] * box[1] if cut.in_columns else cut.vectors
+    at_once = max(parts * tasks, images * spec.groups * copies)
     shared = ALIGNMENT + cut.held + cut.packed + parts * part_step * itemsize + images * image + result
     if limit is not None:
         at_once = max(min(at_once, (limit - shared) // per_worker), 1)
@@ -545,7 +561,9 @@ def plan_sums(spec: ConvSpec, precision: str, limit: int | None) -> Run:
         a = template.copy()
         fields = a.view(np.int64)
         workers = threads.workers(at_once)
-        sums = np.zeros(parts * part_step, wide)
+        sums = np.empty(parts * part_step, wide)
+        if not spec.batch:
+            sums[:] = 0
         target = dw if same_out else dw.view(wide) if dw.dtype == np.uint64 else np.empty(dw.shape, wide)
         _memory, begin = scratch(cut.held + cut.packed + workers * per_worker)
         direct.fill(
@@ -565,17 +583,19 @@ def plan_sums(spec: ConvSpec, precision: str, limit: int | None) -> Run:
                     first=(corner[0] * g.out[1] + corner[1]) * g.out[2] + corner[2],
                     blocks=-(-count // block_n) * -(-inside // block_q),
                 )  # fmt: skip
-                threads.launch(copy.address(wide), fields, count * spec.groups * cut.vectors, workers, 0)
+                copies = sizes[0] * sizes[1] if cut.in_columns else cut.vectors
+                threads.launch(copy.address(wide), fields, count * spec.groups * copies, workers, 0)
                 if cut.packed:
                     threads.launch(PACK.address(wide), fields, spec.groups * -(-g.o // lanes), workers, 0)
                 threads.launch(
                     PRODUCTS.address(wide), fields, parts * tasks, workers, cut.seconds / max(rounds, 1)
                 )
+                direct.fill(a, begun=1)
         threads.launch(SUMS.address(wide), fields, spec.out_channels, workers, 0)
         if target is not dw and dw.dtype != np.uint64:
             np.copyto(dw, target, casting="unsafe")
 
-    call.tables = offsets, taps_at, lanes_at  # type: ignore[attr-defined]
+    call.tables = offsets, taps_at, lanes_at, lines, phases_w  # type: ignore[attr-defined]
     what = "all taps of a position" if cut.in_columns else "channels of a position"
     note = f"vectors of {what}; {images} image{'s' * (images != 1)} x {'x'.join(map(str, box))} positions at a time"
     return Run(
