@@ -23,7 +23,7 @@ EDGES = [
     *(f"n3 c{c}x1x{w} k{o}x1x1 s1 p0" for c, w, o in ((5, 17, 9), (16, 49, 16), (33, 15, 7))),
     "n2 c7x9x8 k5x1x1 s2 p0", "n1 c3x23x25 k8x11x11 s4 p2", "n1 c2x7x9 k3x2x2 s3 p0", "n2 c4x8x9 k4x3x3 s2 p1 g4",
     "n2 c4x5x9 k8x3x3 s1 p1 g4", "n3 c3x6x37 k3x3x5 s2 p2 d1x2 g3", "n2 c2x4x5x19 k4x2x3x4 s1x2x1 p1 g2", "n2 c6x6x7 k4x3x3 s2 p2 d3 g2", "n1 c2x6x6 k3x2x2 s1 p4", "n1 c2x5x6 k3x2x2 s2 p3:0",
-    "n1 c3x9 k4x5 s2 p2", "n1 c2x40 k3x3 s1 p1", "n1 c3x5x6x7 k4x3x2x3 s2x1x3 p1", "n2 c3x4x4 k2x4x4 s1 p0",
+    "n1 c3x9 k4x5 s2 p2", "n1 c2x40 k3x3 s1 p1", "n1 c3x5x6x7 k4x3x2x3 s2x1x3 p1", "n2 c3x4x4 k2x4x4 s1 p0", "n1 c1x1x3x1 k1x1x2x1 s1x2x2 p0",
     "n1 c2x4x5 k3x3x3 s2 p1 reflect", "n2 c1x3x3 k1x2x2 s1 p2 replicate", "n1 c2x2 k3x5 s2 p0:19 d5",
 ]  # fmt: skip
 

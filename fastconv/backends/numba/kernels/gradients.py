@@ -147,7 +147,7 @@ def weave(T: Any) -> Any:
                                 row[at] = alone
                         if i < 0 or j < 0:
                             continue
-                        if a.stride_w == 2 and a.whole:
+                        if a.stride_w == 2 and a.phases_w == 2 and a.whole:
                             begin = (p * counts_d[i] + d // a.stride_d) * counts_h[j] + h // a.stride_h
                             at = begins[(i * a.phases_h + j) * 2] + begin * counts_w[0]
                             other = begins[(i * a.phases_h + j) * 2 + 1] + begin * counts_w[1]
