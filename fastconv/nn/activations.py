@@ -13,11 +13,11 @@ class ReLU(Layer):
 
     def forward(self, x: Array, train: bool = False) -> Array:
         y = np.maximum(x, 0)
-        self._keep(y)  # the next layer keeps it too, so this takes no memory
+        self.keep(y)  # the next layer keeps it too, so this takes no memory
         return y
 
     def backward(self, dy: Array, input_grad: bool = True) -> Array:
-        (y,) = self._recall()
+        (y,) = self.recall()
         return np.where(y > 0, dy, 0)
 
 
@@ -34,11 +34,11 @@ class LeakyReLU(Layer):
         self.slope = slope
 
     def forward(self, x: Array, train: bool = False) -> Array:
-        self._keep(x)
+        self.keep(x)
         return np.where(x > 0, x, self.slope * x)
 
     def backward(self, dy: Array, input_grad: bool = True) -> Array:
-        (x,) = self._recall()
+        (x,) = self.recall()
         return np.where(x > 0, dy, self.slope * dy)
 
 
@@ -47,11 +47,11 @@ class Sigmoid(Layer):
 
     def forward(self, x: Array, train: bool = False) -> Array:
         y = _sigmoid(x)
-        self._keep(y)
+        self.keep(y)
         return y
 
     def backward(self, dy: Array, input_grad: bool = True) -> Array:
-        (y,) = self._recall()
+        (y,) = self.recall()
         return dy * y * (1 - y)
 
 
@@ -60,11 +60,11 @@ class Tanh(Layer):
 
     def forward(self, x: Array, train: bool = False) -> Array:
         y = np.tanh(x)
-        self._keep(y)
+        self.keep(y)
         return y
 
     def backward(self, dy: Array, input_grad: bool = True) -> Array:
-        (y,) = self._recall()
+        (y,) = self.recall()
         return dy * (1 - y * y)
 
 
@@ -73,11 +73,11 @@ class SiLU(Layer):
 
     def forward(self, x: Array, train: bool = False) -> Array:
         s = _sigmoid(x)
-        self._keep(x, s)
+        self.keep(x, s)
         return x * s
 
     def backward(self, dy: Array, input_grad: bool = True) -> Array:
-        x, s = self._recall()
+        x, s = self.recall()
         return dy * s * (1 + x * (1 - s))
 
 

@@ -22,7 +22,7 @@ Arrays = dict[str, Array]
 class Layer:
     """One step of a network; the base of all others.
 
-    A layer of your own needs `forward` and `backward`: the first calls `_keep`, the second `_recall`.
+    A layer of your own needs `forward` and `backward`: the first calls `keep`, the second `recall`.
 
     Attributes
     ----------
@@ -87,10 +87,12 @@ class Layer:
             for name, array in arrays.items():
                 arrays[name] = function(array)
 
-    def _keep(self, *things: Any) -> None:
+    def keep(self, *things: Any) -> None:
+        """Remember what `backward` will need."""
         self._kept = things
 
-    def _recall(self) -> tuple[Any, ...]:
+    def recall(self) -> tuple[Any, ...]:
+        """What the last `forward` kept; it can be had once."""
         if self._kept is None:
             raise RuntimeError(
                 f"{type(self).__name__}.backward: there was no forward since the last backward, expected one"
@@ -195,12 +197,12 @@ class _Convolution(Layer):
         self._options: dict[str, str] = {}
 
     def forward(self, x: Array, train: bool = False) -> Array:
-        self._keep(x)
+        self.keep(x)
         weight, bias = self._params["weight"], self._params.get("bias")
         return self._forward(x, weight, bias, *self._geometry, **self._options)
 
     def backward(self, dy: Array, input_grad: bool = True) -> Array:
-        (x,) = self._recall()
+        (x,) = self.recall()
         weight = self._params["weight"]
         self._grads["weight"] = self._weight_grad(x, weight.shape, dy, *self._geometry, **self._options)
         if "bias" in self._params:
@@ -297,11 +299,11 @@ class _Pool(Layer):
         self._arguments = (arguments.sizes("kernel_size", kernel_size, rank, 1), *rest)
 
     def forward(self, x: Array, train: bool = False) -> Array:
-        self._keep(x)
+        self.keep(x)
         return self._forward(x, *self._arguments)
 
     def backward(self, dy: Array, input_grad: bool = True) -> Array:
-        (x,) = self._recall()
+        (x,) = self.recall()
         return self._backward(dy, x, *self._arguments)
 
 
@@ -350,11 +352,11 @@ class Flatten(Layer):
     """Everything but the batch in one axis."""
 
     def forward(self, x: Array, train: bool = False) -> Array:
-        self._keep(x.shape)
+        self.keep(x.shape)
         return x.reshape(len(x), math.prod(x.shape[1:]))
 
     def backward(self, dy: Array, input_grad: bool = True) -> Array:
-        (shape,) = self._recall()
+        (shape,) = self.recall()
         return dy.reshape(shape)
 
 
@@ -385,12 +387,12 @@ class Linear(Layer):
             raise ValueError(
                 f"x: got shape {tuple(x.shape)}, expected (batch, {weight.shape[1]}); Flatten makes images rows"
             )
-        self._keep(x)
+        self.keep(x)
         y = x @ weight.T
         return y + self._params["bias"] if "bias" in self._params else y
 
     def backward(self, dy: Array, input_grad: bool = True) -> Array:
-        (x,) = self._recall()
+        (x,) = self.recall()
         self._grads["weight"] = dy.T @ x
         if "bias" in self._params:
             self._grads["bias"] = dy.sum(axis=0)
@@ -417,15 +419,15 @@ class Dropout(Layer):
 
     def forward(self, x: Array, train: bool = False) -> Array:
         if not train:
-            self._keep(1)
+            self.keep(1)
             return x
         scale = (self._rng.random(x.shape) >= self.p).astype(x.dtype) / (1 - self.p)
         scale = np.asarray(scale, like=x)
-        self._keep(scale)
+        self.keep(scale)
         return x * scale
 
     def backward(self, dy: Array, input_grad: bool = True) -> Array:
-        (scale,) = self._recall()
+        (scale,) = self.recall()
         return dy * scale
 
 
@@ -476,11 +478,11 @@ class BatchNorm(Layer):
             mean, var = self._buffers["running_mean"], self._buffers["running_var"]
         inverse = _along(1 / np.sqrt(var + self.eps), x)
         normal = (x - _along(mean, x)) * inverse
-        self._keep(normal, inverse, axes, count if train else None)
+        self.keep(normal, inverse, axes, count if train else None)
         return normal * _along(weight, x) + _along(bias, x)
 
     def backward(self, dy: Array, input_grad: bool = True) -> Array:
-        normal, inverse, axes, count = self._recall()
+        normal, inverse, axes, count = self.recall()
         self._grads["bias"] = dy.sum(axis=axes)
         self._grads["weight"] = (dy * normal).sum(axis=axes)
         if not input_grad:
