@@ -25,6 +25,7 @@ from .simd import (
     I32,
     I64,
     const,
+    fetch,
     halves,
     host,
     lane_range,
@@ -496,6 +497,11 @@ def depthwise_sums(T: Any) -> Any:
                         if d < 0 or d >= a.size_d:
                             continue
                         for kh in range(a.kh):
+                            # The planes of the next image lie far off, where no hardware looks ahead.
+                            for i in range(64 * kh, size * a.size_h * a.size_w, 64 * a.kh):
+                                fetch(x + size * (a.x_n + d * a.size_h * a.size_w) + i)
+                            for i in range(64 * kh, size * a.oh * a.ow, 64 * a.kh):
+                                fetch(dy + size * (a.dy_n + qd * a.oh * a.ow) + i)
                             # Output rows whose tap lies inside the image.
                             h = kh * a.dilation_h - a.before_h
                             low = max((a.stride_h - 1 - h) // a.stride_h, 0)
