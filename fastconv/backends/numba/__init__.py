@@ -1,8 +1,9 @@
 """The fast CPU engine: kernels compiled on first use, one for each element type, kept on disk for later processes.
 
 ``kernels`` holds what runs: micro-kernels as LLVM IR (``simd``, ``tile``) and loops over tasks. The modules beside it
-plan: ``direct`` (any convolution), ``depthwise``, ``winograd``, ``gradients``, ``pooling``. ``cost`` is what they estimate by,
-``operands`` casts what kernels do not know, ``jit`` compiles and caches, ``threads`` runs tasks side by side.
+plan: ``direct`` (any convolution), ``depthwise``, ``winograd``, ``pooling``, and the gradients, ``input_grad`` and
+``weight_grad``. ``cost`` is what they estimate by, ``operands`` casts what kernels do not know, ``jit`` compiles and
+caches, ``threads`` runs tasks side by side.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import numpy as np
 
 from fastconv.backends import Planner
 from fastconv.backends.fft import fft
-from fastconv.backends.numba import depthwise, direct, gradients, pooling, winograd
+from fastconv.backends.numba import depthwise, direct, input_grad, pooling, weight_grad, winograd
 from fastconv.backends.numba.operands import ALIGNMENT, address
 from fastconv.spec import DTYPES, Op
 
@@ -51,7 +52,7 @@ FORWARD: tuple[Planner, ...] = (
 
 PLANNERS: dict[Op, tuple[Planner, ...]] = {
     Op.CONV: FORWARD,
-    Op.CONV_INPUT_GRAD: tuple(map(gradients.input_grad, FORWARD)),
-    Op.CONV_WEIGHT_GRAD: (gradients.depthwise_weight_grad, gradients.weight_grad),
+    Op.CONV_INPUT_GRAD: tuple(map(input_grad.input_grad, FORWARD)),
+    Op.CONV_WEIGHT_GRAD: (weight_grad.depthwise, weight_grad.implicit_gemm),
     Op.POOL: pooling.PLANNERS,
 }

@@ -1,44 +1,34 @@
-"""Gradients of a convolution, planned.
+"""The gradient of a convolution's weights, planned: a sum over positions.
 
-The gradient of the input is a convolution again: of the output's gradient, with turned weights. With a stride s its
-elements fall into s phases along each axis, and each is a convolution of stride 1 with every s-th tap:
-
-    dx[s * j + first] = sum_t w[k0 + t * step] * dy[j + begin - t * dilation]
-
-so every forward planner serves it, and nothing is scattered. The gradient of the weights is a sum over positions
-(``kernels.gradients``), in an order that the plan fixes: of images and boxes of positions, copied one after the other,
-and within them of parts, which any thread may sum.
+The plan fixes its order: of images and boxes of positions, copied one after the other, and within them of parts, which
+any thread may sum.
 """
 
 from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
-from fastconv.backends import Planner, Run, Unsupported, algorithm, blocks
+from fastconv.backends import Run, Unsupported
 from fastconv.backends.numba import cost, direct, jit, threads
-from fastconv.backends.numba.kernels import gradients as kernels
+from fastconv.backends.numba.kernels import weight_grad as kernels
 from fastconv.backends.numba.kernels.simd import host
 from fastconv.backends.numba.kernels.tile import VECTORS, scalars
 from fastconv.backends.numba.operands import (
     ALIGNMENT,
     Array,
     address,
-    cast_images,
     computed,
-    contiguous,
     scratch,
 )
 from fastconv.backends.numba.winograd import ceil, round_up
 from fastconv.spec import DTYPES, ConvSpec, Op, source
 
-TURN = jit.Kernel(kernels.turn)
-WEAVE = jit.Kernel(kernels.weave)
 SPREAD = jit.Kernel(kernels.spread)
 COLUMNS = jit.Kernel(kernels.columns)
 PACK = jit.Kernel(kernels.pack_positions)
@@ -48,12 +38,6 @@ DEPTHWISE = jit.Kernel(kernels.depthwise_sums)
 
 # Cycles of a vector of a row with SIDE taps: their masks, loads and multiply-adds.
 ROW_CYCLES = 10
-
-# Phases of some images are computed, then woven into the result while a core's cache still holds most of them.
-PHASE_BYTES = 2 << 20
-
-# Elements of a task that weaves: 4 us.
-WOVEN = 8 << 10
 
 # Blocks of images that are copied, multiplied and overwritten: a share of the last level of the cache.
 ROUND_BYTES = 4 << 20
@@ -70,287 +54,6 @@ TASKS = 16
 
 # Cycles to copy one vector of channels; of taps, which are gathered first.
 SPREAD_CYCLES, COLUMN_CYCLES = 6, 8
-
-
-class Phase(NamedTuple):
-    """What a stride leaves of one axis: a convolution of stride 1."""
-
-    first: int  # the first element of the input that belongs to it
-    length: int
-    taps: range  # as the weights count them, from the last to the first
-    dilation: int
-    padding: tuple[int, int]
-    crop: int  # elements of the output's gradient that it does not begin with
-
-
-def phases(spec: ConvSpec, axis: int) -> list[Phase]:
-    """The phases that meet any tap along an axis; one at stride 1."""
-    size, out, kernel = spec.in_size[axis], spec.out_size[axis], spec.kernel_size[axis]
-    stride, before = spec.stride[axis], spec.padding[axis][0]
-    common = math.gcd(stride, spec.dilation[axis])
-    step, dilation = stride // common, spec.dilation[axis] // common
-    found = []
-    for k0 in range(min(step, kernel)):
-        at = k0 * spec.dilation[axis] - before
-        first = at % stride
-        count = -(-(size - first) // stride)
-        taps = range(k0, kernel, step)[::-1]
-        begin = (first - at) // stride
-        pad = (len(taps) - 1) * dilation - begin
-        crop = max(-pad, 0)
-        if count > 0 and count + begin > 0 and crop < out:
-            after = count + begin - out
-            found.append(Phase(first, count, taps, dilation, (max(pad, 0), after), crop))
-    return found
-
-
-class Part(NamedTuple):
-    """A phase of every axis."""
-
-    spec: ConvSpec  # of the convolution that computes it
-    taps: Array  # which of a kernel's taps stands at each place of the turned one
-    read: tuple[slice, ...]  # of the output's gradient
-
-    def turned(self, weight: Array, groups: int) -> Array:
-        """(O, C / groups, taps) as (C, O / groups, taps turned round)."""
-        weight = np.ascontiguousarray(weight)
-        o, c = weight.shape[0] // groups, weight.shape[1]
-        result = np.empty(self.spec.weight_shape, weight.dtype)
-        a = np.zeros(1, kernels.TURN)
-        c_tasks = -(-c // kernels.TURNED)
-        direct.fill(
-            a, w=address(weight), to=address(result), table=address(self.taps), o=o, c=c,
-            from_taps=math.prod(weight.shape[2:]), taps=len(self.taps), c_tasks=c_tasks,
-        )  # fmt: skip
-        tasks = groups * c_tasks
-        workers = threads.workers(tasks) if result.size > WOVEN else 1
-        threads.launch(TURN.address(weight.dtype.name), a.view(np.int64), tasks, workers, 0)
-        return result
-
-
-def parts_of(spec: ConvSpec, axes: Sequence[list[Phase]], images: int) -> list[Part]:
-    """The convolution of every combination of phases."""
-    made = []
-    for along in itertools.product(*axes):
-        small = ConvSpec(
-            batch=images,
-            in_channels=spec.out_channels,
-            out_channels=spec.in_channels,
-            in_size=tuple(out - phase.crop for out, phase in zip(spec.out_size, along, strict=True)),
-            kernel_size=tuple(len(phase.taps) for phase in along),
-            padding=tuple(phase.padding for phase in along),
-            dilation=tuple(phase.dilation for phase in along),
-            groups=spec.groups,
-            dtype=spec.dtype,
-            out_dtype=spec.out_dtype,
-        )
-        places = np.meshgrid(*(phase.taps for phase in along), indexing="ij")
-        taps = np.ravel_multi_index(tuple(places), spec.kernel_size).ravel().astype(np.int64)
-        made.append(Part(small, taps, tuple(slice(phase.crop, None) for phase in along)))
-    return made
-
-
-def weaver(
-    spec: ConvSpec, axes: Sequence[list[Phase]], parts: Sequence[Part], images: int
-) -> Callable[..., None]:
-    """The function ``(phases' planes, bias, dx)`` that puts images together."""
-    one = [Phase(0, 1, range(1), 1, (0, 0), 0)]
-    lifted = [one] * (3 - spec.rank) + list(axes)
-    size, stride = direct.lift(spec.in_size, 1), direct.lift(spec.stride, 1)
-    which = [np.full(min(s, n), -1) for s, n in zip(stride, size, strict=True)]
-    for table, axis in zip(which, lifted, strict=True):
-        for at, phase in enumerate(axis):
-            table[phase.first] = at
-    counts = [np.array([phase.length for phase in axis], np.int64) for axis in lifted]
-    first_w = np.array([phase.first for phase in lifted[2]], np.int64)
-    begins = np.cumsum([0, *(math.prod(part.spec.output_shape) for part in parts)])
-    planes, plane = images * spec.in_channels, math.prod(size)
-    step = max(WOVEN // plane, 1)
-    template = np.zeros(1, kernels.WEAVE)
-    direct.fill(
-        template, phase_d=address(which[0]), phase_h=address(which[1]), first_w=address(first_w),
-        counts_d=address(counts[0]), counts_h=address(counts[1]), counts_w=address(counts[2]), begins=address(begins),
-        planes=planes, channels=spec.in_channels, step=step, d=size[0], h=size[1], w=size[2],
-        stride_d=len(which[0]), stride_h=len(which[1]), stride_w=stride[2],
-        phases_h=len(lifted[1]), phases_w=len(lifted[2]), whole=sum(counts[2]) == size[2],
-    )  # fmt: skip
-    tasks = -(-planes // step)
-
-    def weave(held: int, bias: Array | None, dx: Array) -> None:
-        a = template.copy()
-        direct.fill(a, x=held, bias=address(bias), y=address(dx))
-        threads.launch(WEAVE.address(spec.dtype), a.view(np.int64), tasks, threads.workers(tasks), 0)
-
-    weave.tables = which, counts, first_w, begins  # type: ignore[attr-defined]
-    return weave
-
-
-def plan_parts(
-    forward: Planner, parts: Sequence[Part], precision: str, limit: int | None, own: int
-) -> list[Run]:
-    """Every part's run, under what `own` bytes leave of the limit."""
-    left = None if limit is None else max(limit - own, 0)
-    runs, needs = [], [own]
-    for part in parts:
-        try:
-            runs.append(forward(part.spec, precision, left))
-        except Unsupported as refusal:
-            if refusal.workspace is None:
-                raise
-            needs.append(own + refusal.workspace)
-    if limit is not None and max(needs) > limit:
-        raise Unsupported(f"needs {max(needs)} bytes of scratch", workspace=max(needs))
-    return runs
-
-
-def together(runs: Sequence[Run], left: int | None) -> tuple[int, int, int]:
-    """Scratch of runs one after the other: of a thread, shared, and how many threads there may be."""
-    workspace = max((run.workspace for run in runs), default=0)
-    shared = max((run.shared + run.workspace for run in runs), default=0) - workspace
-    at_once = max((run.at_once for run in runs), default=1)
-    if left is not None and workspace:
-        at_once = max(min(at_once, (left - shared) // workspace), 1)
-    return workspace, shared, at_once
-
-
-def plan_phases(forward: Planner, spec: ConvSpec, precision: str, limit: int | None) -> Run:
-    """The gradient of an input that is padded with zeros."""
-    axes = [phases(spec, axis) for axis in range(spec.rank)]
-    itemsize = DTYPES[spec.dtype].itemsize
-    image = spec.in_channels * math.prod(sum(phase.length for phase in axis) for axis in axes) * itemsize
-    woven = set(spec.stride) != {1}
-    images = spec.batch
-    if woven:
-        images = max(
-            min(1 if limit is not None else PHASE_BYTES // max(image, 1), spec.batch), min(spec.batch, 1)
-        )
-    parts = parts_of(spec, axes, images)
-    copies = [math.prod(part.spec.input_shape) if any(at.start for at in part.read) else 0 for part in parts]
-    turned = sum(math.prod(part.spec.weight_shape) for part in parts)
-    held = images * image + ALIGNMENT if woven else 0
-    own = held + max(copies, default=0) * itemsize
-    runs = plan_parts(forward, parts, precision, limit, own + turned * itemsize)
-    weave = weaver(spec, axes, parts, images) if woven else None
-
-    def caller(runs: Sequence[Run]) -> Callable[..., None]:
-        def call(dy: Array, weights: Sequence[Any], bias: Array | None, dx: Array) -> None:
-            bias = contiguous(bias)
-            if not parts:
-                dx[...] = 0 if bias is None else bias.reshape(-1, *(1,) * spec.rank)
-                return
-            memory, at = scratch(max(held - ALIGNMENT, 0)) if woven else (dx, 0)
-            for begin in range(0, spec.batch, max(images, 1)):
-                n = min(begin, spec.batch - images)  # the last few may be computed twice, alike
-                target, offset = dx[n : n + images], at - address(memory)
-                for part, run, weight, copied in zip(parts, runs, weights, copies, strict=True):
-                    read = dy[n : n + images]
-                    if copied:
-                        read = np.ascontiguousarray(read[(..., *part.read)])
-                    shape = part.spec.output_shape
-                    to = np.ndarray(shape, target.dtype, memory, offset) if woven else target
-                    run.call(read, weight, bias, to)
-                    offset += to.nbytes
-                if weave is not None:
-                    weave(at, bias, target)
-
-        return call
-
-    def ready(runs: Sequence[Run], weight: Array) -> list[Any]:
-        made = (part.turned(weight, spec.groups) for part in parts)
-        return [run.pack(w) if run.pack else w for run, w in zip(runs, made, strict=True)]
-
-    rounds = -(-spec.batch // max(images, 1))
-    moved = cost.traffic(2 * image * spec.batch + own * rounds) if woven else 0.0
-    prepared_runs = [run.prepared or run for run in runs]
-    unprepared = caller(runs)
-    notes = {run.note for run in runs if run.note}
-    if woven:
-        notes = {
-            f"{len(parts)} phase{'s' * (len(parts) != 1)}, {images} image{'s' * (images != 1)} at a time"
-        } | notes
-
-    def whole(runs: Sequence[Run], call: Callable[..., None]) -> Run:
-        workspace, shared, at_once = together(
-            runs, None if limit is None else limit - own - turned * itemsize
-        )
-        return Run(
-            call=call,
-            seconds=rounds * sum(run.seconds for run in runs) + moved,
-            workspace=workspace,
-            at_once=at_once,
-            shared=own + shared,
-            note="; ".join(sorted(notes)),
-            error=max((run.error for run in runs), default=0.0),
-            finite_only=any(run.finite_only for run in runs),
-        )
-
-    plain = whole(runs, lambda dy, w, bias, dx: unprepared(dy, ready(runs, w), bias, dx))
-    prepared = replace(
-        whole(prepared_runs, caller(prepared_runs)),
-        pack=lambda w: ready(prepared_runs, w),
-        packing=("turned", tuple((tuple(part.taps), run.packing) for part, run in zip(parts, prepared_runs, strict=True))),
-    )  # fmt: skip
-    return replace(
-        plain,
-        seconds=plain.seconds + cost.traffic(4 * turned * itemsize) + cost.CALL_SECONDS * len(parts),
-        shared=plain.shared + turned * itemsize,
-        prepared=prepared,
-    )
-
-
-def plan_folded(forward: Planner, spec: ConvSpec, precision: str, limit: int | None) -> Run:
-    """Padding holds elements of the input: the padded input's gradient, whose border is added to what it shows."""
-    padded = tuple(n + sum(pads) for n, pads in zip(spec.in_size, spec.padding, strict=True))
-    bare = replace(spec, in_size=padded, padding=((0, 0),) * spec.rank, padding_mode="zeros")
-    itemsize = DTYPES[spec.dtype].itemsize
-    image = math.prod(bare.input_shape[1:]) * itemsize
-    images = max(min(1 if limit is not None else PHASE_BYTES // image, spec.batch), min(spec.batch, 1))
-    own = images * image
-    try:
-        inner = plan_phases(
-            forward, bare.with_batch(images), precision, None if limit is None else max(limit - own, 0)
-        )
-    except Unsupported as refusal:
-        if refusal.workspace is None:
-            raise
-        need = own + refusal.workspace
-        raise Unsupported(f"needs {need} bytes of scratch", workspace=need) from None
-    one = (1,) * spec.rank
-    copy = replace(spec, kernel_size=one, stride=one, dilation=one)
-    window = tuple(slice(0, n) for n in padded)
-
-    def call(dy: Array, weight: Array, bias: Array | None, dx: Array) -> None:
-        part = np.empty((images, *bare.input_shape[1:]), dx.dtype)
-        for begin in range(0, spec.batch, max(images, 1)):
-            n = min(begin, spec.batch - images)
-            target = dx[n : n + images]
-            inner.call(dy[n : n + images], weight, None, part)
-            target[...] = 0 if bias is None else bias.reshape(-1, *one)
-            blocks.add_slab(copy, part, window, target)
-
-    rounds = -(-spec.batch // max(images, 1))
-    return replace(
-        inner,
-        call=call,
-        seconds=rounds * inner.seconds + cost.traffic(4 * image * spec.batch),
-        shared=inner.shared + own,
-        prepared=None,
-    )
-
-
-def input_grad(forward: Planner) -> Planner:
-    """The planner of the input's gradient by a forward planner."""
-
-    @algorithm(forward.__name__)
-    @cast_images
-    def plan(spec: ConvSpec, precision: str, workspace_limit: int | None) -> Run:
-        kind = plan_phases if spec.padding_mode == "zeros" else plan_folded
-        return kind(forward, spec, precision, workspace_limit)
-
-    return plan
-
-
-# ---------------------------------------------------------------------------- the gradient of the weights
 
 
 class Cut(NamedTuple):
@@ -608,14 +311,12 @@ def plan_sums(spec: ConvSpec, precision: str, limit: int | None) -> Run:
     )
 
 
-@algorithm("implicit_gemm")
-def weight_grad(spec: ConvSpec, precision: str, workspace_limit: int | None) -> Run:
+def implicit_gemm(spec: ConvSpec, precision: str, workspace_limit: int | None) -> Run:
     """The weights' gradient of any convolution: a matrix product over positions, without columns."""
     return plan_sums(spec, precision, workspace_limit)
 
 
-@algorithm("depthwise")
-def depthwise_weight_grad(spec: ConvSpec, precision: str, workspace_limit: int | None) -> Run:
+def depthwise(spec: ConvSpec, precision: str, workspace_limit: int | None) -> Run:
     """One input channel for each group: dot products of rows, read where they lie."""
     g = direct.geometry(spec)
     if g.c != 1:
