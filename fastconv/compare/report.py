@@ -226,6 +226,23 @@ def _geometric_mean(values: Sequence[float]) -> float:
     return math.exp(statistics.fmean(map(math.log, values)))
 
 
+# Below this a plan's buffers, NumPy's among them, are counted whole and used in part.
+BUFFERS = 64_000
+
+
+def _predictions(run: Comparison) -> list[str]:
+    """How far measured peaks are from predicted ones: a share of large ones, bytes of small ones."""
+    pairs = [(row.peak or 0, row.predicted or 0) for row in run.rows if row.backend != "naive"]
+    far = [abs(peak / predicted - 1) for peak, predicted in pairs if peak and predicted >= BUFFERS]
+    near = [abs(peak - predicted) for peak, predicted in pairs if 0 < predicted < BUFFERS]
+    said = []
+    if far:
+        said.append(f"Measured peak memory is within {share(max(far))} of what the plans predict.")
+    if near:
+        said.append(f"Predictions below {size(BUFFERS)} hold within {size(max(near))}.")
+    return said
+
+
 def summary(run: Comparison) -> list[str]:
     """The findings in sentences, most important first."""
     base = baselines(run)
@@ -288,13 +305,7 @@ def summary(run: Comparison) -> list[str]:
             f"The textbook column matrix of {_label(large, run)} holds {size(large.columns)}; {way(large)} computed it "
             f"with {size(large.peak)} of scratch."
         )
-    predicted = [
-        abs(row.peak / row.predicted - 1)
-        for row in run.rows
-        if row.backend != "naive" and row.peak and row.predicted
-    ]
-    if predicted:
-        said.append(f"Measured peak memory is within {share(max(predicted))} of what the plans predict.")
+    said += _predictions(run)
     if run.interrupted:
         said.append("The run was interrupted: what had been measured by then is shown.")
     return said
