@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,7 +17,7 @@ import numpy as np
 from fastconv import testing
 from fastconv.backends import Unsupported
 from fastconv.plan import MAX_ERROR, plan
-from fastconv.spec import DTYPES, ConvSpec, PoolSpec, Spec
+from fastconv.spec import DTYPES, ConvSpec, Op, PoolSpec, Spec
 from fastconv.threads import get_num_threads
 
 Array = Any
@@ -28,7 +29,7 @@ class Rival(NamedTuple):
     Attributes
     ----------
     place : callable
-        From an input array to what the rival reads; not timed.
+        From an input array (for a gradient, the tuple of its operands) to what the rival reads; not timed.
     run : callable
         From that to a result of the rival's own kind; this is timed.
     read : callable
@@ -63,6 +64,17 @@ def tolerance(spec: Spec, x: Array, weight: Array | None, bias: Array | None) ->
     return testing.tolerance(replace(plain, run=replace(plain.run, error=MAX_ERROR)), given, bias)
 
 
+def gradient_operands(spec: Spec, op: Op, seed: int = 0) -> tuple[Array, ...]:
+    """Whole numbers, so that every sum which is not a transform's must come out exactly, in whatever order.
+
+    A max pool's indices are those of its own forward pass.
+    """
+    if isinstance(spec, ConvSpec) or not spec.indices:
+        return testing.operands(spec, op, "integers", seed)
+    dy, x = testing.operands(replace(spec, indices=False), op, "integers", seed)
+    return dy, plan(spec, Op.POOL, "im2col")(x)[1]
+
+
 def disagreement(
     results: Sequence[Array], expected: Sequence[Array], allowed: float, every: int = 1
 ) -> tuple[float, str]:
@@ -89,36 +101,43 @@ def _symmetric(spec: Spec) -> tuple[int, ...]:
 # ---------------------------------------------------------------------------- PyTorch
 
 
-def _torch(spec: Spec, weight: Array | None, bias: Array | None, channels_last: bool) -> Rival:
+def start_torch(channels_last: bool, rank: int = 2) -> None:
+    """Take fastconv's number of threads, or say why torch cannot take part."""
     if importlib.util.find_spec("torch") is None:
         raise Unsupported("torch is not installed: pip install torch==2.13.0")
     import torch
 
-    if channels_last and spec.rank != 2:
-        raise Unsupported(f"there are {spec.rank} spatial axes, needs two for channels_last")
+    if channels_last and rank != 2:
+        raise Unsupported(f"there are {rank} spatial axes, needs two for channels_last")
     torch.set_num_threads(get_num_threads())
 
-    def tensor(array: Array) -> Any:
-        # torch takes no array of ml_dtypes, but the same 16 bits under its own name.
-        if array.dtype.name == "bfloat16":
-            return torch.from_numpy(array.view("int16")).view(torch.bfloat16)
-        return torch.from_numpy(array)
 
-    def place(array: Array) -> Any:
-        placed = tensor(array)
-        return placed.to(memory_format=torch.channels_last) if channels_last else placed
+def _tensor(array: Array, channels_last: bool = False) -> Any:
+    import torch
 
-    def read(result: Any) -> tuple[Array, ...]:
-        made = []
-        for part in result if isinstance(result, tuple) else (result,):
-            half = part.dtype is torch.bfloat16
-            array = part.float().numpy() if half else part.numpy()
-            made.append(array.astype(testing.numpy_dtype("bfloat16")) if half else array)
-        return tuple(made)
+    # torch takes no array of ml_dtypes, but the same 16 bits under its own name.
+    half = array.dtype.name == "bfloat16"
+    made = torch.from_numpy(array.view("int16")).view(torch.bfloat16) if half else torch.from_numpy(array)
+    return made.to(memory_format=torch.channels_last) if channels_last else made
 
+
+def _arrays(result: Any) -> tuple[Array, ...]:
+    import torch
+
+    made = []
+    for part in result if isinstance(result, tuple) else (result,):
+        half = part.dtype is torch.bfloat16
+        array = part.float().numpy() if half else part.numpy()
+        made.append(array.astype(testing.numpy_dtype("bfloat16")) if half else array)
+    return tuple(made)
+
+
+def _torch(spec: Spec, weight: Array | None, bias: Array | None, channels_last: bool) -> Rival:
+    start_torch(channels_last, spec.rank)
+    place = partial(_tensor, channels_last=channels_last)
     if isinstance(spec, PoolSpec):
-        return Rival(place, _torch_pool(spec), read)
-    return Rival(place, _torch_conv(spec, place(weight), None if bias is None else tensor(bias)), read)
+        return Rival(place, _torch_pool(spec), _arrays)
+    return Rival(place, _torch_conv(spec, place(weight), None if bias is None else _tensor(bias)), _arrays)
 
 
 def _torch_conv(spec: ConvSpec, weight: Any, bias: Any) -> Callable[[Any], Any]:
@@ -188,6 +207,65 @@ def torch_nchw(spec: Spec, weight: Array | None = None, bias: Array | None = Non
 def torch_channels_last(spec: Spec, weight: Array | None = None, bias: Array | None = None) -> Rival:
     """PyTorch on channels-last memory, input and weight brought there before timing."""
     return _torch(spec, weight, bias, channels_last=True)
+
+
+def _torch_gradient(spec: Spec, op: Op, channels_last: bool) -> Rival:
+    """What autograd calls for one gradient of a layer, called without it: its graph and its Python are not timed."""
+    start_torch(channels_last, spec.rank)
+    if spec.rank != 2:
+        raise Unsupported(f"there are {spec.rank} spatial axes, needs two")
+
+    def place(given: Sequence[Array]) -> list[Any]:
+        return [_tensor(array, channels_last) for array in given]
+
+    if isinstance(spec, PoolSpec):
+        return Rival(place, _torch_pool_grad(spec, channels_last), _arrays)
+    return Rival(place, _torch_conv_grad(spec, op, channels_last), _arrays)
+
+
+def _blank(shape: tuple[int, ...], channels_last: bool) -> Any:
+    """A tensor of which only shape and order are read."""
+    import torch
+
+    return torch.empty(shape, memory_format=torch.channels_last if channels_last else torch.contiguous_format)
+
+
+def _torch_conv_grad(spec: ConvSpec, op: Op, channels_last: bool) -> Callable[[Any], Any]:
+    import torch
+
+    backward = torch.ops.aten.convolution_backward.default
+    if spec.padding_mode != "zeros":
+        raise Unsupported(f"the padding mode is {spec.padding_mode}, needs zeros")
+    of_input = op is Op.CONV_INPUT_GRAD
+    fields = (
+        None, spec.stride, _symmetric(spec), spec.dilation, False, (0, 0), spec.groups,
+        (of_input, not of_input, False),
+    )  # fmt: skip
+    if of_input:
+        x = _blank(spec.input_shape, channels_last)
+        return lambda given: backward(given[0], x, given[1], *fields)[0]
+    weight = _blank(spec.weight_shape, channels_last)
+    return lambda given: backward(given[1], given[0], weight, *fields)[1]
+
+
+def _torch_pool_grad(spec: PoolSpec, channels_last: bool) -> Callable[[Any], Any]:
+    import torch
+
+    aten = torch.ops.aten
+    if spec.mode == "avg" and spec.output_size == (1, 1):  # the backward of a mean
+        count = int(np.prod(spec.in_size))
+        return lambda given: given[0].expand(spec.input_shape) / count
+    if spec.output_size or spec.mode not in ("max", "avg") or (spec.mode == "max" and not spec.indices):
+        raise Unsupported(
+            "it is measured on max pools with indices, averages with a window, and the global one"
+        )
+    window = spec.kernel_size, spec.stride, _symmetric(spec)
+    x = _blank(spec.input_shape, channels_last)
+    if spec.mode == "max":
+        backward = aten.max_pool2d_with_indices_backward.default
+        return lambda given: backward(given[0], x, *window, spec.dilation, spec.ceil_mode, given[1])
+    fields = *window, spec.ceil_mode, spec.count_include_pad, spec.divisor_override or None
+    return lambda given: aten.avg_pool2d_backward.default(given[0], x, *fields)
 
 
 # ---------------------------------------------------------------------------- ONNX Runtime
@@ -322,4 +400,9 @@ BASELINES: dict[str, Callable[..., Rival]] = {
     "torch channels_last": torch_channels_last,
     "onnxruntime": onnxruntime,
     "scipy": scipy_correlate,
+}
+
+GRADIENTS: dict[str, Callable[[Spec, Op], Rival]] = {
+    "torch": partial(_torch_gradient, channels_last=False),
+    "torch channels_last": partial(_torch_gradient, channels_last=True),
 }

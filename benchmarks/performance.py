@@ -4,31 +4,38 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from xml.sax.saxutils import escape
 
+from benchmarks.baselines import GRADIENTS
 from benchmarks.results import (
     BATCHES,
     COUNT,
     KINDS,
+    NETWORK_WORDS,
+    OP_WORDS,
     OURS,
     RIVALS,
     THREADS,
     Choice,
     Engine,
+    Floor,
     Results,
     Row,
     floors,
+    gradient_floors,
     kind,
     mean,
     percent,
     times,
 )
-from benchmarks.selection import NETWORKS, layers
-from fastconv.spec import ConvSpec, PoolSpec
+from benchmarks.selection import NETWORKS, TRAINED, forwards, gradients, layers
+from fastconv.spec import ConvSpec, Op, PoolSpec, Spec
 
-PAGE, RATIOS, NETWORK_TIMES = "performance.md", "performance-layers.svg", "performance-networks.svg"
+PAGE, RATIOS, NETWORK_TIMES, GRADIENT_RATIOS = (
+    "performance.md", "performance-layers.svg", "performance-networks.svg", "performance-gradients.svg"
+)  # fmt: skip
 
 # Okabe and Ito's palette, which colour-blind readers tell apart; shapes say the same again.
 STYLE = """\
@@ -84,6 +91,17 @@ def _swarm(places: Sequence[float], apart: float) -> list[int]:
     return found
 
 
+def by_kind(rows: Sequence[Row]) -> dict[str, list[Row]]:
+    """The rows of each kind of layer, and of each of its gradients."""
+    groups: dict[str, list[Row]] = {}
+    for op in dict.fromkeys(row.op for row in sorted(rows, key=lambda row: list(Op).index(row.op))):
+        for name in KINDS:
+            some = [row for row in rows if row.op is op and kind(row.spec) == name]
+            if some:
+                groups[name + some[0].words] = some
+    return groups
+
+
 def ratios_picture(results: Results) -> str:
     """Each layer a dot, by kind: how many times as fast as its fastest rival."""
     rows = results.layers
@@ -96,16 +114,13 @@ def ratios_picture(results: Results) -> str:
         return left + (right - left) * math.log(ratio / low) / span
 
     body: list[str] = []
-    for name in KINDS:
+    for name, group in by_kind(rows).items():
         lanes = []
         for threads in THREADS:
-            some = [row for row in rows if row.threads == threads and kind(row.spec) == name]
-            some.sort(key=Row.ratio)
+            some = sorted((row for row in group if row.threads == threads), key=Row.ratio)
             steps = _swarm([across(row.ratio()) for row in some], 6.2)
             if some:
                 lanes.append((threads, some, steps))
-        if not lanes:
-            continue
         body.append(f'<path class="line" d="M0 {y:g}h{WIDTH}"/>')
         body.append(_text(left, y + 17, name, "bold"))
         y += 26
@@ -114,7 +129,7 @@ def ratios_picture(results: Results) -> str:
             middle = y + 7 + 6 * up
             average = mean(row.ratio() for row in some) or 1.0
             for row, step in zip(some, steps, strict=True):
-                said = f"{row.name}, {COUNT[threads]}: {times(row.ratio())} {RIVALS[row.rival]}"
+                said = f"{row.name}{row.words}, {COUNT[threads]}: {times(row.ratio())} {RIVALS[row.rival]}"
                 body.append(_mark(threads, across(row.ratio()), middle + 6 * step, said))
             at = across(average)
             body.append(f'<path class="mean" d="M{at:.1f} {middle - 8:g}v16"/>')
@@ -145,10 +160,6 @@ def ratios_picture(results: Results) -> str:
 SHORT = {
     "prepared": "fastconv, prepared", "unprepared": "fastconv, unprepared", "highest": "fastconv, highest", **RIVALS
 }  # fmt: skip
-NETWORK_WORDS = {
-    "vgg16": "VGG16: convolutions and pools, chained",
-    "resnet50": "ResNet-50: its 53 convolutions",
-}
 
 
 def networks_picture(results: Results) -> str:
@@ -191,10 +202,31 @@ def _folded(title: str, lines: Iterable[str]) -> list[str]:
     return ['<details markdown="1">', f"<summary>{title}</summary>", "", *lines, "</details>", ""]
 
 
-def expected() -> set[tuple[str, int]]:
+# From a network and a batch to what is measured of it.
+Problems = Callable[[str, int], list[tuple[Spec, Op]]]
+
+
+def forward(network: str, batch: int) -> list[tuple[Spec, Op]]:
+    """The layers of a network."""
+    return forwards(layers(network, batch))
+
+
+def backward(network: str, batch: int) -> list[tuple[Spec, Op]]:
+    """The gradients of those networks' layers that are trained."""
+    return gradients(layers(network, batch)) if network in TRAINED else []
+
+
+def expected(problems: Problems) -> set[tuple[str, Op, int]]:
     """What a whole run measures."""
-    specs = {str(spec) for batch in BATCHES for name in NETWORKS for spec in layers(name, batch)}
-    return {(name, threads) for name in specs for threads in THREADS}
+    found = {pair for batch in BATCHES for name in NETWORKS for pair in problems(name, batch)}
+    return {(str(spec), op, threads) for spec, op in found for threads in THREADS}
+
+
+def _incomplete(results: Results, problems: Problems) -> Iterator[str]:
+    wanted = expected(problems)
+    missing = len(wanted - {(row.name, row.op, row.threads) for row in results.layers})
+    if missing:
+        yield f"**This run is not complete: {missing} of {len(wanted)} measurements are missing.**"
 
 
 def _summary(results: Results) -> Iterator[str]:
@@ -211,15 +243,11 @@ def _summary(results: Results) -> Iterator[str]:
                 f"channels_last and ONNX Runtime on the same layer (geometric mean), and {faster} of {len(some)} layers "
                 "are not slower."
             )
-    missing = len(expected() - {(row.name, row.threads) for row in rows})
-    if missing:
-        yield f"**This run is not complete: {missing} of {len(expected())} measurements are missing.**"
+    yield from _incomplete(results, forward)
 
 
-def _floor_table(results: Results) -> list[str]:
-    rows = [
-        [floor.label, *("<br>".join(map(str, floor.parts[t])) for t in THREADS)] for floor in floors(results)
-    ]
+def _floor_table(found: Iterable[Floor]) -> list[str]:
+    rows = [[floor.label, *("<br>".join(map(str, floor.parts[t])) for t in THREADS)] for floor in found]
     return [
         '<div class="floors" markdown="1">',
         "",
@@ -235,7 +263,7 @@ def _loss_table(rows: Iterable[Row], way: str) -> list[str]:
     )
     lines = [
         (
-            times(row.ratio(way)) + " ±" * row.is_noise(way), f"`{row.name}`", str(row.threads), RIVALS[row.rival],
+            times(row.ratio(way)) + " ±" * row.is_noise(way), f"`{row.name}`{row.words}", str(row.threads), RIVALS[row.rival],
             row.algorithms.get(way, ""),
         )
         for row in found
@@ -403,24 +431,22 @@ def _starting(engine: Engine) -> Iterator[str]:
     yield ""
 
 
-def _details(results: Results) -> Iterator[str]:
-    rows = {(row.name, row.threads): row for row in results.layers}
+def _details(results: Results, problems: Problems, title: str = "{}") -> Iterator[str]:
+    rows = {(row.name, row.op, row.threads): row for row in results.layers}
+    tables = {"prepared": _conv_table, "pool": _pool_table, "gradient": _gradient_table}
     for network in NETWORKS:
         lines: list[str] = []
         for batch in BATCHES:
             for threads in THREADS:
-                names = [str(spec) for spec in layers(network, batch)]
-                found = [rows[name, threads] for name in names if (name, threads) in rows]
-                convs = [row for row in found if isinstance(row.spec, ConvSpec)]
-                pools = [row for row in found if isinstance(row.spec, PoolSpec)]
+                keys = [(str(spec), op, threads) for spec, op in problems(network, batch)]
+                found = [rows[key] for key in keys if key in rows]
                 if found:
                     lines += [f"Batch {batch}, {COUNT[threads]}", ""]
-                if convs:
-                    lines += _conv_table(convs)
-                if pools:
-                    lines += _pool_table(pools)
+                for own, table in tables.items():
+                    some = [row for row in found if row.own == own]
+                    lines += table(some) if some else []
         if lines:
-            yield from _folded(f"{network}", lines)
+            yield from _folded(title.format(network), lines)
 
 
 def _timed(row: Row, way: str) -> str:
@@ -452,6 +478,20 @@ def _pool_table(rows: Iterable[Row]) -> list[str]:
     return _table(["pool", "algorithm", "fastconv", *RIVALS.values(), "ratio", "of copying"], lines)
 
 
+def _gradient_table(rows: Iterable[Row]) -> list[str]:
+    rivals = {name: words for name, words in RIVALS.items() if name in GRADIENTS}
+    lines = [
+        [
+            f"`{row.name}`", OP_WORDS[row.op], row.algorithms["gradient"],
+            *(_timed(row, way) for way in ("gradient", *rivals)), times(row.ratio()), percent(row.share()),
+        ]
+        for row in rows
+    ]  # fmt: skip
+    return _table(
+        ["layer", "", "algorithm", "fastconv", *rivals.values(), "ratio", "of peak, or of copying"], lines
+    )
+
+
 def _refusals(results: Results) -> Iterator[str]:
     said = Counter((RIVALS[name], why) for row in results.layers for name, why in row.refused.items())
     errors: dict[str, float] = {}
@@ -469,10 +509,87 @@ def _refusals(results: Results) -> Iterator[str]:
         yield ""
 
 
-def markdown(results: Results, engine: Engine) -> str:
-    """The page."""
+# ---------------------------------------------------------------------------- gradients and training
+
+BACKWARD_METHOD = """\
+- As forwards: answers first, in turns, medians over rounds, against the faster of PyTorch NCHW and channels_last on that
+  layer (or the less in memory), and a batch of 16 repeats two images. Operands are whole numbers,
+  whose sums float32 holds exactly; so every gradient must come out exactly, but for those by Winograd's transform, which
+  are held to its bound, and averages, which are held to their roundings.
+- **Ours** are calls of `fastconv.grad`'s functions, checks and all. **PyTorch's** are the operators that its autograd
+  calls, called directly (`convolution_backward` for the one gradient, `max_pool2d_with_indices_backward`,
+  `avg_pool2d_backward`, the quotient behind a global average), with operands brought to NCHW or channels_last before
+  timing: its graph and its Python are not counted.
+- **Layers** are every distinct convolution of VGG16, ResNet-50, AlexNet, LeNet-5 and MobileNetV1, at batch 1 and 16, and
+  their pools: each with a window as maximum and as average, and the global ones. A max pool's gradient is formed from
+  the indices that its forward pass has returned, in PyTorch and here.
+- **A training step** is a forward pass, softmax cross-entropy, a backward pass without the gradient of the images, and SGD,
+  on a batch of 100 images of 28x28, with the same weights and images in both: `fastconv.nn.train_step` beside the same
+  network of `torch.nn` and `torch.optim.SGD`. Gradients of the first step are compared with float64.
+- **Peak memory** is the most that was allocated at a time during two steps in a row, above network and images, in a process
+  of its own, by memray, the second largest of several measurements: the same for both.
+"""
+
+
+def _backward_summary(results: Results) -> Iterator[str]:
+    for threads in THREADS:
+        some = [row for row in results.layers if row.threads == threads]
+        means = {op: mean(row.ratio() for row in some if row.op is op) for op in OP_WORDS}
+        words = ("input gradients of convolutions", "weight gradients", "gradients of pools")
+        said = [
+            f"{what} are {times(found)}" for what, found in zip(words, means.values(), strict=True) if found
+        ]
+        faster = sum(row.ratio() >= 1 for row in some)
+        if some:
+            yield (
+                f"On {COUNT[threads]}, {', '.join(said)} as fast as the faster of PyTorch NCHW and PyTorch channels_last "
+                f"(geometric mean), and {faster} of {len(some)} gradients are not slower."
+            )
+    yield from _incomplete(results, backward)
+
+
+def _step_table(results: Results) -> list[str]:
+    ways = {"step": "fastconv", **{name: RIVALS[name] for name in GRADIENTS}}
     lines = [
-        "<!-- made from benchmarks/results.json and engine.json by `python -m benchmarks.rivals --page` -->",
+        [
+            NETWORK_WORDS[row.name], str(row.threads), *(_timed(row, way) for way in ways), times(row.ratio()) if row.rival else "-",
+            *(f"{row.peaks[way] / 1e6:.3g} MB" if way in row.peaks else "-" for way in ways),
+        ]
+        for row in results.networks
+    ]  # fmt: skip
+    return _table(
+        ["a step", "threads", *ways.values(), "ratio", *(f"peak, {words}" for words in ways.values())], lines
+    )
+
+
+def _backward_section(results: Results) -> list[str]:
+    rows = results.layers
+    lost = sum(row.ratio() < 1 for row in rows)
+    return [
+        "## Gradients and training",
+        "",
+        *(line for sentence in _backward_summary(results) for line in (sentence, "")),
+        f"![Every gradient as a dot: how many times as fast as PyTorch's]({GRADIENT_RATIOS}){{ .chart }}",
+        "",
+        *_floor_table(gradient_floors(results)),
+        "Training steps, and the memory they take:",
+        "",
+        *_step_table(results),
+        *_folded(f"Every gradient that is slower: {lost} of {len(rows)}", _loss_table(rows, "gradient")),
+        BACKWARD_METHOD,
+        f"Measured with engine `{results.machine['engine']}`, {results.machine['cpu']}, {results.machine['vectors']}.",
+        "",
+        *_details(results, backward, "{}, gradients"),
+    ]
+
+
+# ---------------------------------------------------------------------------- all of it
+
+
+def markdown(results: Results, engine: Engine, trained: Results | None = None) -> str:
+    """The page, with gradients and training where they have been measured."""
+    lines = [
+        "<!-- made from the JSON files in benchmarks/ by `python -m benchmarks.rivals --page` -->",
         "",
         "# Performance",
         "",
@@ -483,7 +600,7 @@ def markdown(results: Results, engine: Engine) -> str:
         "",
         "What the CPU engine is to reach, and what it does.",
         "",
-        *_floor_table(results),
+        *_floor_table(floors(results)),
         "## Where it loses",
         "",
         *_losses(results),
@@ -492,6 +609,7 @@ def markdown(results: Results, engine: Engine) -> str:
         f"![Time of VGG16's convolutions and pools, and of ResNet-50's convolutions]({NETWORK_TIMES}){{ .chart }}",
         "",
         *_folded("The same as a table", _network_table(results)),
+        *(_backward_section(trained) if trained else ()),
         "## Starting",
         "",
         *_starting(engine),
@@ -507,31 +625,31 @@ def markdown(results: Results, engine: Engine) -> str:
         *_refusals(results),
         "## Every layer",
         "",
-        *_details(results),
+        *_details(results, forward),
         "## To repeat it",
         "",
         "```sh",
-        "python -m benchmarks.rivals           # about 12 minutes; --network, --batch and --threads measure a part",
-        "python -m benchmarks.engine           # starting, and the choices: about 3 minutes",
-        "python -m benchmarks.rivals --page    # this page",
+        "python -m benchmarks.rivals              # about 12 minutes; --network, --batch and --threads measure a part",
+        "python -m benchmarks.rivals --gradients  # gradients and training steps, about 8 minutes",
+        "python -m benchmarks.engine              # starting, and the choices: about 3 minutes",
+        "python -m benchmarks.rivals --page       # this page",
         "```",
     ]
     return "\n".join(lines).rstrip() + "\n"
 
 
-def pages(results: Results, engine: Engine) -> dict[str, str]:
+def pages(results: Results, engine: Engine, trained: Results | None = None) -> dict[str, str]:
     """Every file of the page: its name under docs/, and its text."""
-    return {
-        PAGE: markdown(results, engine),
-        RATIOS: ratios_picture(results),
-        NETWORK_TIMES: networks_picture(results),
-    }
+    pictures = {RATIOS: ratios_picture(results), NETWORK_TIMES: networks_picture(results)}
+    if trained:
+        pictures[GRADIENT_RATIOS] = ratios_picture(trained)
+    return {PAGE: markdown(results, engine, trained), **pictures}
 
 
-def write(results: Results, engine: Engine, docs: Path) -> list[Path]:
+def write(results: Results, engine: Engine, trained: Results | None, docs: Path) -> list[Path]:
     """Write page and pictures into the folder `docs`; return their paths."""
     written = []
-    for name, text in pages(results, engine).items():
+    for name, text in pages(results, engine, trained).items():
         written.append(docs / name)
         written[-1].write_text(text, encoding="utf-8")
     return written

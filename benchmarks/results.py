@@ -10,17 +10,28 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from fastconv.spec import ConvSpec, PoolSpec, Spec, parse
+from fastconv.spec import ConvSpec, Op, PoolSpec, Spec, parse
 
 FORMAT = 1
 BATCHES, THREADS = (1, 16), (1, 2)
-OURS = ("prepared", "unprepared", "highest", "pool")
+OURS = ("prepared", "unprepared", "highest", "pool", "gradient", "step")
 RIVALS = {
     "torch": "PyTorch NCHW",
     "torch channels_last": "PyTorch channels_last",
     "onnxruntime": "ONNX Runtime",
 }
 COUNT = {1: "one thread", 2: "two threads"}
+OP_WORDS = {
+    Op.CONV_INPUT_GRAD: "input gradient",
+    Op.CONV_WEIGHT_GRAD: "weight gradient",
+    Op.POOL_INPUT_GRAD: "gradient",
+}
+NETWORK_WORDS = {
+    "vgg16": "VGG16: convolutions and pools, chained",
+    "resnet50": "ResNet-50: its 53 convolutions",
+    "simple": "SimpleConvNet",
+    "lenet": "LeNet-5",
+}
 
 
 # ---------------------------------------------------------------------------- results
@@ -41,14 +52,26 @@ class Timing(NamedTuple):
 
 @dataclass(frozen=True)
 class Row:
-    """Something measured on some threads: a layer (`spec`) or a whole network (`name`)."""
+    """Something measured on some threads: a layer (`spec`, and `op`) or a whole network (`name`)."""
 
     name: str
     threads: int
     seconds: dict[str, Timing]
+    gradient: str = ""
     algorithms: dict[str, str] = field(default_factory=dict)
     errors: dict[str, float] = field(default_factory=dict)
     refused: dict[str, str] = field(default_factory=dict)
+    peaks: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def op(self) -> Op:
+        """What was measured of the layer: the forward op, or a gradient."""
+        return Op(self.gradient) if self.gradient else self.spec.ops[0]
+
+    @property
+    def words(self) -> str:
+        """What to say after the name: which gradient it is."""
+        return f", {OP_WORDS[self.op]}" if self.gradient else ""
 
     @property
     def spec(self) -> Spec:
@@ -58,7 +81,7 @@ class Row:
     @property
     def own(self) -> str:
         """The way that a layer's first number is about."""
-        return "pool" if "pool" in self.seconds else "prepared"
+        return next((way for way in ("pool", "gradient", "step") if way in self.seconds), "prepared")
 
     @property
     def rival(self) -> str:
@@ -73,6 +96,10 @@ class Row:
         """The part of the machine's limit (multiply-adds, or copied bytes) that one of our ways reaches."""
         return self.seconds["limit"].median / self.seconds[way or self.own].median
 
+    def lightness(self) -> float:
+        """How many times our peak memory the least of the rivals' is."""
+        return min(self.peaks[name] for name in RIVALS if name in self.peaks) / self.peaks[self.own]
+
     def is_noise(self, way: str = "") -> bool:
         """Whether the quartiles of ours and the rival's overlap."""
         mine, other = self.seconds[way or self.own], self.seconds[self.rival]
@@ -85,7 +112,7 @@ class Results:
     def __init__(self, machine: dict[str, Any]) -> None:
         self.machine = machine
         self.limits: dict[int, dict[str, float]] = {}
-        self._layers: dict[tuple[str, int], dict[str, Any]] = {}
+        self._layers: dict[tuple[str, str, int], dict[str, Any]] = {}
         self._networks: dict[tuple[str, int], dict[str, Any]] = {}
 
     def set_limits(self, threads: int, rates: dict[str, float]) -> None:
@@ -93,13 +120,12 @@ class Results:
         before = self.limits.get(threads, {})
         self.limits[threads] = {name: max(rate, before.get(name, 0.0)) for name, rate in rates.items()}
 
-    def set_layer(self, record: dict[str, Any]) -> None:
-        """Add a layer's record, or put it in the place of an earlier one."""
-        self._layers[record["problem"], record["threads"]] = record
-
-    def set_network(self, record: dict[str, Any]) -> None:
-        """Add a network's record, or put it in the place of an earlier one."""
-        self._networks[record["network"], record["threads"]] = record
+    def set_record(self, record: dict[str, Any]) -> None:
+        """Add a layer's or a network's record, or put it in the place of an earlier one."""
+        if "network" in record:
+            self._networks[record["network"], record["threads"]] = record
+        else:
+            self._layers[record["problem"], record.get("op", ""), record["threads"]] = record
 
     @property
     def layers(self) -> list[Row]:
@@ -116,7 +142,8 @@ class Results:
         """JSON with one record a line, in the order of their names."""
         lines = [f'{{"format": {FORMAT},', f'"machine": {json.dumps(self.machine)},']
         lines.append(f'"limits": {json.dumps(dict(sorted(self.limits.items())))},')
-        for name, table in (("layers", self._layers), ("networks", self._networks)):
+        tables: dict[str, dict[Any, dict[str, Any]]] = {"layers": self._layers, "networks": self._networks}
+        for name, table in tables.items():
             records = ",\n".join(json.dumps(table[key], separators=(",", ":")) for key in sorted(table))
             lines.append(f'"{name}": [\n{records}\n]' + ("," if name == "layers" else "}"))
         return "\n".join(lines) + "\n"
@@ -124,8 +151,8 @@ class Results:
 
 def _row(name: str, record: dict[str, Any]) -> Row:
     seconds = {way: Timing(*values) for way, values in record["seconds"].items()}
-    parts = {key: record.get(key, {}) for key in ("algorithms", "errors", "refused")}
-    return Row(name, record["threads"], seconds, **parts)
+    parts = {key: record.get(key, {}) for key in ("algorithms", "errors", "refused", "peaks")}
+    return Row(name, record["threads"], seconds, record.get("op", ""), **parts)
 
 
 def read(path: Path) -> Results:
@@ -142,10 +169,8 @@ def read(path: Path) -> Results:
     results = Results(data["machine"])
     for threads, rates in data["limits"].items():
         results.set_limits(int(threads), rates)
-    for record in data["layers"]:
-        results.set_layer(record)
-    for record in data["networks"]:
-        results.set_network(record)
+    for record in (*data["layers"], *data["networks"]):
+        results.set_record(record)
     return results
 
 
@@ -383,4 +408,70 @@ def floors(results: Results) -> list[Floor]:
             {1: pooling(pools[1], 1.5, 0.7), 2: pooling(pools[2], 1.3, None)},
         ),
         Floor("VGG16 stack, end to end", {t: end_to_end(stack[t], 1.7) for t in THREADS}),
+    ]
+
+
+def is_3x3(spec: Spec) -> bool:
+    """A 3x3 convolution at stride 1."""
+    return isinstance(spec, ConvSpec) and (set(spec.kernel_size), set(spec.stride)) == ({3}, {1})
+
+
+def gradient_floors(results: Results) -> list[Floor]:
+    """What gradients and training are to reach, and what they do."""
+    rows, steps = results.layers, results.networks
+    fastest = "PyTorch"
+
+    def geometric(floor: float, about: str, of: Iterable[Row]) -> dict[int, Part]:
+        parts = {}
+        for t in THREADS:
+            ratios = [row.ratio() for row in of if row.threads == t]
+            remark = f"{len(ratios)} layers, worst {times(min(ratios))}" if ratios else ""
+            parts[t] = Part(about, floor, mean(ratios), remark=remark)
+        return parts
+
+    def worst(floor: float, of: Iterable[Row]) -> dict[int, Part]:
+        parts = {}
+        for t in THREADS:
+            row = min((row for row in of if row.threads == t), key=Row.ratio, default=None)
+            remark = f"`{row.name}`{row.words}" if row else ""
+            parts[t] = Part(fastest, floor, row.ratio() if row else None, remark=remark)
+        return parts
+
+    def step(network: str) -> dict[int, Part]:
+        found = {row.threads: row.ratio() for row in steps if row.name == network and row.rival}
+        return {t: Part(f"{fastest}, {NETWORK_WORDS[network]}", 1.5, found.get(t)) for t in THREADS}
+
+    def memory(network: str) -> dict[int, Part]:
+        found = {row.threads: row for row in steps if row.name == network and row.rival}
+        parts = {}
+        for t in THREADS:
+            row = found.get(t)
+            remark = f"ours {row.peaks[row.own] / 1e6:.3g} MB" if row else ""
+            about = f"PyTorch's peak over ours, {NETWORK_WORDS[network]}"
+            parts[t] = Part(about, 1.0, row.lightness() if row else None, remark=remark)
+        return parts
+
+    def floor(label: str, *some: dict[int, Part]) -> Floor:
+        return Floor(label, {t: [parts[t] for parts in some] for t in THREADS})
+
+    inputs = [row for row in rows if row.op is Op.CONV_INPUT_GRAD]
+    weights = [row for row in rows if row.op is Op.CONV_WEIGHT_GRAD]
+    pools = [row for row in rows if row.op is Op.POOL_INPUT_GRAD]
+    small = [row for row in inputs if is_3x3(row.spec)]
+    by_kind = {name: [row for row in pools if kind(row.spec) == name] for name in KINDS[-2:]}
+    return [
+        floor("input gradients of convolutions, geometric mean", geometric(1.5, fastest, inputs)),
+        floor(
+            "those of 3x3 convolutions at stride 1",
+            geometric(1.7, f"{fastest}, dense", [row for row in small if kind(row.spec) != "depthwise"]),
+            geometric(1.7, f"{fastest}, depthwise", [row for row in small if kind(row.spec) == "depthwise"]),
+        ),
+        floor("weight gradients, geometric mean", geometric(1.4, fastest, weights)),
+        floor("the worst gradient of a convolution", worst(0.8, [*inputs, *weights])),
+        floor(
+            "gradients of pools, geometric mean",
+            *(geometric(1.5, f"{fastest}, {name}", some) for name, some in by_kind.items()),
+        ),
+        floor("a training step, batch 100, 28x28", step("simple"), step("lenet")),
+        floor("peak memory of a training step", memory("simple"), memory("lenet")),
     ]

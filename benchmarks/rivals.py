@@ -2,9 +2,10 @@
 
 ::
 
-    python -m benchmarks.rivals                     # everything, about 12 minutes
+    python -m benchmarks.rivals                     # every layer forwards, about 12 minutes
+    python -m benchmarks.rivals --gradients         # every layer backwards, and training steps, about 8 minutes
     python -m benchmarks.rivals --network vgg16 --batch 16 --threads 2     # a part, merged into the same file
-    python -m benchmarks.rivals --page              # docs/performance.md and its pictures from the file
+    python -m benchmarks.rivals --page              # docs/performance.md and its pictures from the files
 
 Everything that is compared runs in one process and in turns, after its answer has been compared with float64.
 """
@@ -18,7 +19,7 @@ import math
 import random
 import statistics
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -30,22 +31,25 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 import fastconv as fc
-from benchmarks import baselines, limits, performance
+from benchmarks import baselines, limits, performance, training
 from benchmarks.results import BATCHES, RIVALS, THREADS, Results, read, read_engine
-from benchmarks.selection import NETWORKS, SMOKE, kinds, layers
+from benchmarks.selection import NETWORKS, SMOKE, TRAINED, gradients, kinds, layers
 from fastconv import testing
 from fastconv.backends import Unsupported, default_for
 from fastconv.backends.numba.kernels.simd import host
 from fastconv.compare.machine import cpu_name, versions
+from fastconv.nn.models import MODELS
 from fastconv.plan import MAX_ERROR, Plan, plan
-from fastconv.spec import ConvSpec, PoolSpec, Spec, parse
+from fastconv.spec import ConvSpec, Op, PoolSpec, Spec, parse
 from fastconv.threads import available_cpus, set_num_threads
 
 Array = Any
 ROOT = Path(__file__).parents[1]
 
-# What `benchmarks.engine` measures, which stands on the same page.
-ENGINE = ROOT / "benchmarks" / "engine.json"
+# What is measured forwards and backwards; what `benchmarks.engine` measures stands on the same page.
+FORWARD, BACKWARD, ENGINE = (
+    ROOT / "benchmarks" / f"{name}.json" for name in ("results", "gradients", "engine")
+)
 
 # A turn is calls worth this long, after calls that are not counted. They find caches cold and threads asleep, and a
 # rival's thread that woke on its caller's CPU stays there for up to 10 ms: both are to be seen at their best.
@@ -163,8 +167,8 @@ class Candidate(NamedTuple):
     allowed: float
 
 
-def _plan(spec: Spec, precision: str = "default", prepared: bool = False) -> Plan:
-    op = spec.ops[0]
+def _plan(spec: Spec, precision: str = "default", prepared: bool = False, op: Op | None = None) -> Plan:
+    op = op or spec.ops[0]
     return plan(spec, op, default_for("numpy", op), "auto", precision, None, prepared)
 
 
@@ -183,27 +187,30 @@ def prepared(
     return made
 
 
+def _window(spec: PoolSpec) -> dict[str, Any]:
+    padding = tuple(before for before, _ in spec.padding)
+    fields = {"kernel_size": spec.kernel_size, "stride": spec.stride, "padding": padding}
+    return {**fields, "ceil_mode": spec.ceil_mode, "backend": "auto"}
+
+
 def pooled(spec: PoolSpec) -> Callable[[Array], Any]:
     """fastconv's pool as a function of the input."""
     if spec.output_size:
         return partial(fc.adaptive_avg_pool2d, output_size=spec.output_size, backend="auto")
-    fields: dict[str, Any] = {
-        "kernel_size": spec.kernel_size, "stride": spec.stride, "ceil_mode": spec.ceil_mode, "backend": "auto",
-        "padding": tuple(before for before, _ in spec.padding),
-    }  # fmt: skip
+    fields = _window(spec)
     if spec.mode == "avg":
         return partial(fc.avg_pool2d, **fields)
     return partial(fc.max_pool2d, return_indices=spec.indices, **fields)
 
 
+def _read(result: Any) -> tuple[Array, ...]:
+    return result if isinstance(result, tuple) else (result,)
+
+
 def ours(spec: Spec, x: Array, weight: Array | None, bias: Array | None) -> dict[str, Candidate]:
     """fastconv's own ways with a problem."""
-
-    def read(result: Any) -> tuple[Array, ...]:
-        return result if isinstance(result, tuple) else (result,)
-
     if isinstance(spec, PoolSpec):
-        return {"pool": Candidate(partial(pooled(spec), x), read, testing.tolerance(_plan(spec), (x,)))}
+        return {"pool": Candidate(partial(pooled(spec), x), _read, testing.tolerance(_plan(spec), (x,)))}
     assert weight is not None
     assert bias is not None
     default, highest = (prepared(spec, weight, bias, precision) for precision in ("default", "highest"))
@@ -213,28 +220,46 @@ def ours(spec: Spec, x: Array, weight: Array | None, bias: Array | None) -> dict
         "highest": (partial(highest, x), _plan(spec, "highest", prepared=True)),
     }
     return {
-        name: Candidate(run, read, testing.tolerance(made, (x, weight), bias))
+        name: Candidate(run, _read, testing.tolerance(made, (x, weight), bias))
         for name, (run, made) in runs.items()
     }
 
 
+def our_gradient(spec: Spec, op: Op, given: Sequence[Array]) -> Callable[[], Array]:
+    """A call of fastconv's function for one gradient."""
+    first, second = given
+    if isinstance(spec, ConvSpec):
+        fields = {**_arguments(spec), "backend": "auto"}
+        if op is Op.CONV_INPUT_GRAD:
+            return partial(fc.grad.conv2d_input, spec.input_shape, second, first, **fields)
+        return partial(fc.grad.conv2d_weight, first, spec.weight_shape, second, **fields)
+    if spec.output_size:
+        return partial(fc.grad.adaptive_avg_pool2d, first, second, spec.output_size, backend="auto")
+    if spec.mode == "avg":
+        return partial(fc.grad.avg_pool2d, first, second, **_window(spec))
+    x = np.empty(spec.input_shape, spec.dtype)  # the indices say where its maxima are
+    return partial(fc.grad.max_pool2d, first, x, indices=second, **_window(spec))
+
+
 def theirs(
-    spec: Spec, x: Array, weight: Array | None, bias: Array | None, allowed: float
+    rivals: Mapping[str, Callable[[], baselines.Rival]], given: Any, allowed: float
 ) -> tuple[dict[str, Candidate], dict[str, str]]:
-    """The rivals, and why others do not take part."""
+    """The rivals on what they are given, and why others do not take part."""
     found, refused = {}, {}
-    for name in RIVALS:
+    for name, make in rivals.items():
         try:
-            rival = baselines.BASELINES[name](spec, weight, bias)
+            rival = make()
         except Unsupported as refusal:
             refused[name] = str(refusal)
             continue
-        found[name] = Candidate(partial(rival.run, rival.place(x)), rival.read, allowed)
+        found[name] = Candidate(partial(rival.run, rival.place(given)), rival.read, allowed)
     return found, refused
 
 
-def algorithms(spec: Spec) -> dict[str, str]:
+def algorithms(spec: Spec, op: Op) -> dict[str, str]:
     """What fastconv runs in each of its ways."""
+    if op is not spec.ops[0]:
+        return {"gradient": _named(_plan(spec, op=op))}
     if isinstance(spec, PoolSpec):
         return {"pool": _named(_plan(spec))}
     ways = {"prepared": ("default", True), "unprepared": ("default", False), "highest": ("highest", True)}
@@ -245,45 +270,76 @@ def _named(made: Plan) -> str:
     return made.algorithm if made.backend == "numba" else f"{made.backend}/{made.algorithm}"
 
 
-def limit(spec: Spec, threads: int) -> tuple[Callable[[], None], float]:
+def limit(spec: Spec, op: Op, threads: int) -> tuple[Callable[[], None], float]:
     """What bounds a problem from below, and what its seconds are to be multiplied by."""
     if isinstance(spec, ConvSpec):
         call, operations = limits.multiply_adds(threads)
-        return call, spec.flops() / operations
-    return limits.copying(spec.nbytes(), threads), 1.0
+        return call, spec.flops(op) / operations
+    return limits.copying(spec.nbytes(op), threads), 1.0
 
 
-# ---------------------------------------------------------------------------- one layer, one network
+# ---------------------------------------------------------------------------- one layer, one network, one step
+
+# Ours, theirs, and why others do not take part.
+Ways = tuple[dict[str, Candidate], dict[str, Candidate], dict[str, str]]
 
 
-def measure_layer(spec: Spec, threads: Sequence[int], seconds: float) -> Iterator[dict[str, Any]]:
+def _tiled(few: Spec, op: Op, given: Sequence[Array], batch: int) -> list[Array]:
+    """Operands of a batch that repeats the images of `few`."""
+    return [
+        array if shape.name == "weight" else np.tile(array, (batch // few.batch, *[1] * (array.ndim - 1)))
+        for array, shape in zip(given, few.shapes(op), strict=False)
+    ]
+
+
+def _forward(spec: Spec, few: Spec) -> tuple[tuple[Array, ...], Callable[[], Ways]]:
+    """The float64 answer for a few images, and all ways to it for all."""
+    x, weight, bias = baselines.operands(few)
+    expected = baselines.reference(few, x, weight, bias)
+    allowed = baselines.tolerance(few, x, weight, bias)
+    (x,) = _tiled(few, spec.ops[0], [x], spec.batch)
+    rivals = {name: partial(baselines.BASELINES[name], spec, weight, bias) for name in RIVALS}
+    return expected, lambda: (ours(spec, x, weight, bias), *theirs(rivals, x, allowed))
+
+
+def _backward(spec: Spec, few: Spec, op: Op) -> tuple[tuple[Array, ...], Callable[[], Ways]]:
+    """The same for a gradient."""
+    given = baselines.gradient_operands(few, op)
+    expected = testing.reference(few, op, given, backend="im2col")
+    if op is Op.CONV_WEIGHT_GRAD:
+        expected *= spec.batch // few.batch  # a sum over all images
+    # A tolerance asks for the operands' largest and mean sizes: a few images have those of all.
+    plans = _plan(spec, op=op), plan(spec, op, "im2col", "auto", "highest")
+    mine, allowed = (testing.tolerance(made, given) for made in plans)
+    arrays = _tiled(few, op, given, spec.batch)
+    own = {"gradient": Candidate(our_gradient(spec, op, arrays), _read, mine)}
+    rivals = {name: partial(make, spec, op) for name, make in baselines.GRADIENTS.items()}
+    return (expected,), lambda: (own, *theirs(rivals, arrays, allowed))
+
+
+def measure_layer(spec: Spec, op: Op, threads: Sequence[int], seconds: float) -> Iterator[dict[str, Any]]:
     """One record for each number of threads.
 
     A batch repeats two images, so that every image of a result can be checked at the price of two.
     """
-    period = min(spec.batch, 2)
-    few = spec.with_batch(period)
-    x, weight, bias = baselines.operands(few)
-    expected = baselines.reference(few, x, weight, bias)
-    allowed = baselines.tolerance(few, x, weight, bias)
-    x = np.tile(x, (spec.batch // period, *[1] * (x.ndim - 1)))
+    few, is_forward = spec.with_batch(min(spec.batch, 2)), op is spec.ops[0]
+    expected, ways = _forward(spec, few) if is_forward else _backward(spec, few, op)
     scale = max(float(np.max(np.abs(expected[0]))), 1e-30)
     for count in threads:
         set_num_threads(count)
-        mine = ours(spec, x, weight, bias)
-        others, refused = theirs(spec, x, weight, bias, allowed)
+        mine, others, refused = ways()
         errors = {}
         for name, candidate in {**mine, **others}.items():
             answer = candidate.read(candidate.run())
-            error, detail = baselines.disagreement(answer, expected, candidate.allowed, period)
+            error, detail = baselines.disagreement(answer, expected, candidate.allowed, len(expected[0]))
             if detail and name in mine:
-                raise AssertionError(f"{name} of '{spec}' on {count} threads is wrong: {detail}")
+                raise AssertionError(f"{name} of '{spec}' ({op}) on {count} threads is wrong: {detail}")
             if detail:
                 refused[name] = f"its answer is another: {detail}"
                 del others[name]
                 continue
             errors[name] = float(f"{error / scale:.2g}")
-        bound, factor = limit(spec, count)
+        bound, factor = limit(spec, op, count)
         calls = {name: candidate.run for name, candidate in {**mine, **others}.items()}
         times = in_turns({**calls, "limit": bound}, seconds, count)
         times["limit"] = [taken * factor for taken in times["limit"]]
@@ -292,10 +348,36 @@ def measure_layer(spec: Spec, threads: Sequence[int], seconds: float) -> Iterato
             "threads": count,
             "rounds": len(times["limit"]),
             "seconds": {name: quartiles(found) for name, found in times.items()},
-            "algorithms": algorithms(spec),
+            "algorithms": algorithms(spec, op),
             "errors": errors,
         }
-        yield record | ({"refused": refused} if refused else {})
+        yield record | ({} if is_forward else {"op": op.value}) | ({"refused": refused} if refused else {})
+
+
+def measure_step(network: str, threads: Sequence[int], seconds: float) -> Iterator[dict[str, Any]]:
+    """One training step of a small network: its time, and the memory it takes."""
+    exact, allowed = training.reference(network)
+    peaks = training.peaks(network, threads)
+    for count in threads:
+        set_num_threads(count)
+        runs = {}
+        for way, make in training.STEPS.items():
+            with contextlib.suppress(Unsupported):
+                step = make(network)
+                step.run()
+                for result, answer, most in zip(step.gradients(), exact, allowed, strict=True):
+                    _, detail = testing.compare(result, answer, most)
+                    if detail:
+                        raise AssertionError(f"{way} of {network} on {count} threads is wrong: {detail}")
+                runs[way] = step.run
+        times = in_turns(runs, 4 * seconds, count)
+        yield {
+            "network": network,
+            "threads": count,
+            "rounds": len(times["step"]),
+            "seconds": {way: quartiles(found) for way, found in times.items()},
+            "peaks": {way: peaks[way][count] for way in runs},
+        }
 
 
 def measure_network(
@@ -420,26 +502,38 @@ def progress() -> Progress:
     )  # fmt: skip
 
 
-def measure(
-    problems: Iterable[Spec], networks: Iterable[str], threads: Sequence[int], seconds: float, results: Results,
-    shrink: int = 1,
-) -> None:  # fmt: skip
+# What is measured, in words, and its records.
+Job = tuple[str, Iterator[dict[str, Any]]]
+
+
+def measure(jobs: Sequence[Job], threads: Sequence[int], results: Results) -> None:
     """Measure into `results`, which holds what is done when this is interrupted."""
-    specs, wholes = list(problems), list(networks)
     with progress() as bar:
-        task = bar.add_task("this machine", total=len(specs) + len(wholes))
+        task = bar.add_task("this machine", total=len(jobs))
         for count in threads:
             results.set_limits(count, machine_limits(count))
-        for spec in specs:
-            bar.update(task, description=str(spec))
-            for record in measure_layer(spec, threads, seconds):
-                results.set_layer(record)
+        for words, records in jobs:
+            bar.update(task, description=words)
+            for record in records:
+                results.set_record(record)
             bar.advance(task)
-        for name in wholes:
-            bar.update(task, description=f"{name}, whole")
-            for record in measure_network(name, threads, seconds, shrink):
-                results.set_network(record)
-            bar.advance(task)
+
+
+def forward_jobs(
+    specs: Iterable[Spec], networks: Iterable[str], threads: Sequence[int], seconds: float, shrink: int = 1
+) -> list[Job]:
+    """Layers, and whole networks."""
+    layered = [(str(spec), measure_layer(spec, spec.ops[0], threads, seconds)) for spec in specs]
+    whole = [(f"{name}, whole", measure_network(name, threads, seconds, shrink)) for name in networks]
+    return [*layered, *whole]
+
+
+def backward_jobs(
+    specs: Iterable[Spec], networks: Iterable[str], threads: Sequence[int], seconds: float
+) -> list[Job]:
+    """Gradients of layers, and training steps."""
+    layered = [(f"{spec}, {op}", measure_layer(spec, op, threads, seconds)) for spec, op in gradients(specs)]
+    return [*layered, *((f"{name}, a step", measure_step(name, threads, seconds)) for name in networks)]
 
 
 def main(
@@ -449,13 +543,16 @@ def main(
     ] = None,
     threads: Annotated[list[int] | None, typer.Option(help="Only so many: 1 or 2; may be repeated.")] = None,
     pools: Annotated[bool, typer.Option("--pools", help="Only pools, and no whole network.")] = False,
+    backward: Annotated[
+        bool, typer.Option("--gradients", help="Gradients and training steps, in a file of their own.")
+    ] = False,
     seconds: Annotated[float, typer.Option(help="For each layer and number of threads, about.")] = 0.35,
-    json_path: Annotated[Path, typer.Option("--json", help="Where results are kept, and merged.")] = ROOT
-    / "benchmarks"
-    / "results.json",
+    json_path: Annotated[
+        Path | None, typer.Option("--json", help="Where results are kept, and merged.")
+    ] = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="Forget what the file holds.")] = False,
     page: Annotated[
-        bool, typer.Option("--page", help="Measure nothing: write the page from the file.")
+        bool, typer.Option("--page", help="Measure nothing: write the page from the files.")
     ] = False,
     docs: Annotated[Path, typer.Option(help="Where the page goes.")] = ROOT / "docs",
     smoke: Annotated[
@@ -465,15 +562,20 @@ def main(
     """Measure every layer of every network beside its rivals, or write the page from what was measured."""
     console = Console(stderr=True)
     if page:
-        for written in performance.write(read(json_path), read_engine(ENGINE), docs):
+        trained = read(BACKWARD) if BACKWARD.exists() else None
+        for written in performance.write(read(json_path or FORWARD), read_engine(ENGINE), trained, docs):
             console.print(f"wrote {written}", soft_wrap=True)
         return
     if smoke:
-        results = Results(machine())
-        measure([spec for text in SMOKE for spec in kinds(parse(text))], WHOLE, (1,), 0.02, results, shrink=7)
-        text = performance.markdown(results, read_engine(ENGINE))
+        small = [spec for text in SMOKE for spec in kinds(parse(text))]
+        both = Results(machine()), Results(machine())
+        measure(forward_jobs(small, WHOLE, (1,), 0.02, shrink=7), (1,), both[0])
+        measure(backward_jobs(small, ["simple"], (1,), 0.02), (1,), both[1])
+        text = performance.markdown(both[0], read_engine(ENGINE), both[1])
+        counts = [len(found.layers) for found in both] + [len(found.networks) for found in both]
         console.print(
-            f"{len(results.layers)} layers, {len(results.networks)} networks, a page of {len(text)} bytes"
+            "{} layers, {} gradients, {} networks, {} training steps, ".format(*counts)
+            + f"a page of {len(text)} bytes"
         )
         return
     for option, given, known in (
@@ -490,22 +592,27 @@ def main(
         raise typer.BadParameter(
             f"--threads: got {max(counts)}, expected at most {available_cpus()}, the CPUs here"
         )
-    results = Results(machine())
-    if json_path.exists() and not fresh:
-        results = read(json_path)
+    results, path = Results(machine()), json_path or (BACKWARD if backward else FORWARD)
+    if path.exists() and not fresh:
+        results = read(path)
         if results.machine != machine():
             raise typer.BadParameter(
-                f"--json: {json_path.name} is of another machine, version or engine; --fresh begins anew"
+                f"--json: {path.name} is of another machine, version or engine; --fresh begins anew"
             )
-    chosen, batches = network or NETWORKS, batch or list(BATCHES)
+    chosen, batches = network or (TRAINED if backward else NETWORKS), batch or list(BATCHES)
     specs = dict.fromkeys(spec for size in batches for name in chosen for spec in layers(name, size))
     wanted = [spec for spec in specs if isinstance(spec, PoolSpec) or not pools]
-    whole = [name for name in WHOLE if name in chosen and 1 in batches and not pools]
+    if backward:
+        steps = [name for name in MODELS if not pools and (not network or name in network)]
+        jobs = backward_jobs(wanted, steps, counts, seconds)
+    else:
+        whole = [name for name in WHOLE if name in chosen and 1 in batches and not pools]
+        jobs = forward_jobs(wanted, whole, counts, seconds)
     try:
-        measure(wanted, whole, counts, seconds, results)
+        measure(jobs, counts, results)
     finally:
-        json_path.write_text(results.as_json(), encoding="utf-8")
-        console.print(f"wrote {json_path}", soft_wrap=True)
+        path.write_text(results.as_json(), encoding="utf-8")
+        console.print(f"wrote {path}", soft_wrap=True)
 
 
 if __name__ == "__main__":

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from fastconv.problems import PROBLEMS
-from fastconv.spec import ConvSpec, PoolSpec, Spec, parse
+from fastconv.spec import ConvSpec, Op, PoolSpec, Spec, parse
 
 if TYPE_CHECKING:
     import pytest
@@ -21,6 +22,9 @@ SMOKE = (
 )
 
 NETWORKS = tuple(name for name in PROBLEMS if name != "edges")
+
+# Whose layers' gradients are measured.
+TRAINED = ("lenet", "alexnet", "vgg16", "resnet50", "mobilenet")
 
 
 def specs(config: pytest.Config) -> list[Spec]:
@@ -47,3 +51,19 @@ def kinds(spec: Spec) -> list[Spec]:
         return [spec]
     plain: PoolSpec = replace(spec, mode="max", indices=False)
     return [plain, replace(plain, indices=True), replace(plain, mode="avg")]
+
+
+def forwards(specs: Iterable[Spec]) -> list[tuple[Spec, Op]]:
+    """These layers themselves."""
+    return [(spec, spec.ops[0]) for spec in specs]
+
+
+def gradients(specs: Iterable[Spec]) -> list[tuple[Spec, Op]]:
+    """Every gradient of these layers; that of a max pool from the indices which training keeps."""
+    found: list[tuple[Spec, Op]] = []
+    for spec in specs:
+        if isinstance(spec, ConvSpec):
+            found += [(spec, Op.CONV_INPUT_GRAD), (spec, Op.CONV_WEIGHT_GRAD)]
+        elif spec.mode != "max" or spec.indices:
+            found.append((spec, Op.POOL_INPUT_GRAD))
+    return found

@@ -4,23 +4,28 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+import fastconv as fc
 from benchmarks import performance, results
-from benchmarks.baselines import BASELINES, disagreement, operands, tolerance
+from benchmarks.baselines import BASELINES, GRADIENTS, disagreement, gradient_operands, operands, tolerance
 from benchmarks.results import Engine, Floor, Part, Results
-from benchmarks.selection import NETWORKS, layers
+from benchmarks.selection import NETWORKS, gradients, layers
 from fastconv import testing
 from fastconv.backends import Unsupported
+from fastconv.nn.models import MODELS
+from fastconv.plan import plan
 from fastconv.problems import PROBLEMS
-from fastconv.spec import ConvSpec, PoolSpec, parse
+from fastconv.spec import ConvSpec, Op, PoolSpec, parse
 
 ROOT = Path(__file__).parents[1]
 FILE = ROOT / "benchmarks" / "results.json"
 ENGINE = ROOT / "benchmarks" / "engine.json"
+BACKWARD = ROOT / "benchmarks" / "gradients.json"
 
 WIDE, POINT, POOL = (
     "n1 c64x56x56 k64x3x3 s1 p1 f32",
@@ -90,6 +95,48 @@ def test_a_wrong_image_is_seen() -> None:
     assert disagreement((result,), (answer,), allowed, 2)[1].startswith("image 3")
 
 
+@pytest.mark.oracle
+@pytest.mark.parametrize("rival", GRADIENTS)
+@pytest.mark.parametrize(
+    "problem",
+    [
+        "n2 c3x9x8 k4x3x2 s2x1 p1x0 f32",
+        "n2 c4x6x5 k4x3x3 s2 p1 g4 f32",
+        "n2 c6x7x7 k4x3x3 s1 p2 d2 g2 f32",
+        "max n2 c3x7x8 k3x3 s2 p1 ceil indices f32",
+        "avg n2 c3x7x8 k3x2 s2 p1 exclude_pad f32",
+        "avg n2 c3x5x4 o1x1 f32",
+    ],
+)
+def test_rivals_gradients_are_right(rival: str, problem: str) -> None:
+    """Whole numbers, so exactly, but for quotients."""
+    pytest.importorskip("torch", reason="torch is not installed")
+    for spec, op in gradients([parse(problem)]):
+        given = gradient_operands(spec, op)
+        made = GRADIENTS[rival](spec, op)
+        (found,) = made.read(made.run(made.place(given)))
+        allowed = testing.tolerance(plan(spec, op, "im2col", "auto", "highest"), given)
+        assert (allowed == 0) is (getattr(spec, "mode", "") != "avg")
+        _, detail = testing.compare(found, testing.reference(spec, op, given), allowed)
+        assert not detail, f"{op}: {detail}"
+
+
+@pytest.mark.oracle
+@pytest.mark.parametrize(
+    ("problem", "words"),
+    [
+        ("max n2 c3x6x7 k2x2 s2 p0 f32", "max pools with indices"),
+        ("n1 c2x5x6 k3x3x3 s1 p2 reflect f32", "needs zeros"),
+        ("n1 c2x9 k3x3 s1 p0 f32", "needs two"),
+    ],
+)
+def test_gradients_that_are_not_measured_say_why(problem: str, words: str) -> None:
+    pytest.importorskip("torch", reason="torch is not installed")
+    spec = parse(problem)
+    with pytest.raises(Unsupported, match=words):
+        GRADIENTS["torch"](spec, spec.ops[1])
+
+
 # ---------------------------------------------------------------------------- what is measured
 
 
@@ -118,6 +165,54 @@ def test_everybody_is_called_in_every_round() -> None:
     assert 3 <= len(found["x"]) == len(found["y"]) <= rivals.MOST
     called = "".join(order)  # in every round one comes after the other, in either order
     assert called.count("xy") + called.count("yx") > len(found["x"])
+
+
+@pytest.fixture
+def threads() -> Iterator[None]:
+    """Measuring sets the number of threads."""
+    before = fc.get_num_threads()
+    yield
+    fc.set_num_threads(before)
+
+
+@pytest.mark.usefixtures("threads")
+def test_gradients_of_many_images_are_checked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A weight's gradient sums over images, an input's has one result for each: the last image counts in both."""
+    rivals = pytest.importorskip("benchmarks.rivals", reason="the engine's compiler is not installed")
+    spec = parse("n4 c2x6x6 k3x3x3 s1 p1 f32")
+    for op in (Op.CONV_INPUT_GRAD, Op.CONV_WEIGHT_GRAD):
+        (record,) = rivals.measure_layer(spec, op, (1,), 0.001)
+        assert (record["op"], set(record["algorithms"])) == (op.value, {"gradient"})
+        assert {"gradient", "limit"} <= set(record["seconds"])
+
+        def wrong(spec: Any, op: Op, given: Any, right: Any = rivals.our_gradient) -> Any:
+            given[0][-1, 0, 0, 0] += 1
+            return right(spec, op, given)
+
+        with monkeypatch.context() as patched:
+            patched.setattr(rivals, "our_gradient", wrong)
+            with pytest.raises(AssertionError, match="is wrong"):
+                list(rivals.measure_layer(spec, op, (1,), 0.001))
+
+
+@pytest.mark.oracle
+@pytest.mark.usefixtures("threads")
+def test_a_training_step_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On every way; and a gradient that is off is seen."""
+    rivals = pytest.importorskip("benchmarks.rivals", reason="the engine's compiler is not installed")
+    pytest.importorskip("torch", reason="torch is not installed")
+    training = rivals.training
+    (record,) = rivals.measure_step("lenet", (1,), 0.001)
+    assert set(record["seconds"]) == set(record["peaks"]) == set(training.STEPS)
+    assert all(1e5 < peak < 1e9 for peak in record["peaks"].values())
+    exact, allowed = training.reference("lenet")
+    for gradient, off in zip(exact, allowed, strict=True):
+        assert 0 < off < 0.01 * abs(gradient).max()
+    exact[0][0, 0, 0, 0] += 10 * allowed[0]
+    monkeypatch.setattr(training, "reference", lambda network: (exact, allowed))
+    monkeypatch.setattr(training, "peaks", lambda *_: {})
+    with pytest.raises(AssertionError, match="step of lenet on 1 threads is wrong"):
+        list(rivals.measure_step("lenet", (1,), 0.001))
 
 
 # ---------------------------------------------------------------------------- floors
@@ -162,13 +257,13 @@ def made_up(**changes: float) -> Results:
     }
     for threads in (1, 2):
         found.set_limits(threads, {"flops": 1e11 * threads, "bytes": 1e10})
-        found.set_layer(conv(WIDE, threads, **{**wide, **changes}))
-        found.set_layer(conv(POINT, threads, **point))
+        found.set_record(conv(WIDE, threads, **{**wide, **changes}))
+        found.set_record(conv(POINT, threads, **point))
         for problem in POOLS:
             record = conv(problem, threads, pool=1.0, torch=1.6, limit=0.75)
-            found.set_layer({**record, "algorithms": {"pool": "windows"}})
+            found.set_record({**record, "algorithms": {"pool": "windows"}})
         times = seconds(prepared=1.0, unprepared=1.0, highest=1.0, torch=1.8, onnxruntime=1.75)
-        found.set_network({"network": "vgg16", "threads": threads, "rounds": 5, "seconds": times})
+        found.set_record({"network": "vgg16", "threads": threads, "rounds": 5, "seconds": times})
     return found
 
 
@@ -197,6 +292,77 @@ def test_floors_are_ratios_to_the_fastest_rival() -> None:
     assert [part.value for part in parts(found, "pooling", 2)] == pytest.approx([1.6] * 3)
     assert parts(found, "VGG16")[0].value == pytest.approx(1.75)
     assert all(part.met for floor in results.floors(found) for some in floor.parts.values() for part in some)
+
+
+def trained(**changes: float) -> Results:
+    """Gradients of three convolutions and two pools, and a step of both networks; everything is met, just."""
+    found = Results(made_up().machine)
+    times = {"input": 1.0, "weight": 1.0, "pool": 1.0, "step": 1.0, "peak": 1.0, **changes}
+    depthwise = SMALL.replace("p1", "p1 g8")
+    for threads in (1, 2):
+        for problem, op, ours, theirs in (
+            (WIDE, Op.CONV_INPUT_GRAD, "input", 1.7),
+            (depthwise, Op.CONV_INPUT_GRAD, "input", 1.7),
+            (POINT, Op.CONV_INPUT_GRAD, "input", 1.5**3 / 1.7**2),
+            (WIDE, Op.CONV_WEIGHT_GRAD, "weight", 0.8),
+            (POINT, Op.CONV_WEIGHT_GRAD, "weight", 1.4**2 / 0.8),
+            (POOLS[1], Op.POOL_INPUT_GRAD, "pool", 1.5),
+            (POOLS[2], Op.POOL_INPUT_GRAD, "pool", 1.5),
+        ):
+            record = conv(
+                problem, threads, gradient=times[ours], torch=9.0, channels_last=theirs + 1e-9, limit=0.5
+            )
+            found.set_record({**record, "op": op.value, "algorithms": {"gradient": "windows"}})
+        for network in ("simple", "lenet"):
+            taken = seconds(step=times["step"], torch=1.5, channels_last=3.0)
+            peaks = {"step": times["peak"] * 1e6, "torch": 2e6, "torch channels_last": 1e6}
+            found.set_record(
+                {"network": network, "threads": threads, "rounds": 5, "seconds": taken, "peaks": peaks}
+            )
+    return found
+
+
+def test_gradients_and_training_have_floors() -> None:
+    for floor in results.gradient_floors(trained()):
+        for some in floor.parts.values():
+            for part in some:
+                assert part.met, f"{floor.label}: {part}"
+                assert part.value == pytest.approx(part.floor)
+    assert "not measured" in str(results.gradient_floors(Results({}))[0].parts[1][0])
+
+
+@pytest.mark.parametrize(
+    ("change", "short"),
+    [
+        ("input", ["input gradients", "those of 3x3", "those of 3x3"]),
+        ("weight", ["weight gradients", "the worst gradient"]),
+        ("pool", ["gradients of pools", "gradients of pools"]),
+        ("step", ["a training step", "a training step"]),
+        ("peak", ["peak memory", "peak memory"]),
+    ],
+)
+def test_floors_of_gradients_can_be_missed(change: str, short: list[str]) -> None:
+    found = results.gradient_floors(trained(**{change: 1.01}))
+    for threads in (1, 2):
+        missed = [floor.label for floor in found for part in floor.parts[threads] if not part.met]
+        assert len(missed) == len(short)
+        assert all(label.startswith(start) for label, start in zip(missed, short, strict=True))
+
+
+def test_gradients_stand_on_the_page_once_they_are_measured(tmp_path: Path) -> None:
+    assert "## Gradients" not in performance.markdown(made_up(), engine())
+    found, path = trained(), tmp_path / "gradients.json"
+    path.write_text(found.as_json(), encoding="utf-8")
+    assert results.read(path).as_json() == found.as_json()
+    pages = performance.pages(made_up(), engine(), results.read(path))
+    text = pages[performance.PAGE].partition("## Gradients")[2].partition("## Starting")[0]
+    assert text.count(f"| 0.80x | `{WIDE}`, weight gradient |") == 2
+    assert text.count(f"| `{WIDE}` | input gradient | windows |") == 2
+    assert "Every gradient that is slower: 2 of 14" in text
+    assert "| LeNet-5 | 2 | 1 s ±1 % | 1.5 s ±1 % | 3 s ±1 % | 1.50x | 1 MB | 2 MB | 1 MB |" in text
+    picture = pages[performance.GRADIENT_RATIOS]
+    assert picture.count('class="one dot"') == 7 + 1  # one in the legend
+    assert f"{WIDE}, weight gradient, one thread: 0.80x PyTorch channels_last" in picture
 
 
 @pytest.mark.parametrize(
@@ -318,7 +484,7 @@ def test_the_file_holds_what_was_measured(tmp_path: Path) -> None:
     again = results.read(path)
     assert again.as_json() == found.as_json()
     assert [row.ratio() for row in again.layers] == [row.ratio() for row in found.layers]
-    again.set_layer(conv(WIDE, 1, prepared=2.0, torch=1.0))  # merged: the later record counts
+    again.set_record(conv(WIDE, 1, prepared=2.0, torch=1.0))  # merged: the later record counts
     assert [row.ratio() for row in again.layers if row.name == WIDE and row.threads == 1] == [0.5]
     again.set_limits(1, {"flops": 1.0, "bytes": 1e12})
     assert again.limits[1] == {"flops": 1e11, "bytes": 1e12}
@@ -349,11 +515,21 @@ def test_pictures_have_a_dot_for_every_layer() -> None:
 
 
 def test_the_page_is_made_from_the_file() -> None:
-    for name, text in performance.pages(results.read(FILE), results.read_engine(ENGINE)).items():
+    backward = results.read(BACKWARD) if BACKWARD.exists() else None
+    for name, text in performance.pages(results.read(FILE), results.read_engine(ENGINE), backward).items():
         written = (ROOT / "docs" / name).read_text(encoding="utf-8")
         assert written == text, f"docs/{name} is not what the file says: python -m benchmarks.rivals --page"
 
 
 def test_nothing_is_missing_in_the_file() -> None:
-    found = {(row.name, row.threads) for row in results.read(FILE).layers}
-    assert not performance.expected() - found
+    found = {(row.name, row.op, row.threads) for row in results.read(FILE).layers}
+    assert not performance.expected(performance.forward) - found
+
+
+@pytest.mark.skipif(not BACKWARD.exists(), reason="gradients have not been measured yet")
+def test_no_gradient_is_missing_in_the_file() -> None:
+    held = results.read(BACKWARD)
+    assert not performance.expected(performance.backward) - {(r.name, r.op, r.threads) for r in held.layers}
+    assert {(row.name, row.threads) for row in held.networks} == {
+        (n, t) for n in MODELS for t in results.THREADS
+    }

@@ -94,6 +94,11 @@ def _prepared_call(request: Request) -> Callable[[], Any]:
     return lambda: made(*given, out=out)
 
 
+def peak(call: Callable[[], Any]) -> int:
+    """The most bytes that were allocated at a time by `call`, which is called often."""
+    return (_by_memray if importlib.util.find_spec("memray") else _by_high_water)(call)
+
+
 def _by_memray(call: Callable[[], Any]) -> int:
     import memray
 
@@ -122,8 +127,7 @@ def _by_high_water(call: Callable[[], Any]) -> int:
 
 def main() -> None:
     """Answer requests from standard input until it closes."""
-    measure = _by_memray if importlib.util.find_spec("memray") else _by_high_water
     for line in sys.stdin:
-        answer = measure(_prepared_call(Request(**json.loads(line))))
+        answer = peak(_prepared_call(Request(**json.loads(line))))
         sys.stdout.write(json.dumps(answer) + "\n")
         sys.stdout.flush()
