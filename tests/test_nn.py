@@ -333,6 +333,18 @@ def test_weights_of_torch_fit(torch: Any, tmp_path: Path) -> None:
 # ---------------------------------------------------------------------------- files
 
 
+def test_layers_inside_layers_are_named_by_their_path() -> None:
+    model = nn.Sequential(
+        nn.ReLU(), block=nn.Sequential(conv=nn.Conv(1, 2, 3), deep=nn.Sequential(nn.Tanh()))
+    )
+    found = dict(model.named_layers())
+    assert list(found) == ["0", "block", "block.conv", "block.deep", "block.deep.0"]
+    assert [f"{name}.{key}" for name, layer in found.items() for key in layer.params if not layer.layers] == [
+        *model.params
+    ]
+    assert found["block.conv"] is model.layers["block"].layers["conv"]
+
+
 def network(seed: int) -> nn.Sequential:
     return nn.Sequential(conv=nn.Conv(1, 2, 3, rng=seed), norm=nn.BatchNorm(2), flatten=nn.Flatten())
 

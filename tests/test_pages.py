@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import mmap
 import threading
 from collections.abc import Iterator
@@ -20,6 +21,7 @@ LARGE = (pages.MAPPED_BYTES // 4,)
 
 @pytest.fixture(autouse=True)
 def nothing_kept() -> Iterator[None]:
+    gc.collect()  # results that tests before left in reference cycles would be dropped, and kept, in the midst of one here
     pages._kept.clear()
     yield
     pages._kept.clear()

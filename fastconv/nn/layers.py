@@ -7,7 +7,7 @@ and an int means two equal entries.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -51,6 +51,18 @@ class Layer:
     @property
     def buffers(self) -> Arrays:
         return self._buffers
+
+    @property
+    def layers(self) -> Mapping[str, Layer]:
+        """The layers this one is made of, by name, in the order they compute; none for a plain layer."""
+        return {}
+
+    def named_layers(self) -> Iterator[tuple[str, Layer]]:
+        """Every layer inside this one, however deep, as ``("block1.conv2", layer)``, outer before inner."""
+        for name, layer in self.layers.items():
+            yield name, layer
+            for inner, deeper in layer.named_layers():
+                yield f"{name}.{inner}", deeper
 
     def forward(self, x: Array, train: bool = False) -> Array:
         """What the layer makes of `x`.
@@ -124,12 +136,16 @@ class Sequential(Layer):
 
     def __init__(self, *layers: Layer, **named: Layer) -> None:
         super().__init__()
-        self.layers: dict[str, Layer] = {str(place): layer for place, layer in enumerate(layers)} | named
-        for name, layer in self.layers.items():
+        self._layers: dict[str, Layer] = {str(place): layer for place, layer in enumerate(layers)} | named
+        for name, layer in self._layers.items():
             if not isinstance(layer, Layer):
                 raise TypeError(f"layer {name}: got {type(layer).__name__}, expected a fastconv.nn.Layer")
-        if not self.layers:
+        if not self._layers:
             raise ValueError("layers: got none, expected at least one")
+
+    @property
+    def layers(self) -> Mapping[str, Layer]:
+        return self._layers
 
     def _collect(self, what: Callable[[Layer], Mapping[str, Array]]) -> Arrays:
         return {
