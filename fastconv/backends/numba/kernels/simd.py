@@ -145,7 +145,17 @@ def masked_store(builder: ir.IRBuilder, e: Element, value: Any, pointer: Any, ma
 
 def flags(builder: ir.IRBuilder, e: Element, mask: Any) -> Any:
     """The lowest bits of an integer as one flag for each lane."""
-    return builder.bitcast(builder.trunc(mask, ir.IntType(e.lanes)), ir.VectorType(ir.IntType(1), e.lanes))
+    if host().masks:
+        return builder.bitcast(
+            builder.trunc(mask, ir.IntType(e.lanes)), ir.VectorType(ir.IntType(1), e.lanes)
+        )
+    # Without registers for masks LLVM would take the bits out one by one, 40 instructions for 8 lanes; these are 3.
+    wide = ir.VectorType(ir.IntType(8 * e.size), e.lanes)
+    bits = ir.Constant(wide, [1 << lane for lane in range(e.lanes)])
+    word = mask if mask.type.width >= e.lanes else builder.zext(mask, wide.element)
+    resize = builder.trunc if word.type.width > wide.element.width else builder.zext
+    word = word if word.type == wide.element else resize(word, wide.element)
+    return builder.icmp_signed("==", builder.and_(splat(builder, wide, word), bits), bits)
 
 
 def masked_load(builder: ir.IRBuilder, e: Element, pointer: Any, mask: Any, other: Any = None) -> Any:
