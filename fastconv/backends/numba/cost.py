@@ -30,6 +30,9 @@ TASK_SECONDS = 0.5e-6
 COPY_CYCLES = 5
 ROW_CYCLES = 12
 
+# One vector copied to a panel.
+PANEL_CYCLES = 2
+
 # Reading channels that lie a multiple of 4096 bytes apart, which fall on the same lines of the L1 cache.
 SAME_LINES = 1.5
 

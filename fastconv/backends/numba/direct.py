@@ -27,6 +27,11 @@ COPY = jit.Kernel(kernels.copy)
 SLAB_BYTES = 384 << 10
 WEIGHT_BYTES = 320 << 10
 
+# What a tile reads is copied to a panel, in parts of this size, where it serves so many output channels: copying takes
+# 3 cycles a vector, and what it serves at least 2 for each four channels. It stays in the L1 cache.
+PANEL_BYTES = 24 << 10
+PANEL_FROM = 16
+
 # Copied images are used at once and overwritten by the next ones: a share of the last level of the cache.
 COPIED_BYTES = 2 << 20
 
@@ -190,7 +195,8 @@ def channel_steps(spec: ConvSpec, g: Geometry, most: int) -> Iterator[tuple[int,
 def is_flat(spec: ConvSpec, g: Geometry) -> bool:
     """Whether output positions and what they read lie equally far apart, so that no copy is needed.
 
-    With padding also whether masks cost nothing: where they take vector registers, accumulators are spilled.
+    With padding also whether masks cost nothing: in a tile they would take the vector registers of accumulators where
+    they have none of their own, in a panel they do not.
     """
     rows = g.out[2] == g.size[2] or g.out[:2] == (1, 1)
     planes = g.out[1] == g.size[1] or g.out[0] == 1
@@ -199,7 +205,9 @@ def is_flat(spec: ConvSpec, g: Geometry) -> bool:
         return False
     lanes = cost.lanes(spec.dtype)
     vectors = -(-math.prod(g.out) // lanes)
-    return needs_no_masks(lanes, g) or (host().masks and 2 * (vectors + VECTORS) * g.taps <= MASK_BYTES)
+    if needs_no_masks(lanes, g):
+        return True
+    return (host().masks or g.o >= PANEL_FROM) and 2 * (vectors + VECTORS) * g.taps <= MASK_BYTES
 
 
 def needs_no_masks(lanes: int, g: Geometry) -> bool:
@@ -236,16 +244,42 @@ def split_positions(g: Geometry, lanes: int, packed: bool) -> tuple[int, int]:
     return -(-positions // lanes), 0
 
 
+def panel_channels(g: Geometry, itemsize: int, o_step: int) -> int:
+    """Input channels whose vectors make a panel: they and their weights stay in the cache."""
+    lanes = host().width // itemsize
+    K = min(PANEL_BYTES // (VECTORS * lanes * itemsize), WEIGHT_BYTES // (o_step * itemsize))
+    return min(max(K // g.taps, 1), g.c)
+
+
+def panel_seconds(vectors: int, K: int, o_step: int) -> float:
+    """What copying to panels takes."""
+    return (o_step >= PANEL_FROM) * -(-vectors // VECTORS) * VECTORS * K * cost.PANEL_CYCLES * cost.CYCLE
+
+
+def panel_fields(g: Geometry, itemsize: int, o_step: int, at: int) -> tuple[dict[str, int], Array, int]:
+    """The arguments about panels for scratch that ends at byte `at`, their table of offsets, and bytes they take."""
+    if o_step < PANEL_FROM:
+        return {"c_block": g.c}, np.empty(0, np.int32), 0
+    block, vector = panel_channels(g, itemsize, o_step), VECTORS * host().width
+    ramp = np.arange(block * g.taps, dtype=np.int32) * (vector // itemsize)
+    begin = -(-(at + 128) // 64) * 64
+    return {"panel_at": begin, "c_block": block, "ramp": address(ramp)}, ramp, begin + len(ramp) * vector - at
+
+
 def choose_flat(spec: ConvSpec, g: Geometry, packed: bool) -> Cut:
     """The cheapest cut into vectors of positions and blocks of channels."""
     vectors, left = split_positions(g, cost.lanes(spec.dtype), packed)
-    most = WEIGHT_BYTES // (g.K * DTYPES[spec.dtype].itemsize)
+    panel = PANEL_BYTES // (VECTORS * host().width)
+    most = WEIGHT_BYTES // (min(g.K, panel) * DTYPES[spec.dtype].itemsize)
     best = None
     tiles = max(-(-vectors // VECTORS), 1)
     for o_step, group_step in channel_steps(spec, g, most):
+        if o_step < PANEL_FROM and not (host().masks or needs_no_masks(cost.lanes(spec.dtype), g)):
+            continue
         for side in shares(tiles):
             v_step = side * VECTORS
             each = cost.tiles(spec.dtype, min(v_step, vectors), o_step, g.K) * group_step
+            each += panel_seconds(min(v_step, vectors), g.K, o_step) * group_step
             each += left * (0.07 * o_step + 2) * g.K * group_step * cost.CYCLE * v_step / max(vectors, 1)
             count = (
                 max(-(-vectors // v_step), 1) * -(-g.o // o_step) * -(-spec.groups // group_step) * spec.batch
@@ -281,12 +315,17 @@ def plan_flat(spec: ConvSpec, g: Geometry, packed: bool) -> Planned:
     vectors, left = split_positions(g, lanes, packed)
     step_d, step_h, step_w = strides(g.size)
     plane = math.prod(g.size)
-    if g.is_pointwise and (
-        needs_no_masks(lanes, g) or left
-    ):  # a matrix product: the channels take the taps' place
-        offsets = np.arange(g.c) * plane
+    nbytes = -(-(128 + left * g.K * DTYPES[spec.dtype].itemsize) // 64) * 64
+    panel, ramp, more = panel_fields(g, DTYPES[spec.dtype].itemsize, cut.o_step, nbytes)
+    nbytes += more
+    channels, taps, c_step = g.c, g.taps, plane
+    if g.is_pointwise and (needs_no_masks(lanes, g) or left):
         masks = np.empty(0, np.uint16)
-        channels, taps, c_step = 1, g.c, 0
+        offsets = np.zeros(1)
+        if left or not more:  # a matrix product: the channels take the taps' place
+            offsets = np.arange(g.c) * plane
+            channels, taps, c_step = 1, g.c, 0
+            panel = {"c_block": 1}
     else:
         taps_at = (
             (kd * g.dilation[0] - g.before[0]) * step_d
@@ -296,23 +335,21 @@ def plan_flat(spec: ConvSpec, g: Geometry, packed: bool) -> Planned:
         )
         offsets = np.fromiter(taps_at, np.int64)
         masks = flat_masks(g, lanes)
-        channels, taps, c_step = g.c, g.taps, plane
     offsets = offsets.astype(np.int32)
     positions = math.prod(g.out)
     v_step = cut.positions[0]
     v_tasks = max(-(-vectors // v_step), 1)
-    nbytes = -(-(128 + left * g.K * DTYPES[spec.dtype].itemsize) // 64) * 64
     a = np.zeros(1, kernels.ARGUMENTS)
     fill(a, **common(spec, g, cut, packed=packed))
     fill(
-        a, c=channels, taps=taps, c_step=c_step, K=g.K,
+        a, **panel, c=channels, taps=taps, pitch_c=c_step, K=g.K,
         positions=positions, vectors=vectors, left=left, v_step=v_step, v_tasks=v_tasks,
         x_n=spec.groups * g.c * plane, x_group=g.c * plane, x_c=plane,
         scratch_size=nbytes, offsets=address(offsets), masks=address(masks) if masks.size else 0,
         weights_stay=math.prod(spec.weight_shape) > int(a["o_tasks"][0]) * spec.in_channels * plane,
     )  # fmt: skip
     tasks = v_tasks * int(a["o_tasks"][0] * a["group_tasks"][0])
-    return Planned(a, (offsets, masks), nbytes, tasks, cut.seconds, 0, spec.batch)
+    return Planned(a, (offsets, masks, ramp), nbytes, tasks, cut.seconds, 0, spec.batch)
 
 
 def slots_bytes(box: Triple, lanes: int) -> int:
@@ -384,6 +421,7 @@ def choose_slab(spec: ConvSpec, g: Geometry, limit: int | None) -> Cut:
         own = copy_seconds(box, g.c)
         for o_step, group_step in channel_steps(spec, g, g.o):
             work = cost.tiles(spec.dtype, vectors, o_step, g.K) + cost.traffic(o_step * g.K * itemsize)
+            work += panel_seconds(vectors, g.K, o_step)
             count = boxes * -(-g.o // o_step) * -(-spec.groups // group_step)
             if may_copy:
                 each = group_step * (work + cost.traffic(slab))
@@ -432,6 +470,9 @@ def plan_slab(spec: ConvSpec, limit: int | None, packed: bool) -> Planned:
     counts = [-(-n // side) for n, side in zip(g.out, box, strict=True)]
     slab = 0 if cut.copied else slab_bytes(g, box, g.c, itemsize)
     nbytes = slab + slots_bytes(box, lanes)
+    stage_at = nbytes - lanes * host().width
+    panel, ramp, more = panel_fields(g, itemsize, cut.o_step, nbytes)
+    nbytes += more
     copied_n = spec.in_channels * pitch_c
     plane = math.prod(g.size)
     x_d, x_h, x_w = strides(g.size)
@@ -439,7 +480,7 @@ def plan_slab(spec: ConvSpec, limit: int | None, packed: bool) -> Planned:
     a = np.zeros(1, kernels.ARGUMENTS)
     fill(a, **common(spec, g, cut, packed=packed))
     fill(
-        a, scratch_size=nbytes, slots_at=slab, stage_at=nbytes - lanes * host().width, copied_n=copied_n, channels=spec.in_channels,
+        a, **panel, scratch_size=nbytes, slots_at=slab, stage_at=stage_at, copied_n=copied_n, channels=spec.in_channels,
         c_tasks=max(min(spec.in_channels, COPY_TASKS), 1), offsets=address(offsets), maps=address(all_maps),
         phases=address(all_phases),
         x_n=spec.in_channels * plane, x_group=g.c * plane, x_c=plane, x_d=x_d, x_h=x_h, x_w=x_w,
@@ -456,7 +497,7 @@ def plan_slab(spec: ConvSpec, limit: int | None, packed: bool) -> Planned:
         fetched=g.K <= FETCHED_K and math.prod(spec.output_shape) * itemsize > FETCHED_BYTES,
     )  # fmt: skip
     tasks = math.prod(counts) * int(a["o_tasks"][0] * a["group_tasks"][0])
-    tables = (offsets, all_maps, all_phases)
+    tables = (offsets, all_maps, all_phases, ramp)
     copied = cut.copied * copied_n * itemsize + host().width if cut.copied else 0
     return Planned(a, tables, nbytes, tasks, cut.seconds, copied, cut.copied or spec.batch)
 

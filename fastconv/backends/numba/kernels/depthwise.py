@@ -128,7 +128,7 @@ def _emit(module: ir.Module, e: Element, stride: int, masked: bool, name: str) -
             with whole:
                 store(b, e, value, b.gep(y, [at]))
             with part:
-                masked_store(b, e, value, b.gep(y, [at]), flags(b, e, mask))
+                masked_store(b, e, value, b.gep(y, [at]), mask)
     b.ret_void()
     return function
 
@@ -231,7 +231,7 @@ def _emit_rows(
             if masked:  # no branch: LLVM would put the row's sums behind it, and spill what they are of
                 there = b.trunc(b.lshr(mask, const(32 + place)), ir.IntType(1))
                 lanes = b.select(there, b.shl(mask, const(lane)), const(0))
-                masked_store(b, e, value, to, flags(b, e, lanes))
+                masked_store(b, e, value, to, lanes)
             else:
                 store(b, e, value, to)
     b.ret_void()

@@ -26,7 +26,7 @@ from numba import carray, from_dtype, types
 from numba.extending import register_jitable
 
 from .simd import copy_phases, element, fetch, host, next_task, pointer, store_transposed
-from .tile import SLOT, VECTORS, dots, scalars, tile
+from .tile import SLOT, VECTORS, dots, panel, scalars, tile
 
 # One struct for plan and kernels. Every field is an int64; addresses are in bytes, strides in elements.
 FIELDS = (
@@ -40,17 +40,18 @@ FIELDS = (
     "batch o c taps groups "  # images, channels of a group, window elements, groups
     "w_group w_row w_j w_k "  # strides of the weights: a group, a block of NS rows, a row, a term
     "o_step o_tasks o_block "  # output channels of a task, tasks along them, channels kept in cache
+    "panel_at c_block ramp "  # where a worker's panel begins, or 0; input channels of one, and its table of offsets
     "group_step group_tasks "  # groups of a task, tasks along them
     "positions vectors v_step v_tasks "  # flat: output positions, vectors in all, of a task, and tasks
     "weights_stay "  # flat: whether images change before channels do
-    "left K c_step "  # flat: positions beyond the vectors, products of a sum, a channel's stride
+    "left K "  # flat: positions beyond the vectors, products of a sum
     "od oh ow "  # slab: output size
     "box_d box_h box_w boxes_d boxes_h boxes_w "  # a box's sides, and how many there are
     "size_w before_w "  # length of an input row, and padding before it
     "stride_d stride_h stride_w "
     "phases_d phases_h phases_w "  # phases the slab holds along each axis
     "reach_d reach_h reach_w "  # rows of a phase beyond the box's own
-    "pitch_d pitch_h pitch_c phase_d phase_h phase_w "  # the slab's strides: plane, row, channel, phases
+    "pitch_d pitch_h pitch_c phase_d phase_h phase_w "  # the slab's strides: plane, row, channel (flat: too), phases
     "wanted_w "  # a bit for each phase of a row that the slab holds
     "map_h map_w "  # where the maps of rows and columns begin
     "fetched "  # whether what is written is fetched: it lies beyond the cache, and sums are short
@@ -209,6 +210,40 @@ def fill_slots(a, slots, lanes, d0, h0, w0, nd, nh, nw):  # type: ignore[no-unty
     return count
 
 
+@register_jitable
+def sum_panel(T, NS, size, lanes, a, MASKED, mv, c0, x, masks, at_slots, at_panel, y, w, bias, o0, o1):  # type: ignore[no-untyped-def]
+    """A tile's sums over input channels from c0 on, for output channels o0 to o1 - 1, by way of a panel."""
+    given = carray(pointer(at_slots, types.int64), (VECTORS, SLOT))
+    at_own = at_panel - 128
+    own = carray(pointer(at_own, types.int64), (VECTORS, SLOT))
+    for m in range(mv):
+        own[m, 0] = m * lanes
+        for field in range(1, SLOT):
+            own[m, field] = given[m, field]
+    count = min(a.c_block, a.c - c0)
+    last = c0 + count == a.c
+    panel(
+        MASKED,
+        T,
+        mv,
+        count,
+        a.taps,
+        a.pitch_c,
+        x + size * c0 * a.pitch_c,
+        a.offsets,
+        masks,
+        at_slots,
+        at_panel,
+    )
+    w += size * c0 * a.taps * a.w_k
+    for o in range(o0, o1, NS):
+        tile(
+            NS, 0, T, mv, 1, count * a.taps, 0, at_panel, a.ramp, 0, at_own, w + size * (o // NS) * a.w_row,
+            a.w_j, a.w_k, y + size * o * a.y_c, a.y_c, min(NS, o1 - o), bias + size * o if bias and last else 0,
+            c0 > 0,
+        )  # fmt: skip
+
+
 def copy(T: Any) -> Any:
     """Tasks of copying whole images to slabs: some channels of an image."""
     size = T.bitwidth // 8
@@ -275,6 +310,15 @@ def slab(T: Any) -> Any:
                 at_y = a.y + size * (n * a.y_n + g * a.o * a.y_c)
                 at_w = a.w + size * g * a.w_group
                 at_bias = a.bias + size * g * a.o if a.bias else 0
+                if a.panel_at:
+                    at_panel = a.scratch + worker * a.scratch_size + a.panel_at
+                    for c0 in range(0, a.c, a.c_block):
+                        for m in range(0, count, VECTORS):
+                            sum_panel(
+                                T, NS, size, lanes, a, 0, min(count - m, VECTORS), c0, at_slab, 0,
+                                at_slots + 8 * SLOT * m, at_panel, at_y, at_w, at_bias, o0, o1,
+                            )  # fmt: skip
+                    continue
                 for o2 in range(o0, o1, a.o_block):
                     for m in range(0, count, VECTORS):
                         for o in range(o2, min(o2 + a.o_block, o1), NS):
@@ -289,7 +333,7 @@ def slab(T: Any) -> Any:
                                     ahead += size * a.y_c
                             tile(
                                 NS, 0, T, min(count - m, VECTORS), a.c, a.taps, a.pitch_c, at_slab, a.offsets, 0,
-                                at_slots + 8 * SLOT * m, w, a.w_j, a.w_k, to, a.y_c, rows, b,
+                                at_slots + 8 * SLOT * m, w, a.w_j, a.w_k, to, a.y_c, rows, b, 0,
                             )  # fmt: skip
 
     return work
@@ -318,6 +362,7 @@ def flat(T: Any) -> Any:
         slots = carray(pointer(at_slots, types.int64), (VECTORS, SLOT))
         offsets = carray(pointer(a.offsets, types.int32), a.taps)
         at_column = at_slots + 128
+        at_panel = at_slots + a.panel_at
         while True:
             task = next_task(arguments)
             if task >= a.stop:
@@ -349,30 +394,48 @@ def flat(T: Any) -> Any:
                                 at_y + size * (o * a.y_c + a.vectors * lanes + p), a.y_c, min(NS, o1 - o), b,
                                 a.left - p,
                             )  # fmt: skip
-                for v in range(v0, v1, VECTORS):
-                    for m in range(min(VECTORS, v1 - v)):
-                        at = (v + m) * lanes
-                        left = a.positions - at
-                        if left < lanes and not a.masks:  # the last vector ends with the plane
-                            back = lanes - left
-                            slots[m, 0], slots[m, 1], slots[m, 2] = at - back, at - back, every & -(1 << back)
-                        else:
-                            slots[m, 0], slots[m, 1], slots[m, 2] = at, at, (1 << min(left, lanes)) - 1
-                        slots[m, 3], slots[m, 4] = 0, 0
-                    masks = a.masks + 2 * VECTORS * a.taps * (v // VECTORS)
-                    for o in range(o0, o1, NS):
-                        rows = min(NS, o1 - o)
-                        to, w = at_y + size * o * a.y_c, at_w + size * (o // NS) * a.w_row
-                        b = at_bias + size * o if at_bias else 0
-                        if a.masks:
-                            tile(
-                                NS, 1, T, min(v1 - v, VECTORS), a.c, a.taps, a.c_step, at_x, a.offsets, masks,
-                                at_slots, w, a.w_j, a.w_k, to, a.y_c, rows, b,
+                for c0 in range(0, a.c, a.c_block):
+                    for v in range(v0, v1, VECTORS):
+                        mv = min(v1 - v, VECTORS)
+                        for m in range(mv):
+                            at = (v + m) * lanes
+                            left = a.positions - at
+                            if left < lanes and not a.masks:  # the last vector ends with the plane
+                                back = lanes - left
+                                slots[m, 0], slots[m, 1], slots[m, 2] = (
+                                    at - back,
+                                    at - back,
+                                    every & -(1 << back),
+                                )
+                            else:
+                                slots[m, 0], slots[m, 1], slots[m, 2] = at, at, (1 << min(left, lanes)) - 1
+                            slots[m, 3], slots[m, 4] = 0, 0
+                        masks = a.masks + 2 * VECTORS * a.taps * (v // VECTORS)
+                        if a.panel_at and a.masks:
+                            sum_panel(
+                                T, NS, size, lanes, a, 1, mv, c0, at_x, masks, at_slots, at_panel, at_y, at_w, at_bias,
+                                o0, o1,
                             )  # fmt: skip
-                        else:
-                            tile(
-                                NS, 0, T, min(v1 - v, VECTORS), a.c, a.taps, a.c_step, at_x, a.offsets, 0,
-                                at_slots, w, a.w_j, a.w_k, to, a.y_c, rows, b,
+                            continue
+                        if a.panel_at:
+                            sum_panel(
+                                T, NS, size, lanes, a, 0, mv, c0, at_x, 0, at_slots, at_panel, at_y, at_w, at_bias,
+                                o0, o1,
                             )  # fmt: skip
+                            continue
+                        for o in range(o0, o1, NS):
+                            rows = min(NS, o1 - o)
+                            to, w = at_y + size * o * a.y_c, at_w + size * (o // NS) * a.w_row
+                            b = at_bias + size * o if at_bias else 0
+                            if a.masks:
+                                tile(
+                                    NS, 1, T, mv, a.c, a.taps, a.pitch_c, at_x, a.offsets, masks,
+                                    at_slots, w, a.w_j, a.w_k, to, a.y_c, rows, b, 0,
+                                )  # fmt: skip
+                            else:
+                                tile(
+                                    NS, 0, T, mv, a.c, a.taps, a.pitch_c, at_x, a.offsets, 0,
+                                    at_slots, w, a.w_j, a.w_k, to, a.y_c, rows, b, 0,
+                                )  # fmt: skip
 
     return work

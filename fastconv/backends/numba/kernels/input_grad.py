@@ -13,6 +13,7 @@ from .simd import (
     ELEMENTS,
     I32,
     const,
+    first_lanes,
     host,
     lane_range,
     loop,
@@ -90,7 +91,7 @@ def alternate(typing: Any, T: Any, y: Any, even: Any, odd: Any, count: Any) -> A
                 value = b.shuffle_vector(*vectors, ir.Constant(index, lanes))
                 skip = const(r * e.lanes)
                 to = b.gep(y, [b.add(at, skip)])
-                masked_store(b, e, value, to, lane_range(b, e, const(0), b.sub(left, skip)))
+                masked_store(b, e, value, to, first_lanes(b, e, b.sub(left, skip)))
 
     name = f"alternate_{e.short}_{host().name}"
     return types.void(T, *[types.int64] * 4), out_of_line(name, "pppi", 1, e, body)

@@ -25,6 +25,7 @@ from .simd import (
     as_written,
     const,
     element,
+    first_lanes,
     flags,
     halves,
     host,
@@ -173,7 +174,7 @@ def _emit(module: ir.Module, e: Element, op: int, stride: int, masked: bool, nam
             with whole:
                 store(b, e, value, b.gep(y, [at]))
             with part:
-                masked_store(b, e, value, b.gep(y, [at]), flags(b, e, mask))
+                masked_store(b, e, value, b.gep(y, [at]), mask)
         if op == ARGMAX:
             store_places(b, e, where[u], b.gep(indices, [at]), mask)
     b.ret_void()
@@ -189,8 +190,7 @@ def store_places(b: ir.IRBuilder, e: Element, where: Any, to: Any, mask: Any) ->
         )
         part = b.shuffle_vector(where, where, picks)
         value = b.sext(part, wide.vector)
-        lanes = flags(b, wide, b.lshr(mask, const(half)))
-        masked_store(b, wide, value, b.gep(to, [const(half)]), lanes)
+        masked_store(b, wide, value, b.gep(to, [const(half)]), b.lshr(mask, const(half)))
 
 
 @intrinsic(prefer_literal=True)
@@ -271,7 +271,7 @@ def _emit_planes(
     result = vectors[0]
     if op == SUM and e.real:
         result = b.fdiv(result, splat(b, e.vector, b.load(divisor)))
-    masked_store(b, e, result, y, lane_range(b, e, const(0), count))
+    masked_store(b, e, result, y, first_lanes(b, e, count))
 
 
 def planes(op: int) -> Any:

@@ -233,7 +233,7 @@ def weight_products(T: Any) -> Any:
                     to, step = (total, width) if fresh else (at_stage, most)
                     tile(
                         NS, 0, T, mv, images, count, a.groups * a.vectors * a.held_c * lanes, x, a.offsets + 4 * q, 0,
-                        at_slots, w, wj, wk, to, step, rows, 0,
+                        at_slots, w, wj, wk, to, step, rows, 0, 0,
                     )  # fmt: skip
                     if fresh:
                         continue

@@ -248,7 +248,7 @@ def _rows(m: Kernel, first: Any, stop: Any, k: int, pair: bool) -> None:
                     q = b.add(q, b.sub(ow, const(half)))
                     there = b.icmp_signed("<", b.add(j, const(1)), end)
                     mask = b.select(there, b.shl(written, const(half)), const(0))
-                masked_store(b, e, value, b.gep(y0, [q]), flags(b, e, mask))
+                masked_store(b, e, value, b.gep(y0, [q]), mask)
                 if op == ARGMAX:
                     place = b.gep(indices0, [q])
                     store_places(b, e, where, place, mask)
@@ -350,7 +350,7 @@ def _flat(m: Kernel, first: Any, stop: Any) -> None:
             written = const((1 << e.lanes) - 1)
             if careful:
                 written = b.sub(b.shl(const(1), m.least(b.sub(total, q), const(e.lanes))), const(1))
-                masked_store(b, e, value, b.gep(y0, [q]), flags(b, e, written))
+                masked_store(b, e, value, b.gep(y0, [q]), written)
             else:
                 store(b, e, value, b.gep(y0, [q]))
             if op == ARGMAX:

@@ -414,7 +414,7 @@ def products(F: int) -> Any:
                             tile(
                                 NS, 0, T, vectors, 1, a.c_round, 0, u + size * f * a.u_step, a.offsets, 0, at_slots,
                                 a.v + size * (f * a.v_step + t * a.c_round), a.c_round, 1,
-                                at_m + size * (f * a.m_step + (t - p0) * block), block, min(NS, p1 - t), 0,
+                                at_m + size * (f * a.m_step + (t - p0) * block), block, min(NS, p1 - t), 0, 0,
                             )  # fmt: skip
                     t = p0
                     while t < p1:
