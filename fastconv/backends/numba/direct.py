@@ -27,10 +27,8 @@ COPY = jit.Kernel(kernels.copy)
 SLAB_BYTES = 384 << 10
 WEIGHT_BYTES = 320 << 10
 
-# What a tile reads is copied to a panel, in parts of this size, where it serves so many output channels: copying takes
-# 3 cycles a vector, and what it serves at least 2 for each four channels. It stays in the L1 cache.
+# What a tile reads is copied to a panel, in parts of this size, which stay in the L1 cache.
 PANEL_BYTES = 24 << 10
-PANEL_FROM = 16
 
 # Copied images are used at once and overwritten by the next ones: a share of the last level of the cache.
 COPIED_BYTES = 2 << 20
@@ -207,7 +205,7 @@ def is_flat(spec: ConvSpec, g: Geometry) -> bool:
     vectors = -(-math.prod(g.out) // lanes)
     if needs_no_masks(lanes, g):
         return True
-    return (host().masks or g.o >= PANEL_FROM) and 2 * (vectors + VECTORS) * g.taps <= MASK_BYTES
+    return (host().masks or g.o >= panel_from()) and 2 * (vectors + VECTORS) * g.taps <= MASK_BYTES
 
 
 def needs_no_masks(lanes: int, g: Geometry) -> bool:
@@ -218,6 +216,9 @@ def needs_no_masks(lanes: int, g: Geometry) -> bool:
 def flat_masks(g: Geometry, lanes: int) -> Array:
     """Which lanes of every vector lie inside the input, for every tap: uint16 (tiles, taps, VECTORS)."""
     positions = math.prod(g.out)
+    if g.is_pointwise and positions >= lanes * VECTORS:  # of the last tile: all others are whole
+        positions = (positions - 1) % (lanes * VECTORS) + 1
+        g = g._replace(out=(1, 1, positions), size=(1, 1, positions))
     tiles = -(-positions // (lanes * VECTORS))
     place = np.full(tiles * VECTORS * lanes, False)
     place[:positions] = True
@@ -239,31 +240,52 @@ def split_positions(g: Geometry, lanes: int, packed: bool) -> tuple[int, int]:
     """
     positions = math.prod(g.out)
     left = positions % lanes
-    if not packed and g.is_pointwise and 0 < left <= lanes * 3 // 8:
+    if not packed and g.o < panel_from() and g.is_pointwise and 0 < left <= lanes * 3 // 8:
         return positions // lanes, left
     return -(-positions // lanes), 0
 
 
-def panel_channels(g: Geometry, itemsize: int, o_step: int) -> int:
-    """Input channels whose vectors make a panel: they and their weights stay in the cache."""
-    lanes = host().width // itemsize
-    K = min(PANEL_BYTES // (VECTORS * lanes * itemsize), WEIGHT_BYTES // (o_step * itemsize))
-    return min(max(K // g.taps, 1), g.c)
+def panel_from() -> int:
+    """Output channels from which a panel is worth its copying: 2 cycles a vector, which then takes 0.5 for each channel.
+
+    Where there are masks a tile writes what lies in two rows at once; without them it does so in pieces, and two rows
+    become one in a panel.
+    """
+    return 32 if host().masks else 1
+
+
+def panel_bytes(g: Geometry, itemsize: int, channels: int, at: int) -> int:
+    """What a panel of so many input channels, and what lies before it, take of scratch that it begins at byte `at`."""
+    vector = VECTORS * host().width
+    begin = -(-(at + kernels.SLOTS_BYTES + kernels.SEGMENT_BYTES * vector // itemsize) // 64) * 64
+    return begin + (channels * g.taps + 1) * vector - at  # with room behind the last row, see `panel_rows`
+
+
+def panel_channels(g: Geometry, itemsize: int, o_step: int, at: int, room: int | None) -> int:
+    """Input channels whose vectors make a panel: they and their weights stay in the cache, and in `room` bytes."""
+    K = min(PANEL_BYTES // (VECTORS * host().width), WEIGHT_BYTES // (o_step * itemsize))
+    for share in shares(g.c):
+        if share * g.taps <= K and (room is None or panel_bytes(g, itemsize, share, at) <= room):
+            return share
+    return 1
 
 
 def panel_seconds(vectors: int, K: int, o_step: int) -> float:
     """What copying to panels takes."""
-    return (o_step >= PANEL_FROM) * -(-vectors // VECTORS) * VECTORS * K * cost.PANEL_CYCLES * cost.CYCLE
+    return (o_step >= panel_from()) * -(-vectors // VECTORS) * VECTORS * K * cost.PANEL_CYCLES * cost.CYCLE
 
 
-def panel_fields(g: Geometry, itemsize: int, o_step: int, at: int) -> tuple[dict[str, int], Array, int]:
-    """The arguments about panels for scratch that ends at byte `at`, their table of offsets, and bytes they take."""
-    if o_step < PANEL_FROM:
-        return {"c_block": g.c}, np.empty(0, np.int32), 0
-    block, vector = panel_channels(g, itemsize, o_step), VECTORS * host().width
+def panel_fields(
+    g: Geometry, itemsize: int, o_step: int, at: int, room: int | None
+) -> tuple[dict[str, int], Array, int]:
+    """The arguments about panels, for scratch that one begins at byte `at` of; their table of offsets; their bytes."""
+    if o_step < panel_from():
+        return {}, np.empty(0, np.int32), 0
+    block, vector = panel_channels(g, itemsize, o_step, at, room), VECTORS * host().width
     ramp = np.arange(block * g.taps, dtype=np.int32) * (vector // itemsize)
-    begin = -(-(at + 128) // 64) * 64
-    return {"panel_at": begin, "c_block": block, "ramp": address(ramp)}, ramp, begin + len(ramp) * vector - at
+    nbytes = panel_bytes(g, itemsize, block, at)
+    begin = at + nbytes - (block * g.taps + 1) * vector
+    return {"panel_at": begin, "c_block": block, "ramp": address(ramp)}, ramp, nbytes
 
 
 def choose_flat(spec: ConvSpec, g: Geometry, packed: bool) -> Cut:
@@ -274,7 +296,7 @@ def choose_flat(spec: ConvSpec, g: Geometry, packed: bool) -> Cut:
     best = None
     tiles = max(-(-vectors // VECTORS), 1)
     for o_step, group_step in channel_steps(spec, g, most):
-        if o_step < PANEL_FROM and not (host().masks or needs_no_masks(cost.lanes(spec.dtype), g)):
+        if o_step < panel_from() and not (host().masks or needs_no_masks(cost.lanes(spec.dtype), g)):
             continue
         for side in shares(tiles):
             v_step = side * VECTORS
@@ -308,7 +330,7 @@ class Planned(NamedTuple):
     images: int  # that are worked on at a time
 
 
-def plan_flat(spec: ConvSpec, g: Geometry, packed: bool) -> Planned:
+def plan_flat(spec: ConvSpec, g: Geometry, packed: bool, limit: int | None) -> Planned:
     """Arguments of the ``flat`` kernel."""
     cut = choose_flat(spec, g, packed)
     lanes = cost.lanes(spec.dtype)
@@ -316,16 +338,14 @@ def plan_flat(spec: ConvSpec, g: Geometry, packed: bool) -> Planned:
     step_d, step_h, step_w = strides(g.size)
     plane = math.prod(g.size)
     nbytes = -(-(128 + left * g.K * DTYPES[spec.dtype].itemsize) // 64) * 64
-    panel, ramp, more = panel_fields(g, DTYPES[spec.dtype].itemsize, cut.o_step, nbytes)
+    room = None if limit is None else limit - nbytes - ALIGNMENT
+    panel, ramp, more = panel_fields(g, DTYPES[spec.dtype].itemsize, cut.o_step, nbytes, room)
     nbytes += more
     channels, taps, c_step = g.c, g.taps, plane
-    if g.is_pointwise and (needs_no_masks(lanes, g) or left):
-        masks = np.empty(0, np.uint16)
-        offsets = np.zeros(1)
-        if left or not more:  # a matrix product: the channels take the taps' place
-            offsets = np.arange(g.c) * plane
-            channels, taps, c_step = 1, g.c, 0
-            panel = {"c_block": 1}
+    if not more and g.is_pointwise and (needs_no_masks(lanes, g) or left):
+        # A matrix product: the channels take the taps' place.
+        masks, offsets = np.empty(0, np.uint16), np.arange(g.c) * plane
+        channels, taps, c_step = 1, g.c, 0
     else:
         taps_at = (
             (kd * g.dilation[0] - g.before[0]) * step_d
@@ -357,14 +377,19 @@ def slots_bytes(box: Triple, lanes: int) -> int:
     return -(-8 * SLOT * box[0] * box[1] * -(-box[2] // lanes) // 64) * 64 + lanes * host().width
 
 
+def phase_step(g: Geometry, box: Triple, itemsize: int) -> int:
+    """Elements from one phase of a slab to the next, with room for what the last row's vectors hold beyond its end."""
+    return math.prod(g.slab(box)[3:]) + host().width // itemsize
+
+
 def slab_channel(g: Geometry, box: Triple, itemsize: int) -> int:
     """Elements from one channel of a slab to the next.
 
     Where channels lie a multiple of 4096 bytes apart they meet in the same few lines of the L1 cache: 165 GF/s
     where 250 are reached.
     """
-    plane = math.prod(g.slab(box))
-    return plane + (128 // itemsize if near_page(plane * itemsize) else 0)
+    channel = phase_step(g, box, itemsize) * math.prod(g.slab(box)[:3])
+    return channel + (128 // itemsize if near_page(channel * itemsize) else 0)
 
 
 def near_page(nbytes: int) -> bool:
@@ -378,8 +403,10 @@ def slab_bytes(g: Geometry, box: Triple, channels: int, itemsize: int) -> int:
 
 
 def vectors_of(g: Geometry, box: Triple, lanes: int) -> int:
-    """About how many vectors a box takes; two short rows share one."""
+    """About how many vectors a box takes; two short rows share one, and in a panel all rows are one."""
     d, h, w = box
+    if g.o >= panel_from():
+        return -(-math.prod(box) // lanes)
     gap = g.slab(box)[-1] - w
     if gap >= lanes:
         return d * h * -(-w // lanes)
@@ -390,7 +417,9 @@ def choose_slab(spec: ConvSpec, g: Geometry, limit: int | None) -> Cut:
     """The cheapest box whose slab stays in a core's cache, and under `limit`; copied by tasks, or before."""
     itemsize, lanes = DTYPES[spec.dtype].itemsize, cost.lanes(spec.dtype)
     cuts: list[Cut] = []
-    smallest = slots_bytes((1, 1, 1), lanes) + slab_bytes(g, (1, 1, 1), g.c, itemsize)
+    # Under a limit a panel may have to do with one channel.
+    panel = panel_bytes(g, itemsize, 1, 0) + 64 if g.o >= panel_from() else 0
+    smallest = panel + slots_bytes((1, 1, 1), lanes) + slab_bytes(g, (1, 1, 1), g.c, itemsize)
     if limit is not None:
         limit -= ALIGNMENT
         if smallest > limit:
@@ -404,7 +433,9 @@ def choose_slab(spec: ConvSpec, g: Geometry, limit: int | None) -> Cut:
 
     image = slab_bytes(g, g.out, spec.in_channels, itemsize)
     images = max(min(COPIED_BYTES // image, spec.batch), 1)
-    may_copy = image <= 4 * COPIED_BYTES and (limit is None or image + slots_bytes(g.out, lanes) <= limit)
+    may_copy = image <= 4 * COPIED_BYTES and (
+        limit is None or image + slots_bytes(g.out, lanes) + panel <= limit
+    )
     if limit is not None and may_copy:
         images = 1
     whole = copy_seconds(g.out, spec.in_channels) * spec.batch
@@ -413,7 +444,7 @@ def choose_slab(spec: ConvSpec, g: Geometry, limit: int | None) -> Cut:
         cut_inner = any(b < n for b, n in zip(box[1:], g.out[1:], strict=True))
         if (box[0] > 1 and cut_inner) or (box[1] > 1 and box[2] < g.out[2]):
             continue  # what a box reads twice is least where only the outermost axis is cut
-        slots = slots_bytes(box, lanes)
+        slots = slots_bytes(box, lanes) + panel
         vectors = vectors_of(g, box, lanes)
         boxes = math.prod(-(-n // b) for n, b in zip(g.out, box, strict=True)) * spec.batch
         slab = slab_bytes(g, box, g.c, itemsize)
@@ -428,7 +459,7 @@ def choose_slab(spec: ConvSpec, g: Geometry, limit: int | None) -> Cut:
                 rounds = max(-(-spec.batch // images), 1)
                 seconds = whole + rounds * (cost.CALL_SECONDS + task_seconds(each, -(-count // rounds)))
                 cuts.append(Cut(seconds, box, o_step, group_step, images))
-            if allowed and (slab <= SLAB_BYTES or slab == smallest):
+            if allowed and (slab <= SLAB_BYTES or slots + slab == smallest):
                 cuts.append(Cut(task_seconds(group_step * (own + work), count), box, o_step, group_step))
     # A channel count that fills the cache with one row of positions leaves no choice.
     one = Cut(math.inf, (1, 1, 1), min(g.o, scalars(host())), 1)
@@ -452,7 +483,10 @@ def plan_slab(spec: ConvSpec, limit: int | None, packed: bool) -> Planned:
     box: Triple = cut.positions  # type: ignore[assignment]
     itemsize, lanes = DTYPES[spec.dtype].itemsize, cost.lanes(spec.dtype)
     held: Triple = g.out if cut.copied else box
-    phase_d, phase_h, phase_w, pitch_d, pitch_h, pitch_w = strides(g.slab(held))
+    *_, pitch_d, pitch_h, pitch_w = strides(g.slab(held))
+    phase_w = phase_step(g, held, itemsize)
+    phase_h = phase_w * len(g.phases(2))
+    phase_d = phase_h * len(g.phases(1))
     pitch_c = slab_channel(g, held, itemsize)
     phases = [g.phases(axis) for axis in range(3)]
     steps = ((phase_d, pitch_d), (phase_h, pitch_h), (phase_w, pitch_w))
@@ -471,7 +505,9 @@ def plan_slab(spec: ConvSpec, limit: int | None, packed: bool) -> Planned:
     slab = 0 if cut.copied else slab_bytes(g, box, g.c, itemsize)
     nbytes = slab + slots_bytes(box, lanes)
     stage_at = nbytes - lanes * host().width
-    panel, ramp, more = panel_fields(g, itemsize, cut.o_step, nbytes)
+    held_bytes = cut.copied * spec.in_channels * pitch_c * itemsize + ALIGNMENT + host().width
+    room = None if limit is None else limit - nbytes - held_bytes
+    panel, ramp, more = panel_fields(g, itemsize, cut.o_step, nbytes, room)
     nbytes += more
     copied_n = spec.in_channels * pitch_c
     plane = math.prod(g.size)
@@ -631,7 +667,7 @@ def run_direct(spec: ConvSpec, limit: int | None, packed: bool) -> Run:
     g = geometry(spec)
     planned, kernel = None, FLAT
     if is_flat(spec, flat := merged(g)):
-        planned = plan_flat(spec, flat, packed)
+        planned = plan_flat(spec, flat, packed, limit)
         if limit is not None and (need := planned.scratch + ALIGNMENT) > limit:
             raise Unsupported(f"needs {need} bytes of scratch", workspace=need)
     # A few channels meet in the same lines of the L1 cache without harm: it has 12 of each.

@@ -160,7 +160,7 @@ def plan_sums(spec: ConvSpec, precision: str, limit: int | None) -> Run:
 
     def worker(box: direct.Triple, in_columns: bool) -> int:
         stage = 128 + NS * VECTORS * host().width
-        line = len(g.phases(2)) * (round_up(box[2], lanes) + g.reach(2)) * itemsize
+        line = len(g.phases(2)) * round_up(round_up(box[2], lanes) + g.reach(2), lanes) * itemsize
         return round_up(max(stage, in_columns * g.c * g.kernel[0] * g.kernel[1] * line), 64)
 
     cuts = []
@@ -226,7 +226,7 @@ def plan_sums(spec: ConvSpec, precision: str, limit: int | None) -> Run:
     lines = np.indices((g.c, *g.kernel[:2])).reshape(3, -1).T * (1, *g.dilation[:2]) - (0, *g.before[:2])
     lines = np.ascontiguousarray(lines, np.int64)
     phases_w = np.array(g.phases(2), np.int64)
-    pitch_w = row + g.reach(2)
+    pitch_w = round_up(row + g.reach(2), lanes)  # rows are copied in whole vectors
     steps = [divmod(k * g.dilation[2], g.stride[2]) for k in range(g.kernel[2])]
     places = [g.phases(2).index(phase) * pitch_w + q for q, phase in steps]
     lanes_at = np.zeros(round_up(g.K, lanes), np.int64)

@@ -26,7 +26,7 @@ from numba import carray, from_dtype, types
 from numba.extending import register_jitable
 
 from .simd import copy_phases, element, fetch, host, next_task, pointer, store_transposed
-from .tile import SLOT, VECTORS, dots, panel, scalars, tile
+from .tile import SLOT, VECTORS, dots, panel, panel_rows, scalars, tile
 
 # One struct for plan and kernels. Every field is an int64; addresses are in bytes, strides in elements.
 FIELDS = (
@@ -57,13 +57,19 @@ FIELDS = (
     "fetched "  # whether what is written is fetched: it lies beyond the cache, and sums are short
     "borders "  # whether padding holds elements of the input (all modes but zeros)
 )
+# What lies before a panel: slots of its vectors, and before these a length and a place for each row it is made of.
+SLOTS_BYTES, SEGMENT_BYTES = 128, 16
+
 ARGUMENTS = np.dtype([(name, np.int64) for name in FIELDS.split()])
 RECORD = from_dtype(ARGUMENTS)
 
 
 @register_jitable
 def fill_row(T, size, lanes, a, to, x, row, missing, maps, phases, w0, count):  # type: ignore[no-untyped-def]
-    """All phases of one row of the slab, from the input's row at element `row`, or zeros if that is `missing`."""
+    """All phases of one row of the slab, from the input's row at element `row`, or zeros if that is `missing`.
+
+    Vectors run over the row's end: into the next one, which is written after it, or beyond the last one.
+    """
     s = a.stride_w
     # Element j of the row is column w0 * s + j of the padded input: the input's own are those from low to high.
     low = a.before_w - w0 * s
@@ -76,23 +82,19 @@ def fill_row(T, size, lanes, a, to, x, row, missing, maps, phases, w0, count):  
     if a.x_w == 1 and s == 1:
         for i in range(0, count, lanes):
             fetch(coming + size * i)
-            copy_phases(T, 1, to + size * i, step, 1, source + size * i, low - i, high - i, count - i)
+            copy_phases(T, 1, to + size * i, step, 1, source + size * i, low - i, high - i)
     elif a.x_w == 1 and s == 2:
         for i in range(0, count, lanes):
             j = 2 * i
             fetch(coming + size * j)
             fetch(coming + size * j + 64)
-            copy_phases(
-                T, 2, to + size * i, step, a.wanted_w, source + size * j, low - j, high - j, count - i
-            )
+            copy_phases(T, 2, to + size * i, step, a.wanted_w, source + size * j, low - j, high - j)
     elif a.x_w == 1 and s == 4:
         for i in range(0, count, lanes):
             j = 4 * i
             for r in range(4):
                 fetch(coming + size * j + 64 * r)
-            copy_phases(
-                T, 4, to + size * i, step, a.wanted_w, source + size * j, low - j, high - j, count - i
-            )
+            copy_phases(T, 4, to + size * i, step, a.wanted_w, source + size * j, low - j, high - j)
     else:
         for k in range(a.phases_w):
             row_to = carray(pointer(to + step * k, T), 1 << 40)
@@ -126,7 +128,7 @@ def fill_pixels(T, size, lanes, a, c0, c1, to, x, row, missing, maps, phases, st
                     there = 0 if missing or w < 0 else channels
                     pixel = x + size * (row + w * a.x_w + c)
                     fetch(pixel + 2 * lanes * a.stride_w * size * a.x_w)
-                    copy_phases(T, 1, stage + size * lanes * p, 0, 1, pixel, 0, there, lanes)
+                    copy_phases(T, 1, stage + size * lanes * p, 0, 1, pixel, 0, there)
                 store_transposed(
                     T, to + size * (c * a.pitch_c + k * a.phase_w + i), a.pitch_c, stage, channels, pixels
                 )
@@ -211,36 +213,46 @@ def fill_slots(a, slots, lanes, d0, h0, w0, nd, nh, nw):  # type: ignore[no-unty
 
 
 @register_jitable
-def sum_panel(T, NS, size, lanes, a, MASKED, mv, c0, x, masks, at_slots, at_panel, y, w, bias, o0, o1):  # type: ignore[no-untyped-def]
-    """A tile's sums over input channels from c0 on, for output channels o0 to o1 - 1, by way of a panel."""
-    given = carray(pointer(at_slots, types.int64), (VECTORS, SLOT))
-    at_own = at_panel - 128
-    own = carray(pointer(at_own, types.int64), (VECTORS, SLOT))
+def fill_segments(a, segments, p, stop, nh, nw):  # type: ignore[no-untyped-def]
+    """Where a slab holds positions p to stop - 1 of a box, row by row: (at, length). Returns how many there are."""
+    count = 0
+    h, w = divmod(p, nw)
+    d, h = divmod(h, nh)
+    while p < stop:
+        n = min(nw - w, stop - p)
+        segments[count, 0], segments[count, 1] = d * a.pitch_d + h * a.pitch_h + w, n
+        count += 1
+        p += n
+        w, h = 0, h + 1
+        if h == nh:
+            d, h = d + 1, 0
+    return count
+
+
+@register_jitable
+def fill_own(slots, lanes, y, left):  # type: ignore[no-untyped-def]
+    """Slots of a panel's vectors for the next `left` positions, from y on. Returns how many there are."""
+    mv = min((left + lanes - 1) // lanes, VECTORS)
     for m in range(mv):
-        own[m, 0] = m * lanes
-        for field in range(1, SLOT):
-            own[m, field] = given[m, field]
-    count = min(a.c_block, a.c - c0)
+        slots[m, 0], slots[m, 1], slots[m, 2] = (
+            m * lanes,
+            y + m * lanes,
+            (1 << min(left - m * lanes, lanes)) - 1,
+        )
+        slots[m, 3], slots[m, 4] = 0, 0
+    return mv
+
+
+@register_jitable
+def sum_panel(T, NS, size, a, mv, c0, count, at_panel, y, w, bias, o0, o1):  # type: ignore[no-untyped-def]
+    """A panel's sums over input channels c0 to c0 + count - 1, for output channels o0 to o1 - 1."""
     last = c0 + count == a.c
-    panel(
-        MASKED,
-        T,
-        mv,
-        count,
-        a.taps,
-        a.pitch_c,
-        x + size * c0 * a.pitch_c,
-        a.offsets,
-        masks,
-        at_slots,
-        at_panel,
-    )
     w += size * c0 * a.taps * a.w_k
     for o in range(o0, o1, NS):
         tile(
-            NS, 0, T, mv, 1, count * a.taps, 0, at_panel, a.ramp, 0, at_own, w + size * (o // NS) * a.w_row,
-            a.w_j, a.w_k, y + size * o * a.y_c, a.y_c, min(NS, o1 - o), bias + size * o if bias and last else 0,
-            c0 > 0,
+            NS, 0, T, mv, 1, count * a.taps, 0, at_panel, a.ramp, 0, at_panel - SLOTS_BYTES,
+            w + size * (o // NS) * a.w_row, a.w_j, a.w_k, y + size * o * a.y_c, a.y_c, min(NS, o1 - o),
+            bias + size * o if bias and last else 0, c0 > 0,
         )  # fmt: skip
 
 
@@ -281,6 +293,10 @@ def slab(T: Any) -> Any:
         at_slots = at_slab + a.slots_at
         stage = at_slab + a.stage_at
         slots = carray(pointer(at_slots, types.int64), (1 << 40, SLOT))
+        at_panel = at_slab + a.panel_at
+        at_segments = at_panel - SLOTS_BYTES - SEGMENT_BYTES * VECTORS * lanes
+        own = carray(pointer(at_panel - SLOTS_BYTES, types.int64), (VECTORS, SLOT))
+        segments = carray(pointer(at_segments, types.int64), (VECTORS * lanes, 2))
         maps = carray(pointer(a.maps, types.int64), 1 << 40)
         phases = carray(pointer(a.phases, types.int64), 1 << 40)
         while True:
@@ -297,7 +313,7 @@ def slab(T: Any) -> Any:
             o0 *= a.o_step
             o1 = min(o0 + a.o_step, a.o)
             g0 *= a.group_step
-            count = fill_slots(a, slots, lanes, d0, h0, w0, nd, nh, nw)
+            count = 0 if a.panel_at else fill_slots(a, slots, lanes, d0, h0, w0, nd, nh, nw)
             for g in range(g0, min(g0 + a.group_step, a.groups)):
                 if a.copied:
                     begin = n * a.copied_n + g * a.c * a.pitch_c + d0 * a.pitch_d + h0 * a.pitch_h + w0
@@ -311,13 +327,19 @@ def slab(T: Any) -> Any:
                 at_w = a.w + size * g * a.w_group
                 at_bias = a.bias + size * g * a.o if a.bias else 0
                 if a.panel_at:
-                    at_panel = a.scratch + worker * a.scratch_size + a.panel_at
+                    y0 = ((d0 * a.oh) + h0) * a.ow + w0
+                    positions = nd * nh * nw
                     for c0 in range(0, a.c, a.c_block):
-                        for m in range(0, count, VECTORS):
-                            sum_panel(
-                                T, NS, size, lanes, a, 0, min(count - m, VECTORS), c0, at_slab, 0,
-                                at_slots + 8 * SLOT * m, at_panel, at_y, at_w, at_bias, o0, o1,
-                            )  # fmt: skip
+                        some = min(a.c_block, a.c - c0)
+                        at_c = at_slab + size * c0 * a.pitch_c
+                        for p in range(0, positions, VECTORS * lanes):
+                            stop = min(p + VECTORS * lanes, positions)
+                            rows = fill_segments(a, segments, p, stop, nh, nw)
+                            panel_rows(
+                                T, some, a.taps, a.pitch_c, at_c, a.offsets, at_segments, rows, at_panel
+                            )
+                            mv = fill_own(own, lanes, y0 + p, positions - p)
+                            sum_panel(T, NS, size, a, mv, c0, some, at_panel, at_y, at_w, at_bias, o0, o1)
                     continue
                 for o2 in range(o0, o1, a.o_block):
                     for m in range(0, count, VECTORS):
@@ -363,6 +385,7 @@ def flat(T: Any) -> Any:
         offsets = carray(pointer(a.offsets, types.int32), a.taps)
         at_column = at_slots + 128
         at_panel = at_slots + a.panel_at
+        own = carray(pointer(at_panel - SLOTS_BYTES, types.int64), (VECTORS, SLOT))
         while True:
             task = next_task(arguments)
             if task >= a.stop:
@@ -394,48 +417,65 @@ def flat(T: Any) -> Any:
                                 at_y + size * (o * a.y_c + a.vectors * lanes + p), a.y_c, min(NS, o1 - o), b,
                                 a.left - p,
                             )  # fmt: skip
-                for c0 in range(0, a.c, a.c_block):
-                    for v in range(v0, v1, VECTORS):
-                        mv = min(v1 - v, VECTORS)
-                        for m in range(mv):
-                            at = (v + m) * lanes
-                            left = a.positions - at
-                            if left < lanes and not a.masks:  # the last vector ends with the plane
-                                back = lanes - left
-                                slots[m, 0], slots[m, 1], slots[m, 2] = (
-                                    at - back,
-                                    at - back,
-                                    every & -(1 << back),
+                if a.panel_at:
+                    for c0 in range(0, a.c, a.c_block):
+                        some = min(a.c_block, a.c - c0)
+                        at_c = at_x + size * c0 * a.pitch_c
+                        for v in range(v0, v1, VECTORS):
+                            mv = fill_own(own, lanes, v * lanes, min(v1 * lanes, a.positions) - v * lanes)
+                            whole = a.taps == 1 and (v + VECTORS) * lanes <= a.positions
+                            masks = a.masks + (2 * VECTORS * a.taps * (v // VECTORS) if a.taps > 1 else 0)
+                            if not whole:
+                                panel(
+                                    1,
+                                    T,
+                                    some,
+                                    a.taps,
+                                    a.pitch_c,
+                                    at_c + size * v * lanes,
+                                    a.offsets,
+                                    masks,
+                                    at_panel,
                                 )
                             else:
-                                slots[m, 0], slots[m, 1], slots[m, 2] = at, at, (1 << min(left, lanes)) - 1
-                            slots[m, 3], slots[m, 4] = 0, 0
-                        masks = a.masks + 2 * VECTORS * a.taps * (v // VECTORS)
-                        if a.panel_at and a.masks:
-                            sum_panel(
-                                T, NS, size, lanes, a, 1, mv, c0, at_x, masks, at_slots, at_panel, at_y, at_w, at_bias,
-                                o0, o1,
+                                panel(
+                                    0,
+                                    T,
+                                    some,
+                                    a.taps,
+                                    a.pitch_c,
+                                    at_c + size * v * lanes,
+                                    a.offsets,
+                                    0,
+                                    at_panel,
+                                )
+                            sum_panel(T, NS, size, a, mv, c0, some, at_panel, at_y, at_w, at_bias, o0, o1)
+                    continue
+                for v in range(v0, v1, VECTORS):
+                    mv = min(v1 - v, VECTORS)
+                    for m in range(mv):
+                        at = (v + m) * lanes
+                        left = a.positions - at
+                        if left < lanes and not a.masks:  # the last vector ends with the plane
+                            back = lanes - left
+                            slots[m, 0], slots[m, 1], slots[m, 2] = at - back, at - back, every & -(1 << back)
+                        else:
+                            slots[m, 0], slots[m, 1], slots[m, 2] = at, at, (1 << min(left, lanes)) - 1
+                        slots[m, 3], slots[m, 4] = 0, 0
+                    masks = a.masks + 2 * VECTORS * a.taps * (v // VECTORS)
+                    for o in range(o0, o1, NS):
+                        rows = min(NS, o1 - o)
+                        to, w = at_y + size * o * a.y_c, at_w + size * (o // NS) * a.w_row
+                        b = at_bias + size * o if at_bias else 0
+                        if a.masks:
+                            tile(
+                                NS, 1, T, mv, a.c, a.taps, a.pitch_c, at_x, a.offsets, masks,
+                                at_slots, w, a.w_j, a.w_k, to, a.y_c, rows, b, 0,
                             )  # fmt: skip
-                            continue
-                        if a.panel_at:
-                            sum_panel(
-                                T, NS, size, lanes, a, 0, mv, c0, at_x, 0, at_slots, at_panel, at_y, at_w, at_bias,
-                                o0, o1,
+                        else:
+                            tile(
+                                NS, 0, T, mv, a.c, a.taps, a.pitch_c, at_x, a.offsets, 0,
+                                at_slots, w, a.w_j, a.w_k, to, a.y_c, rows, b, 0,
                             )  # fmt: skip
-                            continue
-                        for o in range(o0, o1, NS):
-                            rows = min(NS, o1 - o)
-                            to, w = at_y + size * o * a.y_c, at_w + size * (o // NS) * a.w_row
-                            b = at_bias + size * o if at_bias else 0
-                            if a.masks:
-                                tile(
-                                    NS, 1, T, mv, a.c, a.taps, a.pitch_c, at_x, a.offsets, masks,
-                                    at_slots, w, a.w_j, a.w_k, to, a.y_c, rows, b, 0,
-                                )  # fmt: skip
-                            else:
-                                tile(
-                                    NS, 0, T, mv, a.c, a.taps, a.pitch_c, at_x, a.offsets, 0,
-                                    at_slots, w, a.w_j, a.w_k, to, a.y_c, rows, b, 0,
-                                )  # fmt: skip
 
     return work

@@ -312,9 +312,9 @@ def out_of_line(name: str, kinds: str, skip: int, e: Element, body: Any) -> Any:
 
 @intrinsic(prefer_literal=True)
 def copy_phases(
-    typing: Any, T: Any, S: Any, to: Any, step: Any, wanted: Any, source: Any, low: Any, high: Any, count: Any
+    typing: Any, T: Any, S: Any, to: Any, step: Any, wanted: Any, source: Any, low: Any, high: Any
 ) -> Any:
-    """One vector of each of S phases: lane i of phase r becomes ``source[S * i + r]``, `count` lanes are written.
+    """One vector of each of S phases: lane i of phase r becomes ``source[S * i + r]``.
 
     Elements before `low` and from `high` on are taken for zero and not read. Phases whose bit in `wanted` is
     set are written, one after the other, `step` bytes apart. S is a power of two.
@@ -324,7 +324,7 @@ def copy_phases(
     e, stride = ELEMENTS[T.instance_type], S.literal_value
 
     def codegen(context: Any, builder: Any, signature: Any, values: Any) -> Any:
-        to, step, wanted, source, low, high, count = values[2:]
+        to, step, wanted, source, low, high = values[2:]
         element = e.llvm.as_pointer()
         begin = builder.inttoptr(source, element)
         vectors = []
@@ -332,16 +332,15 @@ def copy_phases(
             skip = const(r * e.lanes)
             flag = lane_range(builder, e, builder.sub(low, skip), builder.sub(high, skip))
             vectors.append(masked_load(builder, e, builder.gep(begin, [skip]), flag))
-        written = first_lanes(builder, e, count)
         at = to
         for r, value in enumerate(phases(builder, vectors)):
             bit = builder.and_(builder.lshr(wanted, const(r)), const(1))
             with builder.if_then(builder.icmp_unsigned("!=", bit, const(0)), likely=True):
-                masked_store(builder, e, value, builder.inttoptr(at, element), written)
+                store(builder, e, value, builder.inttoptr(at, element))
             at = builder.add(at, builder.mul(bit, step))
         return context.get_dummy_value()
 
-    return types.void(T, S, *[types.int64] * 7), codegen
+    return types.void(T, S, *[types.int64] * 6), codegen
 
 
 @intrinsic

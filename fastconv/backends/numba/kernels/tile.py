@@ -28,6 +28,9 @@ unroll it: twice the loop has twice the weights' addresses, more than there are 
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
 from typing import Any, NamedTuple
 
 from llvmlite import ir
@@ -52,6 +55,7 @@ from .simd import (
     masked_store,
     multiply_add,
     out_of_line,
+    prefetch,
     splat,
     store,
     sum_lanes,
@@ -139,7 +143,8 @@ def emit(module: ir.Module, kernel: MicroKernel) -> ir.Function:
     b.cbranch(b.icmp_unsigned("!=", more, const(0)), resume, channel)
 
     b = ir.IRBuilder(resume)
-    begun = [_read(b, e, slots, m, row, y, ldy) for m in range(mv)]
+    begun = [_resume(b, e, slots, m, row, y, ldy) for m in range(mv)]
+    resumed = b.block
     b.branch(channel)
 
     b = ir.IRBuilder(channel)
@@ -178,7 +183,7 @@ def emit(module: ir.Module, kernel: MicroKernel) -> ir.Function:
         (at_channel, const(0), at_next),
     ):
         phi.add_incoming(zero, entry)
-        phi.add_incoming(zero, resume)
+        phi.add_incoming(zero, resumed)
         phi.add_incoming(value, next_channel)
     for phi, outside, value in ((t, const(0), t_next), (at, at_channel, at_next)):
         phi.add_incoming(outside, channel)
@@ -186,7 +191,7 @@ def emit(module: ir.Module, kernel: MicroKernel) -> ir.Function:
     for m in range(mv):
         for j in range(ns):
             sums_channel[m][j].add_incoming(ir.Constant(e.vector, None), entry)
-            sums_channel[m][j].add_incoming(begun[m][j], resume)
+            sums_channel[m][j].add_incoming(begun[m][j], resumed)
             sums_channel[m][j].add_incoming(after[m][j], next_channel)
             sums[m][j].add_incoming(sums_channel[m][j], channel)
             sums[m][j].add_incoming(after[m][j], tap)
@@ -213,15 +218,26 @@ def emit(module: ir.Module, kernel: MicroKernel) -> ir.Function:
     return function
 
 
-def _read(b: ir.IRBuilder, e: Element, slots: Any, m: int, row: list[Any], y: Any, ldy: Any) -> list[Any]:
-    """What a slot's places in every row of y hold; no branch, since none of the surplus rows is beyond the last."""
+def _resume(b: ir.IRBuilder, e: Element, slots: Any, m: int, row: list[Any], y: Any, ldy: Any) -> list[Any]:
+    """What a slot's places in every row of y hold; none of the surplus rows is beyond the last."""
     y0, mask0, y1, mask1 = (b.load(b.gep(slots, [const(SLOT * m + field)])) for field in (1, 2, 3, 4))
-    first, second = flags(b, e, mask0), flags(b, e, mask1)
+    at = [b.gep(y, [b.mul(ldy, r)]) for r in row]
+    with b.if_else(b.icmp_unsigned("==", mask0, const((1 << e.lanes) - 1))) as (whole, part):
+        with whole:
+            plain, from_whole = [load(b, e, b.gep(place, [y0])) for place in at], b.block
+        with part:
+            first, second = flags(b, e, mask0), flags(b, e, mask1)
+            masked = [masked_load(b, e, b.gep(place, [y0]), first) for place in at]
+            masked = [
+                masked_load(b, e, b.gep(place, [y1]), second, value)
+                for place, value in zip(at, masked, strict=True)
+            ]
+            from_part = b.block
     found = []
-    for r in row:
-        step = b.mul(ldy, r)
-        value = masked_load(b, e, b.gep(y, [b.add(y0, step)]), first)
-        found.append(masked_load(b, e, b.gep(y, [b.add(y1, step)]), second, value))
+    for value, other in zip(plain, masked, strict=True):
+        found.append(b.phi(e.vector))
+        found[-1].add_incoming(value, from_whole)
+        found[-1].add_incoming(other, from_part)
     return found
 
 
@@ -296,31 +312,31 @@ def tile(
 @intrinsic(prefer_literal=True)
 def panel(
     typing: Any, MASKED: Any, T: Any,
-    mv: Any, C: Any, taps: Any, xc: Any, x: Any, offsets: Any, masks: Any, slots: Any, to: Any,
+    C: Any, taps: Any, xc: Any, x: Any, offsets: Any, masks: Any, to: Any,
 ) -> Any:  # fmt: skip
-    """Copy what a tile reads: ``VECTORS`` vectors for each channel and tap, one after the other; beyond `mv` the last.
+    """Copy the ``VECTORS`` vectors from `x` on for each channel and tap, one after the other.
 
     Where taps lie far apart, or by a multiple of 4096 bytes, or begin in the midst of a cache line, a tile waits for
-    them: it reaches 50 to 80 % of the FMA limit, and 95 on a panel.
+    them: it reaches 50 to 80 % of the FMA limit, and 95 on a panel. A MASKED panel reads no lane that its masks leave
+    out; any other may read beyond its vectors' end what the caller says may be read.
     """
     if not isinstance(MASKED, types.IntegerLiteral):
         return None
     masked, e = bool(MASKED.literal_value), ELEMENTS[T.instance_type]
 
     def body(
-        b: ir.IRBuilder, mv: Any, C: Any, taps: Any, xc: Any, x: Any, offsets: Any, masks: Any, slots: Any, to: Any
+        b: ir.IRBuilder, C: Any, taps: Any, xc: Any, x: Any, offsets: Any, masks: Any, to: Any
     ) -> None:  # fmt: skip
         offsets, masks = b.inttoptr(offsets, I32.as_pointer()), b.inttoptr(masks, I16.as_pointer())
-        slots, last = b.inttoptr(slots, I64.as_pointer()), b.sub(mv, const(1))
-        begins = []
-        for m in range(VECTORS):
-            at = b.select(b.icmp_signed("<", const(m), last), const(m), last)
-            begins.append(b.gep(x, [b.load(b.gep(slots, [b.mul(at, const(SLOT))]))]))
+        width = VECTORS * host().width
+        ahead = sorted({*range(width + 63, 2 * width, 64), 2 * width - 1})
         with loop(b, const(0), C) as c, loop(b, const(0), taps) as t:
             offset = b.add(b.mul(c, xc), b.sext(b.load(b.gep(offsets, [t])), I64))
             row = b.gep(to, [b.mul(b.add(b.mul(c, taps), t), const(VECTORS * e.lanes))])
-            for m, begin in enumerate(begins):
-                at = b.gep(begin, [offset])
+            for byte in ahead:  # what the next tile reads: channels lie pages apart
+                prefetch(b, b.gep(x, [offset]), const(byte))
+            for m in range(VECTORS):
+                at = b.gep(x, [b.add(offset, const(m * e.lanes))])
                 if masked:
                     bits = b.load(b.gep(masks, [b.add(b.mul(t, const(VECTORS)), const(m))]))
                     value = masked_load(b, e, at, flags(b, e, bits))
@@ -329,7 +345,87 @@ def panel(
                 store(b, e, value, b.gep(row, [const(m * e.lanes)]))
 
     name = f"panel_{e.short}{'_masked' if masked else ''}_{host().name}"
-    return types.void(MASKED, T, *[types.int64] * 9), out_of_line(name, "iiiipiiip", 2, e, body)
+    return types.void(MASKED, T, *[types.int64] * 7), out_of_line(name, "iiipiip", 2, e, body)
+
+
+@intrinsic
+def panel_rows(
+    typing: Any, T: Any, C: Any, taps: Any, xc: Any, x: Any, offsets: Any, segments: Any, count: Any, to: Any
+) -> Any:  # fmt: skip
+    """The same of positions that lie in several rows: `count` segments of (at, length).
+
+    Each is copied as ``VECTORS`` vectors, or as one where all of several are as short: loops within loops would take
+    three times as long. What they hold beyond its end is overwritten by the next segment or the next tap, and behind
+    the last one there is room for it.
+    """
+    e = ELEMENTS[T.instance_type]
+
+    def body(
+        b: ir.IRBuilder, C: Any, taps: Any, xc: Any, x: Any, offsets: Any, segments: Any, count: Any, to: Any
+    ) -> None:  # fmt: skip
+        offsets, segments = b.inttoptr(offsets, I32.as_pointer()), b.inttoptr(segments, I64.as_pointer())
+
+        def segment(s: Any) -> list[Any]:
+            return [b.load(b.gep(segments, [b.add(b.mul(s, const(2)), const(i))])) for i in range(2)]
+
+        def copy(source: Any, at: Any, vectors: int) -> None:
+            for i in range(vectors):
+                skip = [const(i * e.lanes)]
+                store(b, e, load(b, e, b.gep(source, skip)), b.gep(at, skip))
+
+        @contextmanager
+        def each() -> Iterator[tuple[Any, Any]]:
+            with loop(b, const(0), C) as c, loop(b, const(0), taps) as t:
+                base = b.gep(x, [b.add(b.mul(c, xc), b.sext(b.load(b.gep(offsets, [t])), I64))])
+                yield base, b.gep(to, [b.mul(b.add(b.mul(c, taps), t), const(VECTORS * e.lanes))])
+
+        def few(number: int) -> None:
+            """So many segments, whose numbers stay in registers."""
+            places, at = [], const(0)
+            for s in range(number):
+                begin, length = segment(const(s))
+                places.append((begin, at))
+                at = b.add(at, length)
+            with each() as (base, row):
+                for begin, at in places:
+                    copy(b.gep(base, [begin]), b.gep(row, [at]), VECTORS)
+
+        def many(vectors: int) -> None:
+            with each() as (base, row):
+                before = b.block
+                inner, after = b.append_basic_block("segment"), b.append_basic_block("segments")
+                b.branch(inner)
+                b.position_at_end(inner)
+                s, at = b.phi(I64), b.phi(row.type)
+                begin, length = segment(s)
+                copy(b.gep(base, [begin]), at, vectors)
+                following = b.add(s, const(1))
+                for phi, first, value in ((s, const(0), following), (at, row, b.gep(at, [length]))):
+                    phi.add_incoming(first, before)
+                    phi.add_incoming(value, inner)
+                as_written(b.cbranch(b.icmp_signed("<", following, count), inner, after))
+                b.position_at_end(after)
+
+        function, done = b.function, b.append_basic_block("done")
+        ways: list[tuple[Any, Callable[[], None]]] = [
+            (b.icmp_signed("==", count, const(number)), partial(few, number)) for number in (1, 2, 3)
+        ]
+        # The second of many is a whole row.
+        ways.append((b.icmp_signed("<=", segment(const(1))[1], const(e.lanes)), partial(many, 1)))
+        ways.append((ir.Constant(ir.IntType(1), 1), partial(many, VECTORS)))
+        for holds, write in ways:
+            this, other = function.append_basic_block("this"), function.append_basic_block("other")
+            b.cbranch(holds, this, other)
+            b.position_at_end(this)
+            write()
+            b.branch(done)
+            b.position_at_end(other)
+        b.branch(done)
+        b.position_at_end(done)
+
+    return types.void(T, *[types.int64] * 8), out_of_line(
+        f"panel_rows_{e.short}_{host().name}", "iiipiiip", 1, e, body
+    )
 
 
 @intrinsic(prefer_literal=True)

@@ -309,7 +309,7 @@ def tiles_in(F: int) -> Any:
                                 w = q - a.before_w
                                 there = 0 if outside or w < 0 or w >= a.size_w else min(a.c - c0, lanes)
                                 pixel = at_x + size * (h * a.x_h + w * a.x_w)
-                                copy_phases(T, 1, to + q * lanes * size, 0, 1, pixel, 0, there, lanes)
+                                copy_phases(T, 1, to + q * lanes * size, 0, 1, pixel, 0, there)
                             continue
                         for q in range(0, columns, lanes):
                             low, high = a.before_w - q, a.before_w + a.size_w - q
