@@ -350,8 +350,11 @@ def test_torchvisions_weights_load_and_compute_the_same(torch: Any, name: str, t
     near(ours.backward(dy), given.grad)
 
 
-@pytest.mark.parametrize("backend", [name for name in BACKENDS if name != "naive"])
-@pytest.mark.parametrize("make", [nn.alexnet, nn.vgg16, nn.resnet18])
+@pytest.mark.parametrize(
+    ("backend", "make"),
+    [(name, make) for name in BACKENDS for make in (nn.alexnet, nn.vgg16, nn.resnet18)
+     if name != "naive" or make is nn.alexnet],
+)  # fmt: skip
 def test_every_backend_computes_the_same_logits(backend: str, make: Any) -> None:
     """Within what roundings can do, seen by moving every weight by as much as they could."""
     model = make(5, in_channels=1, width=2, **F64)
