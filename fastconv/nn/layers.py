@@ -6,15 +6,17 @@ and an int means two equal entries.
 
 from __future__ import annotations
 
+import copy
 import math
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, Self
 
 import numpy as np
 
-from fastconv import api, arguments, grad
+from fastconv import api, arguments, grad, prepared
 from fastconv.arguments import Array, IntOrSizes, Padding
 from fastconv.nn.initial import Initial, Seed, float_type, normal
+from fastconv.prepared import PreparedConv
 
 Arrays = dict[str, Array]
 
@@ -39,6 +41,7 @@ class Layer:
         self._grads: Arrays = {}
         self._buffers: Arrays = {}
         self._kept: tuple[Any, ...] | None = None
+        self._keeps = True  # but not in a network that is only used: nn.prepare
 
     @property
     def params(self) -> Arrays:
@@ -101,7 +104,8 @@ class Layer:
 
     def keep(self, *things: Any) -> None:
         """Remember what `backward` will need."""
-        self._kept = things
+        if self._keeps:
+            self._kept = things
 
     def recall(self) -> tuple[Any, ...]:
         """What the last `forward` kept; it can be had once."""
@@ -117,7 +121,74 @@ class Layer:
         return f"{type(self).__name__}({', '.join(shapes)})"
 
 
-class Sequential(Layer):
+class Composite(Layer):
+    """A layer made of layers: the base of :class:`Sequential`, :class:`Residual` and :class:`Branches`.
+
+    Its parameters, gradients and buffers are its own and those of its parts, each called after its part:
+    ``"conv1.weight"``. One of your own needs `forward` and `backward`, which call those of each part once.
+
+    Parameters
+    ----------
+    **layers : Layer
+        By name, in the order they compute.
+    """
+
+    def __init__(self, **layers: Layer) -> None:
+        super().__init__()
+        self._layers = layers
+        for name, layer in layers.items():
+            if not isinstance(layer, Layer):
+                raise TypeError(f"layer {name}: got {type(layer).__name__}, expected a fastconv.nn.Layer")
+        if not layers:
+            raise ValueError("layers: got none, expected at least one")
+
+    @property
+    def layers(self) -> Mapping[str, Layer]:
+        return self._layers
+
+    @property
+    def chain(self) -> Sequence[str]:
+        """Names of layers of which each takes what the one before it makes, and nobody else does."""
+        return ()
+
+    def made_of(self, layers: Mapping[str, Layer]) -> Self:
+        """The same composition of other layers; such as stand in the chain may be left out."""
+        twin = copy.copy(self)
+        twin._layers = dict(layers)
+        return twin
+
+    def _collect(self, what: Callable[[Layer], Mapping[str, Array]]) -> Arrays:
+        return {
+            f"{name}.{key}": array
+            for name, layer in self.layers.items()
+            for key, array in what(layer).items()
+        }
+
+    @property
+    def params(self) -> Arrays:
+        return self._params | self._collect(lambda layer: layer.params)
+
+    @property
+    def grads(self) -> Arrays:
+        return self._grads | self._collect(lambda layer: layer.grads)
+
+    @property
+    def buffers(self) -> Arrays:
+        return self._buffers | self._collect(lambda layer: layer.buffers)
+
+    def convert(self, function: Callable[[Array], Array]) -> None:
+        super().convert(function)
+        for layer in self.layers.values():
+            layer.convert(function)
+
+    def __repr__(self) -> str:
+        width = max(map(len, self.layers))
+        lines = [f"{name:{width}}  {layer!r}".replace("\n", "\n  ") for name, layer in self.layers.items()]
+        count = sum(array.size for array in self.params.values())
+        return "\n  ".join([f"{type(self).__name__}(", *lines]) + f"\n) with {count:,} parameters"
+
+
+class Sequential(Composite):
     """Layers one after the other.
 
     Parameters
@@ -135,61 +206,34 @@ class Sequential(Layer):
     """
 
     def __init__(self, *layers: Layer, **named: Layer) -> None:
-        super().__init__()
-        self._layers: dict[str, Layer] = {str(place): layer for place, layer in enumerate(layers)} | named
-        for name, layer in self._layers.items():
-            if not isinstance(layer, Layer):
-                raise TypeError(f"layer {name}: got {type(layer).__name__}, expected a fastconv.nn.Layer")
-        if not self._layers:
-            raise ValueError("layers: got none, expected at least one")
+        super().__init__(**{str(place): layer for place, layer in enumerate(layers)}, **named)
 
     @property
-    def layers(self) -> Mapping[str, Layer]:
-        return self._layers
-
-    def _collect(self, what: Callable[[Layer], Mapping[str, Array]]) -> Arrays:
-        return {
-            f"{name}.{key}": array
-            for name, layer in self.layers.items()
-            for key, array in what(layer).items()
-        }
-
-    @property
-    def params(self) -> Arrays:
-        return self._collect(lambda layer: layer.params)
-
-    @property
-    def grads(self) -> Arrays:
-        return self._collect(lambda layer: layer.grads)
-
-    @property
-    def buffers(self) -> Arrays:
-        return self._collect(lambda layer: layer.buffers)
+    def chain(self) -> Sequence[str]:
+        return tuple(self.layers)
 
     def forward(self, x: Array, train: bool = False) -> Array:
-        for layer in self.layers.values():
-            x = layer.forward(x, train)
-        return x
+        return forward_through(self.layers.values(), x, train)
 
     def backward(self, dy: Array, input_grad: bool = True) -> Array:
-        layers = list(self.layers.values())
-        # Below the first layer that learns no gradient is of use.
-        first = (
-            0 if input_grad else next((at for at, layer in enumerate(layers) if layer.params), len(layers))
-        )
-        for layer in reversed(layers[first + 1 :]):
-            dy = layer.backward(dy)
-        return layers[first].backward(dy, input_grad) if first < len(layers) else None
+        return backward_through(self.layers.values(), dy, input_grad)
 
-    def convert(self, function: Callable[[Array], Array]) -> None:
-        for layer in self.layers.values():
-            layer.convert(function)
 
-    def __repr__(self) -> str:
-        width = max(map(len, self.layers))
-        lines = [f"  {name:{width}}  {layer!r}" for name, layer in self.layers.items()]
-        count = sum(array.size for array in self.params.values())
-        return "\n".join(["Sequential(", *lines, f") with {count:,} parameters"])
+def forward_through(layers: Iterable[Layer], x: Array, train: bool) -> Array:
+    """What `layers`, one after the other, make of `x`."""
+    for layer in layers:
+        x = layer.forward(x, train)
+    return x
+
+
+def backward_through(layers: Iterable[Layer], dy: Array, input_grad: bool) -> Array:
+    """The gradient with respect to what went into the first of `layers`, given that of what came out of the last."""
+    layers = list(layers)
+    # Below the first layer that learns no gradient is of use.
+    first = 0 if input_grad else next((at for at, layer in enumerate(layers) if layer.params), len(layers))
+    for layer in reversed(layers[first + 1 :]):
+        dy = layer.backward(dy)
+    return layers[first].backward(dy, input_grad) if first < len(layers) else None
 
 
 # ---------------------------------------------------------------------------- convolution
@@ -210,12 +254,19 @@ class _Convolution(Layer):
         self._input_grad = getattr(grad, f"{name}{rank}d_input")
         self._weight_grad = getattr(grad, f"{name}{rank}d_weight")
         self._bias_grad = getattr(grad, f"conv{rank}d_bias")
+        self._prepare = getattr(prepared, f"prepare_{name}{rank}d")
         self._options: dict[str, str] = {}
 
     def forward(self, x: Array, train: bool = False) -> Array:
         self.keep(x)
         weight, bias = self._params["weight"], self._params.get("bias")
         return self._forward(x, weight, bias, *self._geometry, **self._options)
+
+    def prepared(self) -> PreparedConv:
+        """The forward with its weights packed; see :func:`fastconv.prepare_conv2d`."""
+        weight, bias = self._params["weight"], self._params.get("bias")
+        made: PreparedConv = self._prepare(weight, bias, *self._geometry, **self._options)
+        return made
 
     def backward(self, dy: Array, input_grad: bool = True) -> Array:
         (x,) = self.recall()
@@ -307,12 +358,12 @@ def _checked(
 class _Pool(Layer):
     """A pool and its gradient, which take the same arguments."""
 
-    def __init__(self, name: str, kernel_size: IntOrSizes, *rest: Any) -> None:
+    def __init__(self, name: str, size: IntOrSizes, *rest: Any, called: str = "kernel_size") -> None:
         super().__init__()
-        rank = arguments.rank_of("kernel_size", kernel_size, 2)
+        rank = arguments.rank_of(called, size, 2)
         self._forward = getattr(api, f"{name}{rank}d")
         self._backward = getattr(grad, f"{name}{rank}d")
-        self._arguments = (arguments.sizes("kernel_size", kernel_size, rank, 1), *rest)
+        self._arguments = (arguments.sizes(called, size, rank, 1), *rest)
 
     def forward(self, x: Array, train: bool = False) -> Array:
         self.keep(x)
@@ -359,6 +410,20 @@ class AvgPool(_Pool):
         super().__init__(
             "avg_pool", kernel_size, stride, padding, ceil_mode, count_include_pad, divisor_override
         )
+
+
+class AdaptiveAvgPool(_Pool):
+    """Averages over windows that share out any image: :func:`fastconv.adaptive_avg_pool2d` or its like.
+
+    Parameters
+    ----------
+    output_size : int or sequence of int
+        One entry per spatial axis; an int means two equal ones. At 1 each channel becomes its mean, which is called
+        global average pooling.
+    """
+
+    def __init__(self, output_size: IntOrSizes) -> None:
+        super().__init__("adaptive_avg_pool", output_size, called="output_size")
 
 
 # ---------------------------------------------------------------------------- the rest
