@@ -142,7 +142,9 @@ def diverging() -> Colormap:
     """Blue below zero, white at it, orange above."""
     from matplotlib.colors import LinearSegmentedColormap
 
-    made = LinearSegmentedColormap.from_list("blue-white-orange", [BLUE, "#ffffff", ORANGE])
+    made = LinearSegmentedColormap.from_list(
+        "blue-white-orange", [BLUE, "#ffffff", ORANGE], 257
+    )  # odd: 0 is white
     return made.with_extremes(bad="#c8c8c8")  # gaps between tiles: white is a value here
 
 
