@@ -76,7 +76,12 @@ def main() -> None:
     print(explore.baselines(split), explore.probe_layers(model, split))  # noqa: T201
     angles = [0, 15, 30, 45, 60, 90]
     print(explore.rotation_accuracy(model, split.test_x, split.test_labels, angles).round(2))  # noqa: T201
-    print({k: round(float(np.nanmean(v)), 2) for k, v in explore.randomisation_test(model, split.test_x, rng=0).items()})  # noqa: T201
+    print(
+        {
+            k: round(float(np.nanmean(v)), 2)
+            for k, v in explore.randomisation_test(model, split.test_x, rng=0).items()
+        }
+    )  # noqa: T201
     bank = explore.gabor_bank(11, 8, (5.0,), 4)
     save("tuning", explore.plot_tuning(explore.tuning(bank.filters, 5.0), at=8))
     fit = explore.gabor_fit(explore.filters(model))
