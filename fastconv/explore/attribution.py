@@ -193,7 +193,7 @@ def grad_cam(
     target : int, integer array of shape (N,), or None
         Class; each image's most probable by default.
     layer : str, optional
-        The last convolution by default.
+        The last convolution by default, or the residual or branching block that it ends.
     kind : {"post", "pre"}
         See :func:`capture`.
 
@@ -225,10 +225,13 @@ def grad_cam(
 
 
 def _last(model: nn.Layer) -> str:
+    """The last convolution; where it stands in a block of branches, that block, which holds what they see together."""
     names = convolutions(model)
     if not names:
         raise ValueError("model: got one without a convolution, expected one to explain")
-    return names[-1]
+    layers, parts = dict(model.named_layers()), names[-1].split(".")
+    around = [".".join(parts[:end]) for end in range(1, len(parts))]
+    return next((name for name in around if not isinstance(layers[name], nn.Sequential)), names[-1])
 
 
 def cam(model: nn.Layer, x: Array, target: Target = None) -> ClassMaps:
