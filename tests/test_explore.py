@@ -57,6 +57,10 @@ class Added(nn.Layer):
         dy = relu.backward(dy)
         return left.backward(dy) + right.backward(dy)
 
+    def convert(self, function: Callable[[Any], Any]) -> None:
+        for part in self.layers.values():
+            part.convert(function)
+
 
 def composite(rng: int = 0) -> nn.Sequential:
     seed = np.random.default_rng(rng)
@@ -521,7 +525,7 @@ def test_the_receptive_fields_of_known_networks() -> None:
 
 
 def test_no_receptive_field_where_places_are_lost() -> None:
-    with pytest.raises(ValueError, match="layer: affine1, a Linear, has no windows"):
+    with pytest.raises(ValueError, match="layer: flatten, a Flatten, has no windows"):
         explore.receptive_field(networks.digits().model, "affine1", (1, 16, 16))
 
 

@@ -245,7 +245,7 @@ def measured_receptive_field(
     with taps(part, _LINEAR) as seen:
         output = part.forward(np.ones((1, *image_shape)))
         # Of all channels: the branches of a block see different parts.
-        _, seed = scored(seen.outputs[layer], 0, position)
+        seed = scored(seen.outputs[layer], 0, position).seed
         seed[(0, slice(None), *position)] = 1
         seen.inject[layer] = seed
         dx = seen.backward(np.zeros_like(output))
