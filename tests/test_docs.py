@@ -16,7 +16,7 @@ import typer.main
 from typer.testing import CliRunner
 
 import fastconv as fc
-from fastconv import cli, grad
+from fastconv import cli, explore, grad
 
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
@@ -180,6 +180,7 @@ def test_every_public_name_has_its_place_in_the_api_pages() -> None:
         for attribute, value in vars(grad).items()
         if callable(value) and re.search(r"\dd(_\w+)?$|^(un)?fold$", attribute)
     }
+    public |= {f"explore.{attribute}" for attribute in explore.__all__}
     assert public <= shown
     assert len(public) > 80
 
