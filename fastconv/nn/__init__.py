@@ -5,18 +5,21 @@ fastconv's. Nothing here asks where the arrays live.
 """
 
 from fastconv.nn.activations import LeakyReLU, ReLU, Sigmoid, SiLU, Tanh
+from fastconv.nn.blocks import Branches, Residual
 from fastconv.nn.data import digits, shifted
 from fastconv.nn.files import load, save
 from fastconv.nn.layers import (
-    AvgPool, BatchNorm, Conv, ConvTranspose, Dropout, Flatten, Layer, Linear, MaxPool, Sequential,
+    AdaptiveAvgPool, AvgPool, BatchNorm, Composite, Conv, ConvTranspose, Dropout, Flatten, Layer, Linear, MaxPool,
+    Sequential,
 )  # fmt: skip
 from fastconv.nn.loss import softmax, softmax_cross_entropy
-from fastconv.nn.models import lenet5, simple_conv_net
+from fastconv.nn.models import lenet5, resnet18, resnet50, simple_conv_net, vgg16
 from fastconv.nn.optimisers import SGD, Adam
 from fastconv.nn.training import Epoch, accuracy, cosine, fit, train_step
 
 __all__ = [
-    "SGD", "Adam", "AvgPool", "BatchNorm", "Conv", "ConvTranspose", "Dropout", "Epoch", "Flatten", "Layer",
-    "LeakyReLU", "Linear", "MaxPool", "ReLU", "Sequential", "SiLU", "Sigmoid", "Tanh", "accuracy", "cosine", "digits", "fit",
-    "lenet5", "load", "save", "shifted", "simple_conv_net", "softmax", "softmax_cross_entropy", "train_step",
+    "SGD", "Adam", "AdaptiveAvgPool", "AvgPool", "BatchNorm", "Branches", "Composite", "Conv", "ConvTranspose", "Dropout",
+    "Epoch", "Flatten", "Layer", "LeakyReLU", "Linear", "MaxPool", "ReLU", "Residual", "Sequential", "SiLU", "Sigmoid",
+    "Tanh", "accuracy", "cosine", "digits", "fit", "lenet5", "load", "resnet18", "resnet50", "save", "shifted",
+    "simple_conv_net", "softmax", "softmax_cross_entropy", "train_step", "vgg16",
 ]  # fmt: skip

@@ -7,7 +7,7 @@ and an int means two equal entries.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -117,30 +117,25 @@ class Layer:
         return f"{type(self).__name__}({', '.join(shapes)})"
 
 
-class Sequential(Layer):
-    """Layers one after the other.
+class Composite(Layer):
+    """A layer made of layers: the base of :class:`Sequential`, :class:`Residual` and :class:`Branches`.
+
+    Its parameters, gradients and buffers are those of its parts, each called after its part: ``"conv1.weight"``. One of
+    your own needs `forward` and `backward`, which call those of each part once.
 
     Parameters
     ----------
-    *layers, **named : Layer
-        In order. A layer's parameters are called after it, ``"conv1.weight"``, or after its place, ``"0.weight"``,
-        as in torch.
-
-    Examples
-    --------
-    >>> from fastconv import nn
-    >>> model = nn.Sequential(conv=nn.Conv(1, 8, 3), relu=nn.ReLU(), flatten=nn.Flatten())
-    >>> list(model.params)
-    ['conv.weight', 'conv.bias']
+    **layers : Layer
+        By name, in the order they compute.
     """
 
-    def __init__(self, *layers: Layer, **named: Layer) -> None:
+    def __init__(self, **layers: Layer) -> None:
         super().__init__()
-        self._layers: dict[str, Layer] = {str(place): layer for place, layer in enumerate(layers)} | named
-        for name, layer in self._layers.items():
+        self._layers = layers
+        for name, layer in layers.items():
             if not isinstance(layer, Layer):
                 raise TypeError(f"layer {name}: got {type(layer).__name__}, expected a fastconv.nn.Layer")
-        if not self._layers:
+        if not layers:
             raise ValueError("layers: got none, expected at least one")
 
     @property
@@ -166,30 +161,59 @@ class Sequential(Layer):
     def buffers(self) -> Arrays:
         return self._collect(lambda layer: layer.buffers)
 
-    def forward(self, x: Array, train: bool = False) -> Array:
-        for layer in self.layers.values():
-            x = layer.forward(x, train)
-        return x
-
-    def backward(self, dy: Array, input_grad: bool = True) -> Array:
-        layers = list(self.layers.values())
-        # Below the first layer that learns no gradient is of use.
-        first = (
-            0 if input_grad else next((at for at, layer in enumerate(layers) if layer.params), len(layers))
-        )
-        for layer in reversed(layers[first + 1 :]):
-            dy = layer.backward(dy)
-        return layers[first].backward(dy, input_grad) if first < len(layers) else None
-
     def convert(self, function: Callable[[Array], Array]) -> None:
         for layer in self.layers.values():
             layer.convert(function)
 
     def __repr__(self) -> str:
         width = max(map(len, self.layers))
-        lines = [f"  {name:{width}}  {layer!r}" for name, layer in self.layers.items()]
+        lines = [f"{name:{width}}  {layer!r}".replace("\n", "\n  ") for name, layer in self.layers.items()]
         count = sum(array.size for array in self.params.values())
-        return "\n".join(["Sequential(", *lines, f") with {count:,} parameters"])
+        return "\n  ".join([f"{type(self).__name__}(", *lines]) + f"\n) with {count:,} parameters"
+
+
+class Sequential(Composite):
+    """Layers one after the other.
+
+    Parameters
+    ----------
+    *layers, **named : Layer
+        In order. A layer's parameters are called after it, ``"conv1.weight"``, or after its place, ``"0.weight"``,
+        as in torch.
+
+    Examples
+    --------
+    >>> from fastconv import nn
+    >>> model = nn.Sequential(conv=nn.Conv(1, 8, 3), relu=nn.ReLU(), flatten=nn.Flatten())
+    >>> list(model.params)
+    ['conv.weight', 'conv.bias']
+    """
+
+    def __init__(self, *layers: Layer, **named: Layer) -> None:
+        super().__init__(**{str(place): layer for place, layer in enumerate(layers)}, **named)
+
+    def forward(self, x: Array, train: bool = False) -> Array:
+        return forward_through(self.layers.values(), x, train)
+
+    def backward(self, dy: Array, input_grad: bool = True) -> Array:
+        return backward_through(self.layers.values(), dy, input_grad)
+
+
+def forward_through(layers: Iterable[Layer], x: Array, train: bool) -> Array:
+    """What `layers`, one after the other, make of `x`."""
+    for layer in layers:
+        x = layer.forward(x, train)
+    return x
+
+
+def backward_through(layers: Iterable[Layer], dy: Array, input_grad: bool) -> Array:
+    """The gradient with respect to what went into the first of `layers`, given that of what came out of the last."""
+    layers = list(layers)
+    # Below the first layer that learns no gradient is of use.
+    first = 0 if input_grad else next((at for at, layer in enumerate(layers) if layer.params), len(layers))
+    for layer in reversed(layers[first + 1 :]):
+        dy = layer.backward(dy)
+    return layers[first].backward(dy, input_grad) if first < len(layers) else None
 
 
 # ---------------------------------------------------------------------------- convolution
@@ -307,12 +331,12 @@ def _checked(
 class _Pool(Layer):
     """A pool and its gradient, which take the same arguments."""
 
-    def __init__(self, name: str, kernel_size: IntOrSizes, *rest: Any) -> None:
+    def __init__(self, name: str, size: IntOrSizes, *rest: Any, called: str = "kernel_size") -> None:
         super().__init__()
-        rank = arguments.rank_of("kernel_size", kernel_size, 2)
+        rank = arguments.rank_of(called, size, 2)
         self._forward = getattr(api, f"{name}{rank}d")
         self._backward = getattr(grad, f"{name}{rank}d")
-        self._arguments = (arguments.sizes("kernel_size", kernel_size, rank, 1), *rest)
+        self._arguments = (arguments.sizes(called, size, rank, 1), *rest)
 
     def forward(self, x: Array, train: bool = False) -> Array:
         self.keep(x)
@@ -359,6 +383,20 @@ class AvgPool(_Pool):
         super().__init__(
             "avg_pool", kernel_size, stride, padding, ceil_mode, count_include_pad, divisor_override
         )
+
+
+class AdaptiveAvgPool(_Pool):
+    """Averages over windows that share out any image: :func:`fastconv.adaptive_avg_pool2d` or its like.
+
+    Parameters
+    ----------
+    output_size : int or sequence of int
+        One entry per spatial axis; an int means two equal ones. At 1 each channel becomes its mean, which is called
+        global average pooling.
+    """
+
+    def __init__(self, output_size: IntOrSizes) -> None:
+        super().__init__("adaptive_avg_pool", output_size, called="output_size")
 
 
 # ---------------------------------------------------------------------------- the rest
