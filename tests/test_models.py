@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from fastconv import nn
-from tests.test_gradients import close, numeric, random
+import fastconv as fc
+from fastconv import nn, testing
+from fastconv.nn import keras
+from fastconv.nn.models.googlenet import INCEPTIONS
+from tests.test_gradients import BACKENDS, close, numeric, random
+from tests.test_nn import near
 
 F64: dict[str, Any] = {"rng": 1, "dtype": "float64"}
 
@@ -111,7 +117,8 @@ def test_blocks_refuse_in_words() -> None:
 @pytest.mark.parametrize(
     ("make", "parameters"),
     [(nn.lenet5, 61_706), (nn.simple_conv_net, 433_890), (nn.vgg16, 138_357_544), (nn.resnet18, 11_689_512),
-     (nn.resnet50, 25_557_032)],
+     (nn.resnet50, 25_557_032), (nn.alexnet, 61_100_840), (nn.mobilenet_v1, 4_231_976), (nn.googlenet, 7_005_832),
+     (lambda init: nn.googlenet(init=init, widest=3), 6_624_904)],
 )  # fmt: skip
 def test_parameters(make: Any, parameters: int) -> None:
     assert count(make() if make in (nn.lenet5, nn.simple_conv_net) else make(init=0.0)) == parameters
@@ -130,3 +137,246 @@ def test_large_weights_are_drawn_in_blocks(monkeypatch: pytest.MonkeyPatch) -> N
     np.testing.assert_array_equal(one, two)
     assert len(np.unique(one)) > 9490
     assert abs(one.std() / np.sqrt(2 / 100) - 1) < 5 / np.sqrt(2 * one.size)
+
+
+def test_googlenet_has_the_channels_of_the_paper() -> None:
+    """Each block's output, and with a bias for each channel in place of batch normalisation, the known 6,998,552."""
+    model = nn.googlenet(init=0.0)
+    outs = [sum(row[i] for i in (0, 2, 4, 5)) for row in INCEPTIONS.values() if len(row) == 6]
+    assert outs == [256, 480, 512, 512, 512, 528, 832, 832, 1024]
+    assert model.params["inception3a.branch3.1.conv.weight"].shape == (32, 16, 5, 5)
+    channels = sum(array.size for array in model.buffers.values()) // 2
+    assert count(model) - channels == 6_998_552
+    shapes: dict[str, tuple[int, ...]] = {}
+    x = np.zeros((1, 3, 64, 64), "float32")
+    for name, layer in model.layers.items():
+        x = layer.forward(x)
+        shapes[name] = x.shape
+    assert [shapes[name][1] for name in INCEPTIONS if name.startswith("inception")] == outs
+    # Halves, as 224 pixels become 56, 28, 14 and 7: without ceil_mode each pool would lose a row.
+    assert [shapes[f"maxpool{number}"][2] for number in (1, 2, 3, 4)] == [16, 8, 4, 2]
+
+
+def receptive_field(model: nn.Layer, last: str, size: int = 288) -> int:
+    """How many pixels in a row the middle output of the feature layer `last` depends on, measured.
+
+    All weights are positive and max pools are average pools, so that no dependence cancels and none is left out.
+    """
+    features: dict[str, nn.Layer] = {}
+    for name, layer in model.layers["features"].layers.items():
+        if isinstance(layer, nn.MaxPool):
+            kernel, stride, padding, _, ceil_mode = layer._arguments
+            features[name] = nn.AvgPool(kernel, stride, padding, ceil_mode)
+        elif isinstance(layer, nn.Conv):
+            layer.params["weight"][...] = 1
+            features[name] = layer
+        if name == last:
+            break
+    part = nn.Sequential(**features)
+    dy = np.zeros_like(part.forward(np.ones((1, 1, size, size))))
+    dy[:, :, dy.shape[2] // 2, dy.shape[3] // 2] = 1
+    (reached,) = part.backward(dy)[0, 0].any(axis=0).nonzero()
+    return int(reached[-1] - reached[0]) + 1
+
+
+def test_receptive_fields_of_alexnet() -> None:
+    """conv1 to conv5 and pool5; five convolutions, three pools, three affine layers."""
+    model = nn.alexnet(in_channels=1, width=1, init=0.0, dtype="float64")
+    fields = [receptive_field(model, last) for last in ("0", "3", "6", "8", "10", "12")]
+    assert fields == [11, 51, 99, 131, 163, 195]
+    kinds = [type(layer) for _, layer in model.named_layers()]
+    assert [kinds.count(kind) for kind in (nn.Conv, nn.MaxPool, nn.Linear)] == [5, 3, 3]
+
+
+def test_receptive_fields_of_vgg16() -> None:
+    """conv5_3 and pool5."""
+    model = nn.vgg16(in_channels=1, width=1, init=0.0, dtype="float64")
+    assert [receptive_field(model, last) for last in ("28", "30")] == [196, 212]
+
+
+# ---------------------------------------------------------------------------- torch
+
+
+SMALL: dict[str, tuple[Callable[..., nn.Sequential], dict[str, int]]] = {
+    "vgg16": (nn.vgg16, {"width": 4}),
+    "alexnet": (nn.alexnet, {"width": 4}),
+    "resnet18": (nn.resnet18, {"width": 8}),
+    "resnet50": (nn.resnet50, {"width": 4}),
+    "googlenet": (nn.googlenet, {"widest": 3}),
+    "mobilenet_v1": (nn.mobilenet_v1, {"width": 4}),
+}
+
+
+@pytest.fixture(scope="module")
+def torch() -> Any:
+    return pytest.importorskip("torch", reason="torch is not installed")
+
+
+def state_of(twin: Any) -> dict[str, Any]:
+    """What torch saves of it, as arrays; the running statistics are made different from where they begin."""
+    rng = np.random.default_rng(0)
+    arrays = {name: tensor.numpy() for name, tensor in twin.state_dict().items()}
+    for name, array in arrays.items():
+        if name.endswith(("running_mean", "running_var")):
+            array[...] = rng.uniform(0.5, 1.5, array.shape)
+    return arrays
+
+
+@pytest.mark.oracle
+@pytest.mark.parametrize("name", SMALL)
+def test_torchvisions_weights_load_and_compute_the_same(torch: Any, name: str, tmp_path: Path) -> None:
+    """Under the same names, from a file with torch's own counters; forward, and the gradient of the image."""
+    from tests import twins
+
+    make, size = SMALL[name]
+    torch.manual_seed(0)
+    twin = getattr(twins, name)(7, **size).double().eval()
+    np.savez(tmp_path / "w.npz", **state_of(twin))
+    ours = make(7, **size, init=0.0, dtype="float64")
+    nn.load(ours, tmp_path / "w.npz")
+    x = random(2, 3, 64, 64)
+    given = torch.from_numpy(x).requires_grad_()
+    expected = twin(given)
+    dy = random(*expected.shape)
+    expected.backward(torch.from_numpy(dy))
+    near(ours.forward(x), expected)
+    near(ours.backward(dy), given.grad)
+
+
+@pytest.mark.parametrize("backend", [name for name in BACKENDS if name != "naive"])
+@pytest.mark.parametrize("make", [nn.alexnet, nn.vgg16, nn.resnet18])
+def test_every_backend_computes_the_same_logits(backend: str, make: Any) -> None:
+    """Within what roundings can do, seen by moving every weight by as much as they could."""
+    model = make(5, in_channels=1, width=2, **F64)
+    x = random(1, 1, 64, 64)
+    with fc.use_backend("im2col"):
+        exact = model.forward(x)
+        rng = np.random.default_rng(0)
+        moved = testing._roundings(1152) * testing.ROUNDOFF["float64"]
+        other = make(5, in_channels=1, width=2, **F64)
+        other.convert(lambda array: array * (1 + moved * rng.choice([-1.0, 1.0], array.shape)))
+        allowed = np.abs(other.forward(x) - exact).max()
+    with fc.use_backend(backend):
+        assert np.abs(model.forward(x)).max() > 0
+        assert np.abs(model.forward(x) - exact).max() <= allowed
+
+
+# ---------------------------------------------------------------------------- files
+
+
+def as_keras(state: dict[str, Any], side: int = 7) -> dict[str, Any]:
+    """Weights of VGG16 as Keras keeps them."""
+    made = {}
+    for ours, name in {place: name for name, place in keras.PLACES.items()}.items():
+        weight, bias = state[f"{ours}.weight"], state[f"{ours}.bias"]
+        if weight.ndim == 4:
+            kernel = np.moveaxis(weight, (0, 1), (3, 2))
+        elif name == "fc1":
+            images = weight.reshape(len(weight), -1, side, side)
+            kernel = np.stack([image.transpose(1, 2, 0).ravel() for image in images], axis=1)
+        else:
+            kernel = weight.T
+        made[f"{name}/kernel"], made[f"{name}/bias"] = kernel, bias
+    return made
+
+
+@pytest.mark.parametrize(
+    "spelt",
+    [
+        lambda name: name,
+        lambda name: f"vgg16/{name}:0",
+        lambda name: name.replace("/", "."),
+        lambda name: "{0}/{0}_{1}_1:0".format(*name.replace("kernel", "W").replace("bias", "b").split("/")),
+    ],
+)
+def test_keras_names_of_vgg16(spelt: Callable[[str], str], tmp_path: Path) -> None:
+    model, loaded = nn.vgg16(5, width=2, **F64), nn.vgg16(5, width=2, init=0.0, dtype="float64")
+    for name, array in model.params.items():
+        array += random(*array.shape) * name.endswith("bias")
+    arrays = {spelt(name): array for name, array in as_keras(model.params).items()}
+    np.savez(tmp_path / "w.npz", **arrays)
+    nn.load(loaded, tmp_path / "w.npz")
+    for name, array in model.params.items():
+        np.testing.assert_array_equal(loaded.params[name], array)
+
+
+def test_keras_files_that_do_not_fit(tmp_path: Path) -> None:
+    model = nn.vgg16(5, width=2, **F64)
+    arrays = as_keras(model.params)
+    wrong: dict[str, dict[str, Any]] = {
+        "expected a kernel of 4 axes": {"block1_conv1/kernel": np.ones((3, 3))},
+        "of 16 channels of a square image": {"fc1/kernel": np.ones((16 * 48, 128))},
+        r"lacks 'features\.0\.bias'": {"block1_conv1/bias": None},
+        "a name of Keras' VGG16": {"block6_conv1/kernel": np.ones((3, 3, 1, 1))},
+    }
+    for words, change in wrong.items():
+        changed = {name: array for name, array in (arrays | change).items() if array is not None}
+        np.savez(tmp_path / "w.npz", **changed)
+        with pytest.raises(ValueError, match=words):
+            nn.load(model, tmp_path / "w.npz")
+
+
+def as_onnx(arrays: dict[str, Any], path: Path) -> None:
+    """A model in ONNX that begins with `arrays`, and with a shape, as every exported network does."""
+    onnx = pytest.importorskip("onnx", reason="onnx is not installed")
+    made = [onnx.numpy_helper.from_array(array, name) for name, array in arrays.items()]
+    made.append(onnx.numpy_helper.from_array(np.array([1, -1]), "shape"))
+    graph = onnx.helper.make_graph([], "weights", [], [], initializer=made)
+    onnx.save(onnx.helper.make_model(graph), path)
+
+
+def test_weights_of_onnx(tmp_path: Path) -> None:
+    model, loaded, x = (
+        nn.resnet18(5, width=2, **F64),
+        nn.resnet18(5, width=2, init=0.0, dtype="float64"),
+        random(2, 3, 32, 32),
+    )
+    model.forward(x, train=True)  # moves the running statistics
+    as_onnx({**model.params, **model.buffers}, tmp_path / "w.onnx")
+    nn.load(loaded, tmp_path / "w.onnx")
+    np.testing.assert_array_equal(loaded.forward(x), model.forward(x))
+    (tmp_path / "w.onnx").write_bytes(b"no model at all")
+    with pytest.raises(ValueError, match=r"w\.onnx is no \.onnx file"):
+        nn.load(loaded, tmp_path / "w.onnx")
+    with pytest.raises(
+        ValueError, match=r"got 'w\.onnx', expected a name that ends in \.npz or \.safetensors$"
+    ):
+        nn.save(model, tmp_path / "w.onnx")
+
+
+def test_what_only_training_needs_is_left_in_the_file(tmp_path: Path) -> None:
+    """GoogLeNet's side classifiers and counters; but a layer of one's own may be called so."""
+    model = nn.googlenet(3, init=0.0)
+    more: dict[str, Any] = {
+        "aux1.conv.conv.weight": np.ones(3),
+        "aux2.fc2.bias": np.ones(3),
+        "conv1.bn.num_batches_tracked": np.array(7),
+    }
+    np.savez(tmp_path / "w.npz", **{**model.params, **model.buffers}, **more)
+    nn.load(model, tmp_path / "w.npz")
+    own = nn.Sequential(aux1=nn.Linear(1, 1, rng=0))
+    nn.save(own, tmp_path / "w.npz")
+    again = nn.Sequential(aux1=nn.Linear(1, 1, rng=1))
+    nn.load(again, tmp_path / "w.npz")
+    np.testing.assert_array_equal(again.params["aux1.weight"], own.params["aux1.weight"])
+
+
+@pytest.mark.oracle
+def test_vgg16_whole(torch: Any, tmp_path: Path) -> None:
+    """A file of 553 MB with torchvision's names, one image: the same logits within 1e-4, the same best five."""
+    pytest.importorskip("safetensors", reason="safetensors is not installed")
+    from tests import twins
+
+    model, path = nn.vgg16(rng=0), tmp_path / "vgg16.safetensors"
+    nn.save(model, path)
+    twin = twins.vgg16().eval()
+    twin.load_state_dict({name: torch.from_numpy(array) for name, array in model.params.items()}, assign=True)
+    x = random(1, 3, 224, 224).astype("float32")
+    with torch.inference_mode():
+        expected = twin(torch.from_numpy(x)).numpy()
+    loaded = nn.vgg16(init=0.0)
+    nn.load(loaded, path)
+    path.unlink()
+    logits = loaded.forward(x)
+    assert np.abs(logits - expected).max() <= 1e-4 * np.abs(expected).max()
+    np.testing.assert_array_equal(np.argsort(logits[0])[-5:], np.argsort(expected[0])[-5:])

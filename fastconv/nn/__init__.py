@@ -13,13 +13,15 @@ from fastconv.nn.layers import (
     Sequential,
 )  # fmt: skip
 from fastconv.nn.loss import softmax, softmax_cross_entropy
-from fastconv.nn.models import lenet5, resnet18, resnet50, simple_conv_net, vgg16
+from fastconv.nn.models import (
+    alexnet, googlenet, lenet5, mobilenet_v1, resnet18, resnet50, simple_conv_net, vgg16,
+)  # fmt: skip
 from fastconv.nn.optimisers import SGD, Adam
 from fastconv.nn.training import Epoch, accuracy, cosine, fit, train_step
 
 __all__ = [
     "SGD", "Adam", "AdaptiveAvgPool", "AvgPool", "BatchNorm", "Branches", "Composite", "Conv", "ConvTranspose", "Dropout",
     "Epoch", "Flatten", "Layer", "LeakyReLU", "Linear", "MaxPool", "ReLU", "Residual", "Sequential", "SiLU", "Sigmoid",
-    "Tanh", "accuracy", "cosine", "digits", "fit", "lenet5", "load", "resnet18", "resnet50", "save", "shifted",
-    "simple_conv_net", "softmax", "softmax_cross_entropy", "train_step", "vgg16",
+    "Tanh", "accuracy", "alexnet", "cosine", "digits", "fit", "googlenet", "lenet5", "load", "mobilenet_v1", "resnet18",
+    "resnet50", "save", "shifted", "simple_conv_net", "softmax", "softmax_cross_entropy", "train_step", "vgg16",
 ]  # fmt: skip

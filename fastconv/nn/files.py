@@ -1,16 +1,27 @@
-"""Parameters and buffers on disk, under their names: ``.npz``, or ``.safetensors`` as other libraries read it."""
+"""Parameters and buffers on disk, under their names: ``.npz``, or ``.safetensors`` as other libraries read it.
+
+Files that others wrote are read too: torch's and torchvision's names are ours, Keras' of VGG16 are translated, and ONNX
+models are read for the arrays they begin with.
+"""
 
 from __future__ import annotations
 
+import re
 import zipfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from fastconv.nn import keras
 from fastconv.nn.layers import Arrays, Layer
 
 FORMATS = (".npz", ".safetensors")
+READ = (*FORMATS, ".onnx")
+
+# What others save that computes nothing here: how many batches a normalisation has seen, and the two classifiers
+# beside GoogLeNet that only its training needs.
+UNUSED = re.compile(r"(.*\.)?num_batches_tracked|aux[12]\..*")
 
 
 def save(model: Layer, path: str | Path) -> None:
@@ -40,25 +51,32 @@ def save(model: Layer, path: str | Path) -> None:
 
 
 def load(model: Layer, path: str | Path) -> None:
-    """Fill the parameters and buffers of `model` with what :func:`save` wrote; all or nothing.
+    """Fill the parameters and buffers of `model` with those of a file; all or nothing.
 
-    A file of a ``torch.nn.Sequential`` of the same layers fits one of layers without names.
+    A file that :func:`save` wrote; one of a ``torch.nn.Sequential`` of the same layers, if ours have no names; one of
+    torchvision's weights for the models that have its names; one of Keras' weights for :func:`vgg16`; or a model in
+    ONNX whose initialisers have these names.
 
     Parameters
     ----------
     model : Layer
         Of the same layers as the one saved.
     path : str or Path
+        Its ending says what it is: ``.npz``, ``.safetensors`` or ``.onnx``; the last two need the packages safetensors
+        and onnx.
 
     Raises
     ------
     ValueError
         If the file is no such file, or names, shapes or types differ.
     ImportError
-        Without safetensors, if that is what `path` is.
+        Without the package that reads `path`.
     """
-    path = check(path)
+    path = check(path, READ)
     state, found = _state(model), _read(path)
+    if keras.names(found):
+        found = keras.translated(found)
+    found = {name: array for name, array in found.items() if name in state or not UNUSED.fullmatch(name)}
     for names, other, words in ((state, found, "lacks"), (found, state, "holds an unexpected")):
         odd = [name for name in names if name not in other]
         if odd:
@@ -80,11 +98,11 @@ def _state(model: Layer) -> Arrays:
     return {**model.params, **model.buffers}
 
 
-def check(path: str | Path) -> Path:
+def check(path: str | Path, endings: tuple[str, ...] = FORMATS) -> Path:
     """`path`, if something can be saved there: before hours of training rather than after."""
     path = Path(path)
-    if path.suffix not in FORMATS:
-        raise ValueError(f"path: got {path.name!r}, expected a name that ends in {' or '.join(FORMATS)}")
+    if path.suffix not in endings:
+        raise ValueError(f"path: got {path.name!r}, expected a name that ends in {' or '.join(endings)}")
     if not path.absolute().parent.is_dir():
         raise ValueError(f"path: got {str(path)!r}, expected a path in a folder that exists")
     if path.suffix == ".safetensors":
@@ -100,11 +118,28 @@ def _read(path: Path) -> Arrays:
         except package.SafetensorError as error:
             raise ValueError(f"path: {path.name} is no .safetensors file: {error}") from None
         return found
+    if path.suffix == ".onnx":
+        return _initialisers(path)
     try:
         with np.load(path) as file:
             return dict(file)
     except (ValueError, EOFError, TypeError, zipfile.BadZipFile) as error:
         raise ValueError(f"path: {path.name} is no .npz file of arrays: {error}") from None
+
+
+def _initialisers(path: Path) -> Arrays:
+    """The arrays of floats that a model in ONNX begins with; those of integers are shapes and axes."""
+    try:
+        import onnx
+        from google.protobuf.message import DecodeError
+    except ImportError:
+        raise ImportError('path: a .onnx file needs the package onnx: pip install "fastconv[onnx]"') from None
+    try:
+        model = onnx.load(path)
+    except DecodeError as error:
+        raise ValueError(f"path: {path.name} is no .onnx file: {error}") from None
+    arrays = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
+    return {name: array for name, array in arrays.items() if array.dtype.kind == "f"}
 
 
 def _safetensors() -> Any:

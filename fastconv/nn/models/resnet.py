@@ -38,7 +38,7 @@ def resnet18(
     ----------
     K. He et al., Deep residual learning for image recognition, 2016.
     """
-    how = {"init": init, "rng": np.random.default_rng(rng), "dtype": dtype}
+    how: dict[str, Any] = {"init": init, "rng": np.random.default_rng(rng), "dtype": dtype}
     return _resnet(basic_block, 1, (2, 2, 2, 2), classes, in_channels, width, how)
 
 
@@ -59,7 +59,7 @@ def resnet50(
     ----------
     K. He et al., Deep residual learning for image recognition, 2016.
     """
-    how = {"init": init, "rng": np.random.default_rng(rng), "dtype": dtype}
+    how: dict[str, Any] = {"init": init, "rng": np.random.default_rng(rng), "dtype": dtype}
     return _resnet(bottleneck, 4, (3, 4, 6, 3), classes, in_channels, width, how)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from fastconv.nn.activations import ReLU
@@ -35,12 +37,12 @@ def vgg16(
     ----------
     K. Simonyan and A. Zisserman, Very deep convolutional networks for large-scale image recognition, 2015.
     """
-    rng = np.random.default_rng(rng)
+    how: dict[str, Any] = {"init": init, "rng": np.random.default_rng(rng), "dtype": dtype}
     features: list[Layer] = []
     channels = in_channels
     for multiple, convolutions in BLOCKS:
         for _ in range(convolutions):
-            features.append(Conv(channels, multiple * width, 3, padding=1, init=init, rng=rng, dtype=dtype))
+            features.append(Conv(channels, multiple * width, 3, padding=1, **how))
             features.append(ReLU())
             channels = multiple * width
         features.append(MaxPool(2))
@@ -49,12 +51,12 @@ def vgg16(
         avgpool=AdaptiveAvgPool(7),
         flatten=Flatten(),
         classifier=Sequential(
-            Linear(channels * 7 * 7, 64 * width, init=init, rng=rng, dtype=dtype),
+            Linear(channels * 7 * 7, 64 * width, **how),
             ReLU(),
-            Dropout(rng=rng),
-            Linear(64 * width, 64 * width, init=init, rng=rng, dtype=dtype),
+            Dropout(rng=how["rng"]),
+            Linear(64 * width, 64 * width, **how),
             ReLU(),
-            Dropout(rng=rng),
-            Linear(64 * width, classes, init=init, rng=rng, dtype=dtype),
+            Dropout(rng=how["rng"]),
+            Linear(64 * width, classes, **how),
         ),
     )
