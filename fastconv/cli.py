@@ -360,14 +360,15 @@ def _explored_digits(name: str, split: Any, epochs: int, rate: float, seed: int)
     from fastconv.nn import models
 
     rng = np.random.default_rng(seed)
-    network = models.MODELS[name](rng=rng)
+    # From small weights filters are seen to learn; He's are so large that they stay about where they begin.
+    network = models.MODELS[name](rng=rng, **({"init": "plain"} if name == "simple" else {}))
     start = copy.deepcopy(network)
     history = nn.fit(
         network, split.x, split.labels, epochs=epochs, batch_size=50, optimiser=nn.Adam(rate),
         test=(split.test_x, split.test_labels), schedule=nn.cosine, augment=nn.shifted, rng=rng,
     )  # fmt: skip
     with _saying(page.DIGIT_PARTS) as say:
-        return page.of_digits(name, network, start, split, history, say)
+        return page.of_digits(page.NAMES[name], network, start, split, history, say)
 
 
 def _explored_photo(name: str, image: Path, weights: Path) -> Any:
@@ -382,7 +383,7 @@ def _explored_photo(name: str, image: Path, weights: Path) -> Any:
     network = models.MODELS[name]() if small else page.PHOTO_MODELS[name](init=0.0)
     nn.load(network, weights)
     with _saying(None) as say:
-        return page.of_photo(name, network, x, image.name, say)
+        return page.of_photo(page.NAMES[name], network, x, image.name, say)
 
 
 @app.command()

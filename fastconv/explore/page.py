@@ -38,6 +38,11 @@ PHOTO_MODELS: dict[str, Callable[..., nn.Layer]] = {
     "resnet50": nn.resnet50,
 }
 
+NAMES = {
+    "simple": "SimpleConvNet", "lenet": "LeNet-5", "vgg16": "VGG16", "alexnet": "AlexNet", "resnet18": "ResNet-18",
+    "resnet50": "ResNet-50",
+}  # fmt: skip
+
 # Means and deviations of the red, green and blue of ImageNet's photographs, which torchvision's weights expect.
 MEAN, DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -111,7 +116,7 @@ def of_digits(
     -------
     Page
     """
-    x, labels, test_x, test_labels = split
+    x, _, test_x, test_labels = split
     shown = np.array([np.flatnonzero(test_labels == digit)[0] for digit in np.unique(test_labels)])
     made = []
     for text, section in (
@@ -175,7 +180,9 @@ def _filters(model: nn.Layer, start: nn.Layer | None) -> Section:
     else:
         before = filters(start)
         flat, begun = after.reshape(len(after), -1), before.reshape(len(after), -1)
-        turned = ((flat * begun).sum(axis=1) / np.linalg.norm(flat, axis=1) / np.linalg.norm(begun, axis=1)).mean()
+        turned = (
+            (flat * begun).sum(axis=1) / np.linalg.norm(flat, axis=1) / np.linalg.norm(begun, axis=1)
+        ).mean()
         change = rough / total_variation(before).mean() - 1
         said = [
             f"Training {'smoothed' if change < 0 else 'roughened'} the first layer's filters by {abs(change):.1%}; "
@@ -194,17 +201,22 @@ def _filters(model: nn.Layer, start: nn.Layer | None) -> Section:
 
 
 def _maps(model: nn.Layer, images: Array, names: Sequence[str], limit: int = 36) -> Section:
-    layers = [name for name, shape in _outputs(model, images[:1]).items() if len(shape) == 4 and shape[2] > 1]
-    shown = [name for name in layers if name in convolutions(model)]
+    shapes = _outputs(model, images[:1])
+    kinds = (nn.Conv, nn.MaxPool, nn.AvgPool)
+    shown = [
+        name
+        for name, layer in model.named_layers()
+        if isinstance(layer, kinds) and np.prod(shapes[name][2:]) > 1
+    ]
     pictures = []
     for image, called in zip(images, names, strict=True):
         for name, maps in feature_maps(model, image[None], shown).items():
             figure = plot_feature_maps({name: maps}, limit=limit, common=True)
             pictures.append(_drawn(figure, f"{called}, {name}: {_strongest(maps[0])}"))
     said = [
-        f"Of the {len(layers)} layers that give maps, {len(shown)} are convolutions; each map is where one of its "
-        "filters answers, after the activation.",
-        "Maps of one layer share a scale here, so a weak map looks weak.",
+        f"From {_size(shapes[shown[0]])} after {shown[0]}, the maps become {_size(shapes[shown[-1]])} after {shown[-1]}.",
+        "Each map of a convolution is where one of its filters answers, after the activation; a pool keeps the strongest "
+        "or the mean of each window. Maps of one layer share a scale, so a weak map looks weak.",
     ]
     return Section("Feature maps", said, pictures, [])
 
@@ -229,15 +241,23 @@ def _sparse(model: nn.Layer, x: Array) -> Section:
         if len(x) > 1
         else f"{total} filters answer nowhere in this picture; only many pictures tell which are dead."
     ]
-    said.append("Gini's measure says how far a map's activity is gathered in few places: 0 is even, 1 all in one place.")
+    said.append(
+        "Gini's measure says how far a map's activity is gathered in few places: 0 is even, 1 all in one place."
+    )
     grid = Grid(
-        "Activity of the convolutions", ("layer", "maps", "share of zeros", "concentration", "dead filters"), rows
+        "Activity of the convolutions",
+        ("layer", "maps", "share of zeros", "concentration", "dead filters"),
+        rows,
     )
     return Section("Sparse and dead", said, [], [grid])
 
 
 def _looks(
-    model: nn.Layer, images: Array, labels: Sequence[int] | Array, size: int, report: Report = lambda text: None
+    model: nn.Layer,
+    images: Array,
+    labels: Sequence[int] | Array,
+    size: int,
+    report: Report = lambda text: None,
 ) -> Section:
     """Grad-CAM, deconvnet and occlusion for the class that each image is given."""
     pictures = []
@@ -257,7 +277,9 @@ def _looks(
         top, left = np.unravel_index(heat.argmax(), heat.shape)
         row, column = np.unravel_index(cover.drops[0].argmax(), cover.drops[0].shape)
         place = _where(top / heat.shape[0], left / heat.shape[1])
-        covered = _where((cover.rows[row] + size / 2) / x.shape[2], (cover.columns[column] + size / 2) / x.shape[3])
+        covered = _where(
+            (cover.rows[row] + size / 2) / x.shape[2], (cover.columns[column] + size / 2) / x.shape[3]
+        )
         agree.append(place == covered)
         caption = (
             f"Class {chosen}, probability {share:.2f}. Grad-CAM is strongest at the {place}; the score falls most, by "
@@ -271,7 +293,7 @@ def _looks(
             )
         )
     said = [
-        f"Grad-CAM and occlusion name the same part of the picture in {sum(agree)} of {len(agree)} cases.",
+        f"Grad-CAM and occlusion name the same of nine parts of the picture in {sum(agree)} of {len(agree)} cases.",
         f"Grad-CAM weighs the maps of {layer} by how the class score changes with them. The deconvnet takes that layer's "
         "strongest map back to the pixels it came from, whatever the class. Occlusion covers a patch and asks again: "
         "orange where the score falls, blue where it rises. Only the last changes the input and watches the output.",
@@ -283,7 +305,14 @@ def _layers(model: nn.Layer, start: nn.Layer, split: Split) -> Section:
     trained, begun = probe_layers(model, split), probe_layers(start, split)
     texture = texture_scores(model, split, PATCH, rng=0)
     rows: list[tuple[str | float, ...]] = [
-        (name, trained[name], begun[name], texture[name].accuracy, texture[name].shuffled, texture[name].score)
+        (
+            name,
+            trained[name],
+            begun[name],
+            texture[name].accuracy,
+            texture[name].shuffled,
+            texture[name].score,
+        )
         for name in trained
     ]
     fits: list[tuple[str | float, ...]] = []
@@ -325,7 +354,7 @@ def _decides(model: nn.Layer, start: nn.Layer, split: Split, images: Array) -> S
         alone, x, labels, epochs=14, batch_size=50, optimiser=nn.Adam(0.002), schedule=nn.cosine,
         augment=nn.shifted, rng=0, progress=False,
     )  # fmt: skip
-    last = _before_affine(model)
+    last = _last_maps(model, test_x[:1])
     learned = probe_layers(model, split, [last])[last]
     random = probe_layers(start, split, [last])[last]
     moved = np.roll(test_x, (3, 3), axis=(2, 3))
@@ -339,14 +368,12 @@ def _decides(model: nn.Layer, start: nn.Layer, split: Split, images: Array) -> S
         ("the same before training", random, "-"),
         *((f"a linear classifier on {kind}", accuracy, "-") for kind, accuracy in made.items()),
     ]  # fmt: skip
-    kept = {part: np.nanmean(found) for part, found in randomisation_test(model, images, rng=0).items()}
     said = [
         f"The whole network recognises {rows[0][1]:.1%}, its fully-connected part alone, trained on pixels, {rows[1][1]:.1%}; "
         f"with digits moved by 3 pixels {rows[0][2]:.1%} and {rows[1][2]:.1%}. A linear classifier on {last} reaches "
         f"{learned:.1%}, and {random:.1%} on the same layer before training.",
-        "Is Grad-CAM the fully-connected layers' doing? The weights of one part change places at random, and the maps are "
-        f"drawn again. Their mean correlation with the true maps is {kept['fc']:.2f} with shuffled fully-connected layers "
-        f"and {kept['conv']:.2f} with shuffled convolutions. A part whose loss changes the maps had a say in them.",
+        f"Is Grad-CAM the fully-connected layers' doing? {_kept(model, images)} A part whose loss changes the maps had "
+        "a say in them.",
     ]
     grid = Grid(
         "Accuracy on digits held out",
@@ -359,9 +386,7 @@ def _decides(model: nn.Layer, start: nn.Layer, split: Split, images: Array) -> S
 # ---------------------------------------------------------------------------- one photograph
 
 
-def of_photo(
-    name: str, model: nn.Layer, x: Array, picture: str, report: Report = lambda text: None
-) -> Page:
+def of_photo(name: str, model: nn.Layer, x: Array, picture: str, report: Report = lambda text: None) -> Page:
     """The page of one picture and a network that came with its weights.
 
     Parameters
@@ -419,20 +444,38 @@ def of_photo(
 
 
 def _doing(model: nn.Layer, x: Array, picture: str) -> Section:
-    kept = {part: found[0] for part, found in randomisation_test(model, x, rng=0).items()}
     whole = grad_cam(model, x)
     maps = [whole, *(grad_cam(randomised(model, some, 0), x, whole.target) for some in parts(model).values())]
     page, axes = display.panels(3, columns=3)
     for axis, found, title in zip(axes, maps, ("as trained", "fully-connected", "convolutions"), strict=True):
         display.overlay(axis, x[0], found.maps[0], title)
     said = [
-        "The weights of one part change places at random, and Grad-CAM is drawn again: its correlation with the true map "
-        f"is {kept['fc']:.2f} with shuffled fully-connected layers and {kept['conv']:.2f} with shuffled convolutions.",
+        f"Is Grad-CAM the fully-connected layers' doing? {_kept(model, x)}",
         "A part whose loss changes the map had a say in it. One picture proves nothing: it takes many, as on the page "
         "about digits.",
     ]
     words = f"Grad-CAM of class {whole.target[0]} over {picture}: as trained, and with either part shuffled."
     return Section("What does the fully-connected part add?", said, [_drawn(page, words, dpi=150)], [], 520)
+
+
+def _kept(model: nn.Layer, images: Array) -> str:
+    """What is left of Grad-CAM when the weights of one part are shuffled, in sentences."""
+    names = {"fc": "fully-connected layers", "conv": "convolutions"}
+    said = []
+    for part, found in randomisation_test(model, images, rng=0).items():
+        left = found[np.isfinite(found)]
+        lost = len(found) - len(left)
+        text = f"With shuffled {names[part]} "
+        if lost:
+            text += f"{lost} of {len(found)} maps are empty" + (", and " if len(left) else "")
+        if len(left):
+            text += f"the mean correlation with the true maps is {left.mean():.2f}"
+        said.append(text)
+    return (
+        "The weights of one part change places at random, and Grad-CAM is drawn again. "
+        + ". ".join(said)
+        + "."
+    )
 
 
 def photograph(path: str | Path, size: int, channels: int) -> Array:
@@ -500,11 +543,10 @@ def _shapes(model: nn.Layer, x: Array) -> list[tuple[str | float, ...]]:
     ]  # fmt: skip
 
 
-def _before_affine(model: nn.Layer) -> str:
-    """The layer whose output the first fully-connected layer takes."""
-    names = [name for name, _ in _plain(model)]
-    first = next(at for at, (_, layer) in enumerate(_plain(model)) if isinstance(layer, nn.Linear))
-    return names[first - 1]
+def _last_maps(model: nn.Layer, x: Array) -> str:
+    """The last layer that gives maps: what the fully-connected part takes."""
+    shapes = _outputs(model, x)
+    return [name for name, _ in _plain(model) if len(shapes[name]) == 4][-1]
 
 
 def _where(down: float, across: float) -> str:
@@ -514,6 +556,10 @@ def _where(down: float, across: float) -> str:
     return f"{row} {column}"
 
 
+def _size(shape: tuple[int, ...]) -> str:
+    return f"{shape[1]} of {shape[2]} x {shape[3]}"
+
+
 def _strongest(maps: Array) -> str:
     means = maps.mean(axis=(1, 2))
     return f"channel {means.argmax()} answers most, {means.max():.3g} on average."
@@ -521,7 +567,9 @@ def _strongest(maps: Array) -> str:
 
 def _gallery(images: Array) -> Figure:
     """Images as the network gets them, at most five in a row."""
-    page, axes = display.panels(len(images), columns=min(5, len(images)), size=1.0 if len(images) > 1 else 3.0)
+    page, axes = display.panels(
+        len(images), columns=min(5, len(images)), size=1.0 if len(images) > 1 else 3.0
+    )
     for axis, image in zip(axes, images, strict=True):
         axis.imshow(display.as_picture(image), cmap="gray")
     return page
