@@ -6,7 +6,7 @@ matplotlib is loaded by the functions that return a figure, and by nothing else.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -142,7 +142,8 @@ def diverging() -> Colormap:
     """Blue below zero, white at it, orange above."""
     from matplotlib.colors import LinearSegmentedColormap
 
-    return LinearSegmentedColormap.from_list("blue-white-orange", [BLUE, "#ffffff", ORANGE])
+    made = LinearSegmentedColormap.from_list("blue-white-orange", [BLUE, "#ffffff", ORANGE])
+    return made.with_extremes(bad="#c8c8c8")  # gaps between tiles: white is a value here
 
 
 def colours(signed: bool) -> Any:
@@ -236,5 +237,40 @@ def overlay(axis: Axes, image: Array, heat: Array, title: str = "") -> None:
     strength = scaled(enlarged(heat, grey.shape)[None]).images[0]
     axis.set_axis_off()
     axis.imshow(grey, cmap="gray", vmin=0, vmax=1)
-    axis.imshow(strength, alpha=0.25 + 0.5 * strength, **colours(False))
+    axis.imshow(strength, alpha=0.7 * strength, **colours(False))
     axis.set_title(title, fontsize=8)
+
+
+def plot_lines(
+    x: Sequence[float] | Sequence[str], lines: Mapping[str, Sequence[float] | Array],
+    limits: tuple[float, float] | None = None, *, across: str = "", along: str = "",
+) -> Figure:  # fmt: skip
+    """Lines over the same places, told apart by colour, mark and their names.
+
+    Parameters
+    ----------
+    x : sequence
+        Numbers, or words for places.
+    lines : mapping of str to sequence of float
+    limits : tuple of float, optional
+        Of the vertical axis.
+    across, along : str
+        What the axes say.
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+    """
+    page = figure(4.4, 2.8)
+    axis = page.subplots()
+    for place, (name, values) in enumerate(lines.items()):
+        axis.plot(
+            x, values, label=name, color=LINES[place % len(LINES)], marker="os^Dvx+"[place % 7], markersize=4
+        )
+    axis.set(xlabel=across, ylabel=along)
+    if limits is not None:
+        axis.set_ylim(*limits)
+    axis.grid(alpha=0.3)
+    axis.tick_params(labelsize=8)
+    axis.legend(fontsize=8)
+    return page

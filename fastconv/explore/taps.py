@@ -21,6 +21,20 @@ Rules = Mapping[type[nn.Layer], Callable[[Any, Array], Array]]
 ACTIVATIONS = (nn.ReLU, nn.LeakyReLU, nn.Sigmoid, nn.Tanh, nn.SiLU)
 
 
+def _of_convolution(layer: Any, dy: Array) -> Array:
+    (x,) = layer.recall()
+    return layer._input_grad(x.shape, layer.params["weight"], dy, *layer._geometry, **layer._options)
+
+
+def _of_linear(layer: nn.Linear, dy: Array) -> Array:
+    layer.recall()
+    return dy @ layer.params["weight"]
+
+
+# Gradients of parameters, which nobody asks for here, would cost as much again, and change `model.grads`.
+INPUT_ONLY: Rules = {nn.Conv: _of_convolution, nn.ConvTranspose: _of_convolution, nn.Linear: _of_linear}
+
+
 class _Reached(Exception):
     """A backward has come to the layer it was to come to."""
 
@@ -112,7 +126,8 @@ def taps(model: nn.Layer, rules: Rules | None = None) -> Iterator[Taps]:
         A network, a composite of other layers.
     rules : mapping of type to callable, optional
         What takes the place of ``backward`` in layers of exactly that type: a function of the layer and the
-        gradient at its output, which calls ``layer.recall()``.
+        gradient at its output, which calls ``layer.recall()``. Convolutions and linear layers compute no gradients
+        of their parameters while the tap is open.
 
     Yields
     ------
@@ -137,7 +152,7 @@ def taps(model: nn.Layer, rules: Rules | None = None) -> Iterator[Taps]:
     ]
     try:
         for name, layer in layers.items():
-            seen._watch(name, layer, rules or {})
+            seen._watch(name, layer, {**INPUT_ONLY, **(rules or {})})
         yield seen
     finally:
         for layer, methods in before:
