@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,8 @@ import pytest
 import fastconv as fc
 from fastconv import nn, testing
 from fastconv.nn import keras
-from fastconv.nn.models.googlenet import INCEPTIONS
+from fastconv.nn.models.googlenet import INCEPTIONS, inception
+from fastconv.plan import Plan
 from tests.test_gradients import BACKENDS, close, numeric, random
 from tests.test_nn import near
 
@@ -380,3 +383,132 @@ def test_vgg16_whole(torch: Any, tmp_path: Path) -> None:
     logits = loaded.forward(x)
     assert np.abs(logits - expected).max() <= 1e-4 * np.abs(expected).max()
     np.testing.assert_array_equal(np.argsort(logits[0])[-5:], np.argsort(expected[0])[-5:])
+
+
+# ---------------------------------------------------------------------------- inference
+
+
+def moved(model: nn.Layer, shape: tuple[int, ...]) -> nn.Layer:
+    """`model` with parameters and statistics of batch normalisations that are not those they begin with."""
+    model.forward(random(*shape), train=True)
+    rng = np.random.default_rng(7)
+    for array in model.params.values():
+        if array.ndim == 1:
+            array += rng.uniform(0.1, 0.5, array.shape)
+    return model
+
+
+FOLDED: dict[str, tuple[Callable[[], nn.Layer], tuple[int, ...]]] = {
+    "resnet18": (lambda: nn.resnet18(5, width=4, **F64), (2, 3, 40, 40)),
+    "resnet50": (lambda: nn.resnet50(5, width=2, **F64), (2, 3, 40, 40)),
+    "mobilenet_v1": (lambda: nn.mobilenet_v1(5, width=4, **F64), (2, 3, 40, 40)),
+    "inception": (lambda: inception(4, 2, 3, 4, 1, 2, 3, **F64), (2, 4, 9, 9)),
+    "bias, groups, one axis": (
+        lambda: nn.Sequential(nn.Conv(4, 6, (3,), groups=2, **F64), nn.BatchNorm(6, dtype="float64")), (3, 4, 9),
+    ),
+    "transposed": (
+        lambda: nn.Sequential(
+            nn.ConvTranspose(4, 6, 3, 2, groups=2, **F64), nn.BatchNorm(6, dtype="float64"), nn.ReLU()
+        ),
+        (2, 4, 3, 5),
+    ),
+    "affine": (
+        lambda: nn.Sequential(nn.Linear(5, 4, **F64), nn.BatchNorm(4, dtype="float64"), nn.Tanh()), (3, 5),
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", FOLDED)
+def test_folded_networks_compute_the_same(name: str) -> None:
+    make, shape = FOLDED[name]
+    model, x = moved(make(), shape), random(*shape)
+    before = {key: array.copy() for key, array in model.params.items()}
+    expected = model.forward(x)
+    folded = nn.fold_batch_norm(model)
+    assert not folded.buffers
+    near(folded.forward(x), expected)
+    for array in folded.params.values():
+        array[...] = np.nan  # nothing is shared
+    for key, array in model.params.items():
+        np.testing.assert_array_equal(array, before[key])
+    near(nn.prepare(nn.fold_batch_norm(model))(x), expected)
+
+
+def test_only_a_normalisation_right_after_a_convolution_is_folded() -> None:
+    model = nn.Sequential(
+        norm=nn.BatchNorm(2, dtype="float64"), conv=nn.Conv(2, 3, 1, **F64), relu=nn.ReLU(),
+        late=nn.BatchNorm(3, dtype="float64"),
+    )  # fmt: skip
+    model = moved(model, (3, 2, 4, 4))  # type: ignore[assignment]
+    folded, x = nn.fold_batch_norm(model), random(2, 2, 4, 4)
+    assert list(folded.layers) == list(model.layers)
+    np.testing.assert_array_equal(folded.forward(x), model.forward(x))
+
+
+@pytest.mark.parametrize(
+    ("make", "shape"),
+    [*FOLDED.values(), (lambda: nn.vgg16(5, width=2, **F64), (1, 3, 40, 40)), (lambda: nn.lenet5(**F64), (2, 1, 28, 28)),
+     (residual, (2, 2, 4, 5)), (lambda: nn.Conv(2, 3, 3, **F64), (2, 2, 4, 5)), (nn.ReLU, (2, 3))],
+)  # fmt: skip
+def test_prepared_networks_compute_the_same_and_keep_nothing(make: Any, shape: tuple[int, ...]) -> None:
+    model = make()
+    if model.buffers:
+        model = moved(model, shape)
+    x = random(*shape)
+    given = x.copy()
+    expected = model.forward(x)
+    model.backward(np.ones_like(expected))
+    ready = nn.prepare(model)
+    near(ready(x), expected)
+    near(ready(x[:1]), expected[:1])  # another batch
+    np.testing.assert_array_equal(x, given)
+    inside = [ready._model, *(layer for _, layer in ready._model.named_layers())]
+    assert all(layer._kept is None for layer in inside)
+    with pytest.raises(RuntimeError, match="there was no forward"):
+        model.backward(np.ones_like(expected))  # the model itself has not been touched
+
+
+def test_a_prepared_network_serves_many_threads() -> None:
+    ready = nn.prepare(nn.fold_batch_norm(nn.resnet18(5, width=4, **F64)))
+    images = [random(1, 3, 32, 32) + place for place in range(8)]
+    expected = [ready(x) for x in images]
+    with ThreadPoolExecutor(4) as threads:
+        for got, y in zip(threads.map(ready, images), expected, strict=True):
+            np.testing.assert_array_equal(got, y)
+
+
+def test_prepared_networks_pack_their_weights_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    packed: list[str] = []
+    pack = Plan.pack
+
+    def counted(plan: Plan, weight: Any) -> Any:
+        if plan.run.pack is not None:
+            packed.append(str(plan.spec))
+        return pack(plan, weight)
+
+    monkeypatch.setattr(Plan, "pack", counted)
+    ready, x = nn.prepare(nn.lenet5(**F64)), random(1, 1, 28, 28)
+    ready(x)
+    once = len(packed)
+    ready(x + 1)
+    assert len(packed) == once > 0
+
+
+def test_a_prepared_network_holds_nothing_once_it_has_computed() -> None:
+    """A forward holds the inputs of all layers until their backward."""
+    model, x = nn.vgg16(5, width=8, rng=0), np.ones((2, 3, 64, 64), "float32")
+    ready = nn.prepare(model)
+
+    def held(function: Callable[[Any], Any]) -> int:
+        function(x)  # packs, and remembers plans
+        for _, layer in model.named_layers():
+            layer._kept = None
+        tracemalloc.start()
+        function(x)
+        now, _ = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        return now
+
+    # Two outputs of ReLUs in each block at least, of 8, 16, 32, 64 and 64 channels of 64, 32, 16, 8 and 4 pixels.
+    results = 4 * 2 * sum(2 * c * size * size for c, size in ((8, 64), (16, 32), (32, 16), (64, 8), (64, 4)))
+    assert held(ready) < 0.02 * results < results < held(model.forward)

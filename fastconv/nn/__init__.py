@@ -8,6 +8,7 @@ from fastconv.nn.activations import LeakyReLU, ReLU, Sigmoid, SiLU, Tanh
 from fastconv.nn.blocks import Branches, Residual
 from fastconv.nn.data import digits, shifted
 from fastconv.nn.files import load, save
+from fastconv.nn.inference import Prepared, fold_batch_norm, prepare
 from fastconv.nn.layers import (
     AdaptiveAvgPool, AvgPool, BatchNorm, Composite, Conv, ConvTranspose, Dropout, Flatten, Layer, Linear, MaxPool,
     Sequential,
@@ -21,7 +22,8 @@ from fastconv.nn.training import Epoch, accuracy, cosine, fit, train_step
 
 __all__ = [
     "SGD", "Adam", "AdaptiveAvgPool", "AvgPool", "BatchNorm", "Branches", "Composite", "Conv", "ConvTranspose", "Dropout",
-    "Epoch", "Flatten", "Layer", "LeakyReLU", "Linear", "MaxPool", "ReLU", "Residual", "Sequential", "SiLU", "Sigmoid",
-    "Tanh", "accuracy", "alexnet", "cosine", "digits", "fit", "googlenet", "lenet5", "load", "mobilenet_v1", "resnet18",
-    "resnet50", "save", "shifted", "simple_conv_net", "softmax", "softmax_cross_entropy", "train_step", "vgg16",
+    "Epoch", "Flatten", "Layer", "LeakyReLU", "Linear", "MaxPool", "Prepared", "ReLU", "Residual", "Sequential", "SiLU",
+    "Sigmoid", "Tanh", "accuracy", "alexnet", "cosine", "digits", "fit", "fold_batch_norm", "googlenet", "lenet5", "load",
+    "mobilenet_v1", "prepare", "resnet18", "resnet50", "save", "shifted", "simple_conv_net", "softmax",
+    "softmax_cross_entropy", "train_step", "vgg16",
 ]  # fmt: skip

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -33,12 +34,15 @@ class Residual(Composite):
         super().__init__(**body, **beside, relu=ReLU())
 
     @property
-    def body(self) -> list[Layer]:
-        """The layers whose output is added to the input."""
-        return [layer for name, layer in self.layers.items() if name not in ("downsample", "relu")]
+    def chain(self) -> Sequence[str]:
+        return [name for name in self.layers if name not in ("downsample", "relu")]
+
+    @property
+    def _body(self) -> list[Layer]:
+        return [self.layers[name] for name in self.chain]
 
     def forward(self, x: Array, train: bool = False) -> Array:
-        y = forward_through(self.body, x, train)
+        y = forward_through(self._body, x, train)
         downsample = self.layers.get("downsample")
         beside = x if downsample is None else downsample.forward(x, train)
         if y.shape != beside.shape:
@@ -52,7 +56,7 @@ class Residual(Composite):
         dy = self.layers["relu"].backward(dy)
         downsample = self.layers.get("downsample")
         beside = dy if downsample is None else downsample.backward(dy, input_grad)
-        dx = backward_through(self.body, dy, input_grad)
+        dx = backward_through(self._body, dy, input_grad)
         return dx + beside if input_grad else None
 
 

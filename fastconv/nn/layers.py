@@ -6,15 +6,17 @@ and an int means two equal entries.
 
 from __future__ import annotations
 
+import copy
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, Self
 
 import numpy as np
 
-from fastconv import api, arguments, grad
+from fastconv import api, arguments, grad, prepared
 from fastconv.arguments import Array, IntOrSizes, Padding
 from fastconv.nn.initial import Initial, Seed, float_type, normal
+from fastconv.prepared import PreparedConv
 
 Arrays = dict[str, Array]
 
@@ -39,6 +41,7 @@ class Layer:
         self._grads: Arrays = {}
         self._buffers: Arrays = {}
         self._kept: tuple[Any, ...] | None = None
+        self._keeps = True  # but not in a network that is only used: nn.prepare
 
     @property
     def params(self) -> Arrays:
@@ -101,7 +104,8 @@ class Layer:
 
     def keep(self, *things: Any) -> None:
         """Remember what `backward` will need."""
-        self._kept = things
+        if self._keeps:
+            self._kept = things
 
     def recall(self) -> tuple[Any, ...]:
         """What the last `forward` kept; it can be had once."""
@@ -141,6 +145,17 @@ class Composite(Layer):
     @property
     def layers(self) -> Mapping[str, Layer]:
         return self._layers
+
+    @property
+    def chain(self) -> Sequence[str]:
+        """Names of layers of which each takes what the one before it makes, and nobody else does."""
+        return ()
+
+    def made_of(self, layers: Mapping[str, Layer]) -> Self:
+        """The same composition of other layers; such as stand in the chain may be left out."""
+        twin = copy.copy(self)
+        twin._layers = dict(layers)
+        return twin
 
     def _collect(self, what: Callable[[Layer], Mapping[str, Array]]) -> Arrays:
         return {
@@ -192,6 +207,10 @@ class Sequential(Composite):
     def __init__(self, *layers: Layer, **named: Layer) -> None:
         super().__init__(**{str(place): layer for place, layer in enumerate(layers)}, **named)
 
+    @property
+    def chain(self) -> Sequence[str]:
+        return tuple(self.layers)
+
     def forward(self, x: Array, train: bool = False) -> Array:
         return forward_through(self.layers.values(), x, train)
 
@@ -234,12 +253,19 @@ class _Convolution(Layer):
         self._input_grad = getattr(grad, f"{name}{rank}d_input")
         self._weight_grad = getattr(grad, f"{name}{rank}d_weight")
         self._bias_grad = getattr(grad, f"conv{rank}d_bias")
+        self._prepare = getattr(prepared, f"prepare_{name}{rank}d")
         self._options: dict[str, str] = {}
 
     def forward(self, x: Array, train: bool = False) -> Array:
         self.keep(x)
         weight, bias = self._params["weight"], self._params.get("bias")
         return self._forward(x, weight, bias, *self._geometry, **self._options)
+
+    def prepared(self) -> PreparedConv:
+        """The forward with its weights packed; see :func:`fastconv.prepare_conv2d`."""
+        weight, bias = self._params["weight"], self._params.get("bias")
+        made: PreparedConv = self._prepare(weight, bias, *self._geometry, **self._options)
+        return made
 
     def backward(self, dy: Array, input_grad: bool = True) -> Array:
         (x,) = self.recall()
