@@ -87,6 +87,12 @@ class Page(NamedTuple):
     facts: list[tuple[str, str]]
 
 
+def _taken(steps: Sequence[tuple[str, Callable[[], Section]]], report: Report) -> Iterator[Section]:
+    for text, section in steps:
+        report(text)
+        yield section()
+
+
 # ---------------------------------------------------------------------------- a network that learns digits
 
 
@@ -118,8 +124,7 @@ def of_digits(
     """
     x, _, test_x, test_labels = split
     shown = np.array([np.flatnonzero(test_labels == digit)[0] for digit in np.unique(test_labels)])
-    made = []
-    for text, section in (
+    steps: list[tuple[str, Callable[[], Section]]] = [
         ("what it learned", lambda: _learned(model, split, history, shown)),
         ("filters", lambda: _filters(model, start)),
         ("feature maps", lambda: _maps(model, test_x[shown[[2, 5]]], [f"digit {d}" for d in (2, 5)])),
@@ -127,9 +132,8 @@ def of_digits(
         ("where it looks", lambda: _looks(model, test_x[shown[::2]], test_labels[shown[::2]], PATCH)),
         ("what layers hold", lambda: _layers(model, start, split)),
         ("what the fully-connected part adds", lambda: _decides(model, start, split, test_x[:60])),
-    ):
-        report(text)
-        made.append(section())
+    ]
+    made = list(_taken(steps, report))
     last = history[-1].test_accuracy
     summary = [
         f"{name} recognises {last:.1%} of {len(test_x)} digits that were held out, after {len(history)} "
@@ -211,7 +215,7 @@ def _maps(model: nn.Layer, images: Array, names: Sequence[str], limit: int = 36)
     pictures = []
     for image, called in zip(images, names, strict=True):
         for name, maps in feature_maps(model, image[None], shown).items():
-            figure = plot_feature_maps({name: maps}, limit=limit, common=True)
+            figure = plot_feature_maps({name: maps}, limit=limit, common=True, signed=bool(maps.min() < 0))
             pictures.append(_drawn(figure, f"{called}, {name}: {_strongest(maps[0])}"))
     said = [
         f"From {_size(shapes[shown[0]])} after {shown[0]}, the maps become {_size(shapes[shown[-1]])} after {shown[-1]}.",
@@ -261,7 +265,7 @@ def _looks(
 ) -> Section:
     """Grad-CAM, deconvnet and occlusion for the class that each image is given."""
     pictures = []
-    layer = convolutions(model)[-1]
+    layer = _explained(model, images[:1])
     agree = []
     for image, label in zip(images, labels, strict=True):
         x = image[None]
@@ -269,7 +273,7 @@ def _looks(
         chosen = int(label)
         share = float(nn.softmax(logits)[0, chosen])
         report(f"where it looks for class {chosen}")
-        maps = grad_cam(model, x, chosen)
+        maps = grad_cam(model, x, chosen, layer)
         strong = int(feature_maps(model, x, [layer])[layer].mean(axis=(2, 3)).argmax())
         back = deconvnet(model, x, layer, strong)[0].sum(axis=0)
         cover = occlusion(model, x, chosen, size=size, stride=max(1, size // 3))
@@ -298,7 +302,7 @@ def _looks(
         "strongest map back to the pixels it came from, whatever the class. Occlusion covers a patch and asks again: "
         "orange where the score falls, blue where it rises. Only the last changes the input and watches the output.",
     ]
-    return Section("Where does it look?", said, pictures, [], 520)
+    return Section("Where does it look?", said, pictures, [])
 
 
 def _layers(model: nn.Layer, start: nn.Layer, split: Split) -> Section:
@@ -425,17 +429,15 @@ def of_photo(name: str, model: nn.Layer, x: Array, picture: str, report: Report 
             ("layer", "kind", "channels x height x width", "parameters"), _shapes(model, x),
         )],
     )  # fmt: skip
-    made = [seen]
     patch = max(3, x.shape[2] // 7)
-    for text, section in (
+    steps: list[tuple[str, Callable[[], Section]]] = [
         ("filters", lambda: _filters(model, None)),
         ("feature maps", lambda: _maps(model, x, [picture], limit=16)),
         ("silent filters", lambda: _sparse(model, x)),
         ("where it looks", lambda: _looks(model, x.repeat(min(3, len(best)), 0), best[:3], patch, report)),
         ("whose doing it is", lambda: _doing(model, x, picture)),
-    ):
-        report(text)
-        made.append(section())
+    ]
+    made = [seen, *_taken(steps, report)]
     facts = [
         ("Network", f"{name}, {sum(array.size for array in model.params.values()):,} parameters"),
         ("Picture", f"{picture}, {x.shape[2]} x {x.shape[3]} of it"),
@@ -444,8 +446,12 @@ def of_photo(name: str, model: nn.Layer, x: Array, picture: str, report: Report 
 
 
 def _doing(model: nn.Layer, x: Array, picture: str) -> Section:
-    whole = grad_cam(model, x)
-    maps = [whole, *(grad_cam(randomised(model, some, 0), x, whole.target) for some in parts(model).values())]
+    layer = _explained(model, x)
+    whole = grad_cam(model, x, layer=layer)
+    maps = [
+        whole,
+        *(grad_cam(randomised(model, some, 0), x, whole.target, layer) for some in parts(model).values()),
+    ]
     page, axes = display.panels(3, columns=3)
     for axis, found, title in zip(axes, maps, ("as trained", "fully-connected", "convolutions"), strict=True):
         display.overlay(axis, x[0], found.maps[0], title)
@@ -462,7 +468,7 @@ def _kept(model: nn.Layer, images: Array) -> str:
     """What is left of Grad-CAM when the weights of one part are shuffled, in sentences."""
     names = {"fc": "fully-connected layers", "conv": "convolutions"}
     said = []
-    for part, found in randomisation_test(model, images, rng=0).items():
+    for part, found in randomisation_test(model, images, layer=_explained(model, images[:1]), rng=0).items():
         left = found[np.isfinite(found)]
         lost = len(found) - len(left)
         text = f"With shuffled {names[part]} "
@@ -511,7 +517,7 @@ def photograph(path: str | Path, size: int, channels: int) -> Array:
         raise ValueError(f"image: got {str(path)!r}, expected a picture that can be read ({error})") from None
     x = np.asarray(ready, "float32").reshape(size, size, channels).transpose(2, 0, 1)[None] / np.float32(255)
     if channels == 3:
-        mean, deviation = (np.float32(values).reshape(1, 3, 1, 1) for values in (MEAN, DEVIATION))
+        mean, deviation = (np.array(values, "float32").reshape(1, 3, 1, 1) for values in (MEAN, DEVIATION))
         return (x - mean) / deviation
     return (x - x.mean()) / max(x.std(), np.float32(1e-6))
 
@@ -541,6 +547,12 @@ def _shapes(model: nn.Layer, x: Array) -> list[tuple[str | float, ...]]:
         )
         for name, layer in _plain(model)
     ]  # fmt: skip
+
+
+def _explained(model: nn.Layer, x: Array) -> str:
+    """The last convolution whose maps still have places: LeNet-5's third gives 1 x 1."""
+    shapes = _outputs(model, x)
+    return [name for name in convolutions(model) if np.prod(shapes[name][2:]) > 1][-1]
 
 
 def _last_maps(model: nn.Layer, x: Array) -> str:
@@ -586,7 +598,7 @@ def _curve(history: Sequence[nn.Epoch]) -> Figure:
 
 
 def _side_by_side(image: Array, heat: Array, back: Array, drops: Array, name: str) -> Figure:
-    page, axes = display.panels(4, columns=4)
+    page, axes = display.panels(4, columns=2)
     axes[0].imshow(display.as_picture(image), cmap="gray")
     display.overlay(axes[1], image, heat, "Grad-CAM")
     for axis, values, title in ((axes[2], back, name), (axes[3], drops, "occlusion")):
@@ -598,7 +610,7 @@ def _side_by_side(image: Array, heat: Array, back: Array, drops: Array, name: st
 
 def _drawn(figure: Figure, caption: str, words: str = "", dpi: int = 130) -> Picture:
     stream = io.BytesIO()
-    figure.savefig(stream, format="png", dpi=dpi)
+    figure.savefig(stream, format="png", dpi=dpi, bbox_inches="tight", pad_inches=0.04)
     return Picture(
         caption, words or caption, "data:image/png;base64," + base64.b64encode(stream.getvalue()).decode()
     )
