@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any, NamedTuple
 
 import numpy as np
+import pytest
 
 from fastconv import nn
 
@@ -41,12 +43,11 @@ def planted(count: int, seed: int, size: int = 32) -> Planted:
     rng = np.random.default_rng(seed)
     x = 0.3 * rng.standard_normal((count, 1, size, size)).astype("float32")
     labels = rng.integers(0, 4, count)
-    corners = np.stack([rng.integers(0, size - 10, count), rng.integers(0, size - 5, count)], axis=1)
+    corners = np.stack([rng.integers(0, size - 20, count), rng.integers(0, size - 10, count)], axis=1)
     for image, label, (top, left) in zip(x[:, 0], labels, corners, strict=True):
-        image[top : top + 10, left : left + 5] += 2 * np.concatenate(
-            [(PLUS, RING)[label // 2], (CROSS, BARS)[label % 2]]
-        )
-    return Planted(x, labels, np.concatenate([corners, corners + (10, 5)], axis=1))
+        both = np.concatenate([(PLUS, RING)[label // 2], (CROSS, BARS)[label % 2]])
+        image[top : top + 20, left : left + 10] += 2 * np.kron(both, np.ones((2, 2), "float32"))
+    return Planted(x, labels, np.concatenate([corners, corners + np.array([20, 10])], axis=1))
 
 
 def five_convolutions(rng: int, classes: int = 4, width: int = 8) -> nn.Sequential:
@@ -71,3 +72,52 @@ def three_convolutions(rng: int, init: nn.initial.Initial = "he") -> nn.Sequenti
         conv3=nn.Conv(16, 32, 3, padding=1, init=init, rng=seed), relu3=nn.ReLU(),
         flatten=nn.Flatten(), affine1=nn.Linear(512, 48, rng=seed), relu4=nn.ReLU(), affine2=nn.Linear(48, 10, rng=seed),
     )  # fmt: skip
+
+
+class Learned(NamedTuple):
+    """A network before and after it learned, and what from."""
+
+    begun: nn.Sequential
+    model: nn.Sequential
+    split: Any
+    boxes: Any = None
+
+
+@cache
+def objects() -> Learned:
+    """Five convolutions that tell planted objects apart."""
+    train, test = planted(1200, 1), planted(300, 2)
+    split = nn.data.Split(train.x, train.labels, test.x, test.labels)
+    return Learned(five_convolutions(1), _fitted(five_convolutions(1), split, 6, 0.003), split, test.boxes)
+
+
+@cache
+def digits() -> Learned:
+    """Three convolutions and two fully-connected layers that read digits."""
+    pytest.importorskip("sklearn", reason="scikit-learn is not installed")
+    split = nn.digits(16)
+    return Learned(three_convolutions(0), _fitted(three_convolutions(0), split, 5), split)
+
+
+@cache
+def filters() -> Learned:
+    """SimpleConvNet on small digits, its filters begun with a deviation of 0.01, as the book begins them."""
+    pytest.importorskip("sklearn", reason="scikit-learn is not installed")
+
+    def begun() -> nn.Sequential:
+        seed = np.random.default_rng(0)
+        return nn.Sequential(
+            conv=nn.Conv(1, 30, 5, init="plain", rng=seed), relu1=nn.ReLU(), pool=nn.MaxPool(2), flatten=nn.Flatten(),
+            affine1=nn.Linear(1080, 100, rng=seed), relu2=nn.ReLU(), affine2=nn.Linear(100, 10, rng=seed),
+        )  # fmt: skip
+
+    split = nn.digits(16)
+    return Learned(begun(), _fitted(begun(), split, 3), split)
+
+
+def _fitted(model: nn.Sequential, split: Any, epochs: int, rate: float = 0.004) -> nn.Sequential:
+    nn.fit(
+        model, split.x, split.labels, epochs=epochs, batch_size=50, optimiser=nn.Adam(rate), schedule=nn.cosine,
+        rng=1, progress=False,
+    )  # fmt: skip
+    return model

@@ -19,7 +19,7 @@ import typer.main
 from typer.testing import CliRunner
 
 import fastconv as fc
-from fastconv import cli, grad
+from fastconv import cli, explore, grad
 
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
@@ -30,11 +30,11 @@ TEXTS = {page: page.read_text(encoding="utf-8") for page in PAGES}
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 TRANSLATIONS = {page: page.with_name(page.name.replace(".ja.", ".")) for page in PAGES if ".ja." in page.name}
 
-_hook = importlib.util.spec_from_file_location("pictures", DOCS / "pictures.py")
+_hook = importlib.util.spec_from_file_location("tutorials", DOCS / "tutorials.py")
 assert _hook is not None
 assert _hook.loader is not None
-pictures = importlib.util.module_from_spec(_hook)
-_hook.loader.exec_module(pictures)
+tutorials = importlib.util.module_from_spec(_hook)
+_hook.loader.exec_module(tutorials)
 
 
 def name(page: Path) -> str:
@@ -62,7 +62,7 @@ def test_there_is_code_to_run() -> None:
 
 @pytest.mark.parametrize("page", WITH_CODE, ids=name)
 def test_code_runs(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every page is one session; what is printed is what the page shows, and what is drawn as large as its pictures."""
+    """Every page is one session; what is printed is what it shows, and what a tutorial draws is as large as its pictures."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("MPLBACKEND", "agg")
     names: dict[str, Any] = {"__name__": "__main__"}
@@ -78,7 +78,9 @@ def test_code_runs(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         names = test.globs
     if "matplotlib.pyplot" in sys.modules:
         sys.modules["matplotlib.pyplot"].close("all")
-    shown = set(pictures.PICTURE.findall(TEXTS[page]))
+    if page.parent != DOCS / "tutorials":
+        return
+    shown = set(tutorials.PICTURE.findall(TEXTS[page]))
     assert {drawn.name for drawn in tmp_path.glob("*.png")} == shown
     for picture in shown:
         assert size(tmp_path / picture) == size(page.with_name(picture)), picture
@@ -92,19 +94,20 @@ def size(picture: Path) -> tuple[int, int]:
 
 def test_pictures_were_drawn_by_their_pages() -> None:
     """A page whose code has changed draws its pictures anew: mkdocs build."""
-    shown = [(page, picture) for page in WITH_CODE for picture in pictures.PICTURE.findall(TEXTS[page])]
+    pages = [page for page in WITH_CODE if page.parent == DOCS / "tutorials"]
+    shown = [(page, picture) for page in pages for picture in tutorials.PICTURE.findall(TEXTS[page])]
     for page, picture in shown:
-        assert pictures.is_of(page.with_name(picture), TEXTS[page]), f"{name(page)}: {picture} is stale"
+        assert tutorials.is_of(page.with_name(picture), TEXTS[page]), f"{name(page)}: {picture} is stale"
         assert page.with_name(picture).stat().st_size < 60_000
     assert len({page.with_name(picture) for page, picture in shown}) == len(shown)
-    assert {page.with_name(picture) for page, picture in shown} == set(DOCS.rglob("*.png"))
+    assert {page.with_name(picture) for page, picture in shown} == set((DOCS / "tutorials").glob("*.png"))
 
 
 @pytest.mark.parametrize("page", TRANSLATIONS, ids=name)
 def test_translations_have_the_same_code_pictures_and_parts(page: Path) -> None:
     """So their code need not run again."""
     original = TRANSLATIONS[page]
-    for pattern in (BLOCK, pictures.PICTURE, re.compile(r"^(#+) ", re.MULTILINE)):
+    for pattern in (BLOCK, tutorials.PICTURE, re.compile(r"^(#+) ", re.MULTILINE)):
         assert pattern.findall(TEXTS[page]) == pattern.findall(TEXTS[original])
     here, there = (
         [path.replace(".ja.md", ".md") for path in re.findall(r"\]\(([\w./#-]+)\)", TEXTS[each])]
@@ -226,6 +229,7 @@ def test_every_public_name_has_its_place_in_the_api_pages() -> None:
         for attribute, value in vars(grad).items()
         if callable(value) and re.search(r"\dd(_\w+)?$|^(un)?fold$", attribute)
     }
+    public |= {f"explore.{attribute}" for attribute in explore.__all__}
     assert public <= shown
     assert len(public) > 80
 

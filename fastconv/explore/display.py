@@ -142,7 +142,9 @@ def diverging() -> Colormap:
     """Blue below zero, white at it, orange above."""
     from matplotlib.colors import LinearSegmentedColormap
 
-    made = LinearSegmentedColormap.from_list("blue-white-orange", [BLUE, "#ffffff", ORANGE])
+    made = LinearSegmentedColormap.from_list(
+        "blue-white-orange", [BLUE, "#ffffff", ORANGE], 257
+    )  # odd: 0 is white
     return made.with_extremes(bad="#c8c8c8")  # gaps between tiles: white is a value here
 
 
@@ -237,7 +239,7 @@ def overlay(axis: Axes, image: Array, heat: Array, title: str = "") -> None:
     strength = scaled(enlarged(heat, grey.shape)[None]).images[0]
     axis.set_axis_off()
     axis.imshow(grey, cmap="gray", vmin=0, vmax=1)
-    axis.imshow(strength, alpha=0.7 * strength, **colours(False))
+    axis.imshow(strength, alpha=0.8 * np.sqrt(strength), **colours(False))
     axis.set_title(title, fontsize=8)
 
 

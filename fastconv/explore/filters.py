@@ -79,7 +79,7 @@ def plot_filters(after: Array, before: Array | None = None, columns: int | None 
     matplotlib.figure.Figure
     """
     shown = {"": after} if before is None else {"before": before, "after": after}
-    page = display.figure(3 * len(shown), 3.3)
+    page = display.figure(3 * len(shown), 3.4)
     for axis, (name, weights) in zip(
         page.subplots(1, len(shown), squeeze=False)[0], shown.items(), strict=True
     ):

@@ -41,7 +41,7 @@ def plot_feature_maps(
     """
     ready = {name: _of_one(name, some) for name, some in maps.items()}
     count = len(ready) + (image is not None)
-    page = display.figure(3 * count, 3.4)
+    page = display.figure(3 * count, 3.75)
     axes = list(page.subplots(1, count, squeeze=False)[0])
     if image is not None:
         axes[0].imshow(display.as_picture(image), cmap="gray")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -105,8 +106,14 @@ def receptive_fields(
         image = np.zeros((1, *image_shape), dtype)
         part.forward(image)
     flow = _Flow(seen, image)
-    names = [name for name, y in seen.outputs.items() if y.ndim == image.ndim] if layers is None else layers
-    return {name: _field(flow, name, tuple(image_shape[1:])) for name in names}
+    size = tuple(image_shape[1:])
+    if layers is not None:
+        return {name: _field(flow, name, size) for name in layers}
+    found = {}
+    for name in seen.outputs:
+        with contextlib.suppress(ValueError):  # from there on places are lost
+            found[name] = _field(flow, name, size)
+    return found
 
 
 def _field(flow: _Flow, name: str, image_size: tuple[int, ...]) -> ReceptiveField:
@@ -232,7 +239,6 @@ def measured_receptive_field(
         _, seed = scored(seen.outputs[layer], 0, position)
         seen.inject[layer] = seed
         dx = seen.backward(np.zeros_like(output))
-    assert dx is not None
     touched = np.argwhere(dx[0].any(axis=0))
     return (*map(int, touched.min(axis=0)), *(int(end) + 1 for end in touched.max(axis=0)))
 

@@ -10,12 +10,11 @@ import numpy as np
 from fastconv import nn
 from fastconv.arguments import Array
 from fastconv.explore import display
-from fastconv.explore.attribution import input_gradient
 from fastconv.explore.hand_made import gabor_fit
 from fastconv.explore.maps import selectivity
 from fastconv.explore.probes import Split, probe_layers, texture_scores
 from fastconv.explore.receptive import receptive_field
-from fastconv.explore.taps import capture, convolutions
+from fastconv.explore.taps import capture, convolutions, taps, upto
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -44,16 +43,24 @@ def effective_filters(model: nn.Layer, x: Array, layer: str, count: int = 9) -> 
     field = receptive_field(model, layer, x.shape[1:])
     height, width = field.size
     made = np.zeros((maps.shape[1], x.shape[1], height, width), x.dtype)
-    for channel, answers in enumerate(np.moveaxis(maps, 1, 0)):
-        flat = answers.reshape(len(x), -1)
-        for at in np.argsort(-flat.max(axis=1), kind="stable")[:count]:
-            position = tuple(map(int, np.unravel_index(flat[at].argmax(), answers.shape[1:])))
-            slope = input_gradient(
-                model, x[at : at + 1], channel, layer=layer, position=position, kind="pre"
-            )[0]
-            top, left = (s + p * step for s, p, step in zip(field.start, position, field.stride, strict=True))
-            padded = np.pad(slope, ((0, 0), (height, height), (width, width)))
-            made[channel] += padded[:, top + height : top + 2 * height, left + width : left + 2 * width]
+    part = upto(model, layer)
+    with taps(part) as seen:
+        for channel in range(maps.shape[1]):
+            flat = maps[:, channel].reshape(len(x), -1)
+            images = np.argsort(-flat.max(axis=1), kind="stable")[:count]
+            output = part.forward(x[images])
+            name = seen.activated(layer, "pre")
+            places = np.unravel_index(flat[images].argmax(axis=1), maps.shape[2:])
+            seed = np.zeros_like(seen.outputs[name])
+            seed[(np.arange(len(images)), channel, *places)] = 1
+            seen.inject = {name: seed}
+            slope = seen.backward(np.zeros_like(output))
+            padded = np.pad(slope, ((0, 0), (0, 0), (height, height), (width, width)))
+            for image, *position in zip(padded, *places, strict=True):
+                top, left = (
+                    s + p * step for s, p, step in zip(field.start, position, field.stride, strict=True)
+                )
+                made[channel] += image[:, top + height : top + 2 * height, left + width : left + 2 * width]
     return made / min(count, len(x))
 
 

@@ -131,8 +131,7 @@ def plot_randomisation(
     for row, (name, found) in enumerate(rows.items()):
         likeness = correlation(whole.maps, found.maps)
         for at, image in enumerate(x):
-            title = name if not at else ""
-            display.overlay(
-                axes[row * len(x) + at], image, found.maps[at], f"{title} {likeness[at]:.2f}".strip()
-            )
+            said = "empty" if np.isnan(likeness[at]) else f"{likeness[at]:.2f}"
+            title = "" if at else f"{name} "
+            display.overlay(axes[row * len(x) + at], image, found.maps[at], title + said)
     return page

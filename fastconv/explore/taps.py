@@ -63,7 +63,7 @@ class Taps:
         self.inject: dict[str, Array] = {}
         self.until: str | None = None
 
-    def backward(self, dy: Array) -> Array | None:
+    def backward(self, dy: Array) -> Array:
         """The gradient at the model's input, given that at its output; None where `until` ended it before."""
         try:
             return self.model.backward(dy)

@@ -108,7 +108,7 @@ def plot_layer_view(image: Array, view: LayerView, limit: int = 64) -> Figure:
     """
     from matplotlib.patches import Rectangle
 
-    page = display.figure(10, 2.8)
+    page = display.figure(10, 3)
     axes = list(page.subplots(1, 4))
     top, left, bottom, right = view.box
     axes[0].imshow(display.as_picture(image), cmap="gray")
