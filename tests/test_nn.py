@@ -647,6 +647,8 @@ def up(value: Any) -> Any:
 
 
 def down(value: Any) -> Any:
+    if isinstance(value, list):  # what is stacked or concatenated
+        return [down(entry) for entry in value]
     return value.host if isinstance(value, OnDevice) else value
 
 

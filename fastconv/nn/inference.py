@@ -37,15 +37,16 @@ def fold_batch_norm(model: Layer) -> Layer:
     >>> list(nn.fold_batch_norm(model).params)
     ['conv.weight', 'conv.bias']
     """
-    if not isinstance(model, Composite):
-        return _copy(model)
+    twin = _copy(model)
+    if not isinstance(twin, Composite):
+        return twin
     parts = {name: fold_batch_norm(layer) for name, layer in model.layers.items()}
-    for name, after in itertools.pairwise(model.chain):
+    for name, after in itertools.pairwise(twin.chain):
         layer, norm = parts.get(name), parts[after]
         if isinstance(layer, Conv | ConvTranspose | Linear) and isinstance(norm, BatchNorm):
             _fold(layer, norm)
             del parts[after]
-    return model.made_of(parts)
+    return twin.made_of(parts)
 
 
 def _copy(layer: Layer) -> Layer:

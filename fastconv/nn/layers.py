@@ -124,8 +124,8 @@ class Layer:
 class Composite(Layer):
     """A layer made of layers: the base of :class:`Sequential`, :class:`Residual` and :class:`Branches`.
 
-    Its parameters, gradients and buffers are those of its parts, each called after its part: ``"conv1.weight"``. One of
-    your own needs `forward` and `backward`, which call those of each part once.
+    Its parameters, gradients and buffers are its own and those of its parts, each called after its part:
+    ``"conv1.weight"``. One of your own needs `forward` and `backward`, which call those of each part once.
 
     Parameters
     ----------
@@ -166,17 +166,18 @@ class Composite(Layer):
 
     @property
     def params(self) -> Arrays:
-        return self._collect(lambda layer: layer.params)
+        return self._params | self._collect(lambda layer: layer.params)
 
     @property
     def grads(self) -> Arrays:
-        return self._collect(lambda layer: layer.grads)
+        return self._grads | self._collect(lambda layer: layer.grads)
 
     @property
     def buffers(self) -> Arrays:
-        return self._collect(lambda layer: layer.buffers)
+        return self._buffers | self._collect(lambda layer: layer.buffers)
 
     def convert(self, function: Callable[[Array], Array]) -> None:
+        super().convert(function)
         for layer in self.layers.values():
             layer.convert(function)
 
