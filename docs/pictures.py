@@ -34,7 +34,7 @@ def save(name: str, figure: Figure) -> None:
     figure.savefig(file, format="png", dpi=90)
     path = DOCS / f"explore-{name}.png"
     Image.open(file).convert("RGB").quantize(128).save(path, optimize=True)
-    print(f"{path.name}: {path.stat().st_size / 1000:.0f} kB")  # noqa: T201
+    print(f"{path.name}: {path.stat().st_size / 1000:.0f} kB")
 
 
 def main() -> None:
@@ -45,7 +45,7 @@ def main() -> None:
         model, split.x, split.labels, epochs=8, batch_size=50, optimiser=nn.Adam(0.003), schedule=nn.cosine,
         augment=nn.shifted, test=split[2:], rng=0,
     )  # fmt: skip
-    print(f"{nn.accuracy(model, split.test_x, split.test_labels):.1%} of the digits held out")  # noqa: T201
+    print(f"{nn.accuracy(model, split.test_x, split.test_labels):.1%} of the digits held out")
     x = np.stack([split.test_x[split.test_labels == digit][0] for digit in (0, 2, 4, 6, 9)])
 
     save("filters", explore.plot_filters(explore.filters(model), explore.filters(begun), columns=4))
@@ -72,21 +72,21 @@ def main() -> None:
         save(f"roles-{name}", explore.plot_layer_roles(roles))
         for layer, role in roles.items():
             numbers = " | ".join(f"{value:.2f}" for value in role[1:])
-            print(f"| {name} | `{layer}` | {role.field} | {numbers} |")  # noqa: T201
-    print(explore.baselines(split), explore.probe_layers(model, split))  # noqa: T201
+            print(f"| {name} | `{layer}` | {role.field} | {numbers} |")
+    print(explore.baselines(split), explore.probe_layers(model, split))
     angles = [0, 15, 30, 45, 60, 90]
-    print(explore.rotation_accuracy(model, split.test_x, split.test_labels, angles).round(2))  # noqa: T201
+    print(explore.rotation_accuracy(model, split.test_x, split.test_labels, angles).round(2))
     print(
         {
             k: round(float(np.nanmean(v)), 2)
             for k, v in explore.randomisation_test(model, split.test_x, rng=0).items()
         }
-    )  # noqa: T201
+    )
     bank = explore.gabor_bank(11, 8, (5.0,), 4)
     save("tuning", explore.plot_tuning(explore.tuning(bank.filters, 5.0), at=8))
     fit = explore.gabor_fit(explore.filters(model))
     save("gabor", explore.plot_gabor_fit(explore.filters(model), fit, limit=8))
-    print("Gabor fit", explore.gabor_fit(explore.filters(begun)).correlation.mean(), fit.correlation.mean())  # noqa: T201
+    print("Gabor fit", explore.gabor_fit(explore.filters(begun)).correlation.mean(), fit.correlation.mean())
 
 
 if __name__ == "__main__":

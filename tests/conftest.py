@@ -41,6 +41,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         metavar="NAME",
         help="fail if this backend is not available, instead of leaving its tests out; repeatable",
     )
+    parser.addoption(
+        "--photographs",
+        metavar="FOLDER",
+        help="holds vgg16.npz, and lakeside.jpg, valley.jpg and mashed_potato.jpg, whose class maps are then drawn there",
+    )
 
 
 def pytest_configure(config: pytest.Config) -> None:

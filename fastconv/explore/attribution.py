@@ -69,7 +69,8 @@ def input_gradient(
         See :func:`capture`.
     rule : {"plain", "guided", "deconvnet"}
         What happens at a ReLU on the way back: the gradient passes where the input was positive ("plain"), where
-        the gradient is ("deconvnet"), or where both are ("guided").
+        the gradient is ("deconvnet"), or where both are ("guided"). Of a layer "deconvnet" projects the activations
+        themselves: see :func:`deconvnet`.
 
     Returns
     -------
@@ -84,34 +85,20 @@ def input_gradient(
     K. Simonyan et al., Deep inside convolutional networks, 2013. J. Springenberg et al., Striving for simplicity:
     the all convolutional net, 2014.
     """
-    return _backward(model, x, target, layer, position, kind, rule)[0]
-
-
-def _backward(
-    model: nn.Layer,
-    x: Array,
-    target: Target,
-    layer: str | None,
-    position: Sequence[int] | None,
-    kind: str,
-    rule: str,
-) -> tuple[Array, Array, Array]:
-    """The gradient at the input, the scores, and the gradient at the output they came from."""
     if rule not in RULES:
         raise ValueError(f"rule: got {rule!r}, expected one of {', '.join(RULES)}")
     part = model if layer is None else upto(model, layer)
     with taps(part, RULES[rule]) as seen:
         output = part.forward(x)
         if layer is None:
-            scores, seed = scored(output, target, position)
-            return seen.backward(seed), scores, seed
+            return seen.backward(scored(output, target, position).seed)
         name = seen.activated(layer, kind)
-        scores, seed = scored(seen.outputs[name], target, position)
+        seed = scored(seen.outputs[name], target, position).seed
         if rule == "deconvnet":  # what is projected down is the activation, all others set to 0
             seed = seed * seen.outputs[name]
         # Above the layer nothing but zeros comes down, whatever joins it there.
         seen.inject[name] = seed
-        return seen.backward(np.zeros_like(output)), scores, seed
+        return seen.backward(np.zeros_like(output))
 
 
 def deconvnet(
@@ -173,11 +160,6 @@ class ClassMaps(NamedTuple):
     layer: str
 
 
-def _classes(logits: Array, target: Target) -> Array:
-    chosen = logits.argmax(axis=1) if target is None else np.asarray(target)
-    return np.broadcast_to(chosen, (len(logits),))
-
-
 def grad_cam(
     model: nn.Layer, x: Array, target: Target = None, layer: str | None = None, kind: str = "post"
 ) -> ClassMaps:
@@ -193,7 +175,7 @@ def grad_cam(
     target : int, integer array of shape (N,), or None
         Class; each image's most probable by default.
     layer : str, optional
-        The last convolution by default.
+        The last convolution by default, or the residual or branching block that it ends.
     kind : {"post", "pre"}
         See :func:`capture`.
 
@@ -213,7 +195,7 @@ def grad_cam(
     find(model, name)
     with taps(model) as seen:
         logits = model.forward(x)
-        _, seed = scored(logits, target)
+        _, seed, classes = scored(logits, target)
         seen.until = seen.activated(name, kind)
         seen.backward(seed)
         a, slope = seen.outputs[seen.until], seen.gradients[seen.until]
@@ -221,14 +203,17 @@ def grad_cam(
         raise ValueError(f"layer: {name} gives shape {a.shape}, expected maps of shape (N, channels, h, w)")
     weights = slope.mean(axis=(2, 3))
     maps = np.maximum(np.einsum("nc,nchw->nhw", weights, a), 0)
-    return ClassMaps(maps, weights, _classes(logits, target), name)
+    return ClassMaps(maps, weights, classes, name)
 
 
 def _last(model: nn.Layer) -> str:
+    """The last convolution; where it stands in a block of branches, that block, which holds what they see together."""
     names = convolutions(model)
     if not names:
         raise ValueError("model: got one without a convolution, expected one to explain")
-    return names[-1]
+    layers, parts = dict(model.named_layers()), names[-1].split(".")
+    around = [".".join(parts[:end]) for end in range(1, len(parts))]
+    return next((name for name in around if not isinstance(layers[name], nn.Sequential)), names[-1])
 
 
 def cam(model: nn.Layer, x: Array, target: Target = None) -> ClassMaps:
@@ -264,9 +249,9 @@ def cam(model: nn.Layer, x: Array, target: Target = None) -> ClassMaps:
             raise ValueError(
                 "model: its end is not a mean over all positions and one linear layer, expected that: use grad_cam"
             )
-    target = _classes(logits, target)
-    weights = find(model, ends[0]).params["weight"][target]
-    return ClassMaps(np.einsum("nc,nchw->nhw", weights, a), weights, target, name)
+    classes = scored(logits, target).target
+    weights = find(model, ends[0]).params["weight"][classes]
+    return ClassMaps(np.einsum("nc,nchw->nhw", weights, a), weights, classes, name)
 
 
 def _is_mean(rows: Array, maps: Array) -> bool:
@@ -343,8 +328,7 @@ def occlusion(
         return part.forward(images) if layer is None else feature_maps(part, images, [layer])[layer]
 
     whole = outputs(x)
-    scores, seed = scored(whole, target)
-    chosen = np.array([np.argwhere(image)[0][0] for image in seed])
+    scores, _, chosen = scored(whole, target)
     rows, columns = (np.arange(0, length - size + 1, stride) for length in x.shape[-2:])
     drops = np.empty((len(x), len(rows), len(columns)), scores.dtype)
     corners = [(top, left) for top in rows for left in columns]

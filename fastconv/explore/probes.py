@@ -14,7 +14,7 @@ import fastconv as fc
 from fastconv import nn
 from fastconv.arguments import Array, integer
 from fastconv.explore import display
-from fastconv.explore.taps import find, taps
+from fastconv.explore.taps import ACTIVATIONS, find, taps
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -108,8 +108,7 @@ def _probed(model: nn.Layer, layers: Sequence[str] | None) -> list[str]:
     """The input and what stands after each activation, by default."""
     if layers is not None:
         return list(layers)
-    kinds = (nn.ReLU, nn.LeakyReLU, nn.Sigmoid, nn.Tanh, nn.SiLU)
-    return ["input", *(name for name, layer in model.named_layers() if isinstance(layer, kinds))]
+    return ["input", *(name for name, layer in model.named_layers() if isinstance(layer, ACTIVATIONS))]
 
 
 def probe_layers(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -106,84 +106,94 @@ def receptive_fields(
         image = np.zeros((1, *image_shape), dtype)
         part.forward(image)
     flow = _Flow(seen, image)
-    size = tuple(image_shape[1:])
     if layers is not None:
-        return {name: _field(flow, name, size) for name in layers}
+        return {name: flow.field(name) for name in layers}
     found = {}
     for name in seen.outputs:
         with contextlib.suppress(ValueError):  # from there on places are lost
-            found[name] = _field(flow, name, size)
+            found[name] = flow.field(name)
     return found
 
 
-def _field(flow: _Flow, name: str, image_size: tuple[int, ...]) -> ReceptiveField:
-    spans = [
-        (flow.reach(name, axis, (0, 0)), flow.reach(name, axis, (1, 1))) for axis in range(len(image_size))
-    ]
-    return ReceptiveField(
-        size=tuple(end - begin + 1 for (begin, end), _ in spans),
-        stride=tuple(second - first for (first, _), (second, _) in spans),
-        start=tuple(begin for (begin, _), _ in spans),
-        image_size=image_size,
-    )
-
-
 class _Flow:
-    """Who took whose output, in one forward: told by the arrays themselves."""
+    """Who took whose output in one forward, told by the arrays themselves, and the fields that follow from it."""
 
     def __init__(self, seen: Taps, image: Array) -> None:
         self.seen, self.image = seen, image
         self.layers = dict(seen.model.named_layers())
         self.order = list(seen.outputs)
-        self.known: dict[tuple[str, int, Span], Span] = {}
+        self.known: dict[str, ReceptiveField] = {}
 
-    def reach(self, name: str, axis: int, span: Span) -> Span:
-        """First and last pixel that the elements `span` of a layer's output see along an axis."""
-        key = (name, axis, span)
-        if key not in self.known:
+    def field(self, name: str) -> ReceptiveField:
+        """What the elements of a layer's output see."""
+        if name not in self.known:
             inside = [other for other in self.order if other.rpartition(".")[0] == name]
-            if inside:
-                same = [other for other in inside if self.seen.outputs[other] is self.seen.outputs[name]]
-                # Joined: what comes out holds something of every part.
-                found = [self.reach(other, axis, span) for other in (same[-1:] or inside)]
+            if not inside:
+                self.known[name] = self._seen_through(name, _hull(self._before(name)))
             else:
-                found = list(self._before(name, axis, self._window(name, axis, span)))
-            self.known[key] = _hull(found)
-        return self.known[key]
+                y = self.seen.outputs[name]
+                same = [other for other in inside if self.seen.outputs[other] is y]
+                # Where none of the parts gave it, it is joined of all.
+                self.known[name] = _hull(map(self.field, same[-1:] or self._like(y, inside)))
+        return self.known[name]
 
-    def _before(self, name: str, axis: int, span: Span) -> Iterator[Span]:
-        """The reach of what gave a leaf its input."""
+    def _before(self, name: str) -> Iterator[ReceptiveField]:
+        """The fields of what gave a layer its input."""
         x, parent = self.seen.inputs[name], name.rpartition(".")[0]
         earlier = self.order[: self.order.index(name)]
         # A composite ends after its parts, so the last of those who gave this array is the outermost.
         gave = [other for other in earlier if self.seen.outputs[other] is x]
         if x is self.image:
-            yield span
+            ones = (1,) * (x.ndim - 2)
+            yield ReceptiveField(ones, ones, (0,) * len(ones), x.shape[2:])
         elif gave:
-            yield self.reach(gave[-1], axis, span)
+            yield self.field(gave[-1])
         elif parent and self.seen.inputs[parent] is x:
-            yield from self._before(parent, axis, span)
-        else:  # a sum or the like, of what came into the composite and what its parts made of it
-            if not parent:
-                raise ValueError(
-                    f"model: what {name} takes comes from no layer, expected a composite's own parts"
-                )
-            yield from self._before(parent, axis, span)
-            for other in earlier:
-                if other.rpartition(".")[0] == parent and self.seen.outputs[other].shape == x.shape:
-                    yield self.reach(other, axis, span)
+            yield from self._before(parent)
+        elif parent:  # a sum or the like, of what came into the composite and what its parts made of it
+            if self.seen.inputs[parent].shape[2:] == x.shape[2:]:
+                yield from self._before(parent)
+            siblings = [other for other in earlier if other.rpartition(".")[0] == parent]
+            yield from map(self.field, self._like(x, siblings))
+        else:
+            raise ValueError(
+                f"model: what {name} takes is no layer's output, expected layers one after the other"
+            )
 
-    def _window(self, name: str, axis: int, span: Span) -> Span:
-        """The elements of a leaf's input that the elements `span` of its output see."""
+    def _like(self, array: Array, names: Sequence[str]) -> list[str]:
+        """Those whose output has as many places."""
+        return [name for name in names if self.seen.outputs[name].shape[2:] == array.shape[2:]]
+
+    def _seen_through(self, name: str, field: ReceptiveField) -> ReceptiveField:
+        """The field of a leaf's output, given that of its input."""
         layer, x, y = self.layers[name], self.seen.inputs[name], self.seen.outputs[name]
         if isinstance(layer, _POINTWISE):
-            return span
+            return field
         if y.ndim != self.image.ndim or not isinstance(layer, (nn.Conv, nn.MaxPool, nn.AvgPool)):
             raise ValueError(
                 f"layer: {name}, a {type(layer).__name__}, has no windows on an image, expected a map"
             )
-        kernel, stride, dilation, (before, _) = _geometry(layer, x.shape[2:])[axis]
-        return span[0] * stride - before, span[1] * stride - before + (kernel - 1) * dilation
+        windows = list(zip(_geometry(layer, x.shape[2:]), *field[:3], strict=True))
+        return ReceptiveField(
+            size=tuple(
+                size + (kernel - 1) * dilation * step for (kernel, _, dilation, _), size, step, _ in windows
+            ),
+            stride=tuple(stride * step for (_, stride, _, _), _, step, _ in windows),
+            start=tuple(start - before * step for (_, _, _, (before, _)), _, step, start in windows),
+            image_size=field.image_size,
+        )
+
+
+def _hull(fields: Iterable[ReceptiveField]) -> ReceptiveField:
+    """The field of a place that sees what all these see."""
+    found = list(fields)
+    strides = {field.stride for field in found}
+    if len(strides) != 1:
+        raise ValueError(f"model: branches with strides {sorted(strides)} are joined, expected equal ones")
+    start = tuple(map(min, zip(*(field.start for field in found), strict=True)))
+    ends = [tuple(map(sum, zip(field.start, field.size, strict=True))) for field in found]
+    size = tuple(max(some) - first for some, first in zip(zip(*ends, strict=True), start, strict=True))
+    return ReceptiveField(size, strides.pop(), start, found[0].image_size)
 
 
 def _geometry(layer: nn.Layer, size: tuple[int, ...]) -> list[tuple[int, int, int, Span]]:
@@ -198,10 +208,6 @@ def _geometry(layer: nn.Layer, size: tuple[int, ...]) -> list[tuple[int, int, in
         dilation = arguments.sizes("dilation", rest[0] if isinstance(layer, nn.MaxPool) else 1, rank, 1)
     pads = arguments.pads(padding, size, kernel, stride, dilation)
     return list(zip(kernel, stride, dilation, pads, strict=True))
-
-
-def _hull(spans: Sequence[Span]) -> Span:
-    return min(begin for begin, _ in spans), max(end for _, end in spans)
 
 
 def measured_receptive_field(
@@ -231,12 +237,16 @@ def measured_receptive_field(
     ValueError
     """
     part = copy.deepcopy(upto(model, layer))
+    # In float64 no transform computes a sum: Winograd's leave roundings where nothing is.
+    part.convert(lambda array: array.astype("float64"))
     for name, param in part.params.items():
         # Shares of 1, so that sums of many neither overflow nor vanish.
         param[...] = 1 / math.prod(param.shape[1:]) if name.endswith("weight") else 0
     with taps(part, _LINEAR) as seen:
-        output = part.forward(np.ones((1, *image_shape), next(iter(part.params.values())).dtype))
-        _, seed = scored(seen.outputs[layer], 0, position)
+        output = part.forward(np.ones((1, *image_shape)))
+        # Of all channels: the branches of a block see different parts.
+        seed = scored(seen.outputs[layer], 0, position).seed
+        seed[(0, slice(None), *position)] = 1
         seen.inject[layer] = seed
         dx = seen.backward(np.zeros_like(output))
     touched = np.argwhere(dx[0].any(axis=0))

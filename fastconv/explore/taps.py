@@ -266,14 +266,15 @@ def capture(model: nn.Layer, x: Array, layer: str, kind: str = "post", batch_siz
 
 
 class Scored(NamedTuple):
-    """The output of a layer that is explained, and what it is scored by."""
+    """What is explained of an output: a number for each image, its gradient there, and the class or channel."""
 
     scores: Array
     seed: Array
+    target: Array
 
 
 def scored(output: Array, target: Any, position: Sequence[int] | None = None) -> Scored:
-    """What is explained of a layer's output, a number for each image, and its gradient at that output.
+    """The number that is explained for each image, its gradient at the output it is read from, and what it is of.
 
     Parameters
     ----------
@@ -304,7 +305,7 @@ def scored(output: Array, target: Any, position: Sequence[int] | None = None) ->
     rows = np.arange(count)
     seed = np.zeros_like(output)
     seed[(rows, chosen, *where)] = 1
-    return Scored(table[rows, chosen], seed)
+    return Scored(table[rows, chosen], seed, chosen)
 
 
 def batches(x: Array, size: int) -> Iterable[Array]:

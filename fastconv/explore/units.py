@@ -155,7 +155,7 @@ def maximise(
     part = model if layer is None else upto(model, layer)
 
     def objective(output: Array) -> tuple[Array, Array]:
-        return scored(output, target, position)
+        return scored(output, target, position)[:2]
 
     return _ascend(part, start, objective, layer, kind, steps, step, smooth, limits)
 
