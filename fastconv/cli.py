@@ -1,8 +1,8 @@
-"""The command ``fastconv``: compare, check, explain, train, warm, info."""
+"""The command ``fastconv``: compare, check, explain, train, explore, warm, info."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
@@ -277,6 +277,113 @@ def train(
     console.print(f"{history[-1].test_accuracy:.2%} of the images held out are recognised", highlight=False)
     if output is not None:
         console.print(f"wrote {output}", highlight=False, soft_wrap=True)
+
+
+@app.command()
+def explore(
+    model: Annotated[
+        str, typer.Option(help="simple or lenet; with --image also vgg16, alexnet, resnet18 or resnet50.")
+    ] = "simple",
+    data: Annotated[str, typer.Option(help="digits: scikit-learn's 1,797 scans.")] = "digits",
+    image: Annotated[Path | None, typer.Option(help="One picture to look at, instead of training.")] = None,
+    weights: Annotated[
+        Path | None, typer.Option(help="With --image: the .npz, .safetensors or .onnx file of its weights.")
+    ] = None,
+    backend: Annotated[str | None, typer.Option(help="Backend; the current one by default.")] = None,
+    epochs: Annotated[int, typer.Option(help="How many times all images are seen.")] = 14,
+    rate: Annotated[float, typer.Option(help="Adam's learning rate; it falls to 0 along a cosine.")] = 0.004,
+    seed: Annotated[int, typer.Option(help="The same seed gives the same network.")] = 0,
+    output: Annotated[Path, typer.Option(help="The page to write.")] = Path("explore.html"),
+) -> None:
+    """Train a network, or load one, and write a page that shows what it sees, from pixels to class."""
+    from fastconv.explore import page
+    from fastconv.nn import data as datasets
+    from fastconv.nn import models
+    from fastconv.settings import get_backend, use_backend
+
+    with _asked():
+        known = [*models.MODELS, *(page.PHOTO_MODELS if image else ())]
+        for option, value, some in (("model", model, known), ("data", data, list(datasets.DATA))):
+            if value not in some:
+                raise ValueError(f"--{option}: got {value!r}, expected one of {', '.join(some)}")
+        if image is None and weights is not None:
+            raise ValueError("--weights: got a file but no --image, expected both or neither")
+        if image is not None and weights is None:
+            raise ValueError(
+                f"--weights: got none, expected a file: with random weights {model} would see nothing in {image.name}"
+            )
+        for option, path in (("image", image), ("weights", weights)):
+            if path is not None and not path.is_file():
+                raise ValueError(f"--{option}: got {str(path)!r}, expected a file that exists")
+        if seed < 0:
+            raise ValueError(f"--seed: got {seed}, expected at least 0")
+        if not output.absolute().parent.is_dir():
+            raise ValueError(f"--output: got {str(output)!r}, expected a path in a folder that exists")
+        try:
+            with use_backend(backend or get_backend()):
+                if image is None or weights is None:
+                    made = _explored_digits(model, datasets.DATA[data](), epochs, rate, seed)
+                else:
+                    made = _explored_photo(model, image, weights)
+        except ImportError as error:
+            raise ValueError(str(error)) from None
+        except KeyboardInterrupt:
+            raise typer.Exit(STOPPED) from None
+        page.write(made, output)
+    for sentence in made.summary:
+        console.print(f"- {sentence}", highlight=False)
+    console.print(f"wrote {output}", highlight=False, soft_wrap=True)
+
+
+@contextmanager
+def _saying(total: int | None) -> Iterator[Callable[[str], None]]:
+    """A bar that takes one step with each text."""
+    with progress.bar() as bar:
+        task = bar.add_task("starting", total=total)
+        begun = False
+
+        def say(text: str) -> None:
+            nonlocal begun
+            bar.update(task, description=text, advance=int(begun))
+            begun = True
+
+        yield say
+
+
+def _explored_digits(name: str, split: Any, epochs: int, rate: float, seed: int) -> Any:
+    import copy
+
+    import numpy as np
+
+    from fastconv import nn
+    from fastconv.explore import page
+    from fastconv.nn import models
+
+    rng = np.random.default_rng(seed)
+    # From small weights filters are seen to learn; He's are so large that they stay about where they begin.
+    network = models.MODELS[name](rng=rng, **({"init": "plain"} if name == "simple" else {}))
+    start = copy.deepcopy(network)
+    history = nn.fit(
+        network, split.x, split.labels, epochs=epochs, batch_size=50, optimiser=nn.Adam(rate),
+        test=(split.test_x, split.test_labels), schedule=nn.cosine, augment=nn.shifted, rng=rng,
+    )  # fmt: skip
+    with _saying(page.DIGIT_PARTS) as say:
+        return page.of_digits(page.NAMES[name], network, start, split, history, say)
+
+
+def _explored_photo(name: str, image: Path, weights: Path) -> Any:
+    from fastconv import nn
+    from fastconv.explore import page
+    from fastconv.nn import files, models
+
+    files.check(weights, files.READ)
+    small = name in models.MODELS
+    size, channels = page.SMALL if small else page.LARGE
+    x = page.photograph(image, size, channels)
+    network = models.MODELS[name]() if small else page.PHOTO_MODELS[name](init=0.0)
+    nn.load(network, weights)
+    with _saying(None) as say:
+        return page.of_photo(page.NAMES[name], network, x, image.name, say)
 
 
 @app.command()

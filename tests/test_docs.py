@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import doctest
+import importlib.util
 import re
 import shlex
+import struct
+import sys
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -25,6 +28,13 @@ PAGES = [README, *sorted(DOCS.rglob("*.md"))]
 TEXTS = {page: page.read_text(encoding="utf-8") for page in PAGES}
 
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
+TRANSLATIONS = {page: page.with_name(page.name.replace(".ja.", ".")) for page in PAGES if ".ja." in page.name}
+
+_hook = importlib.util.spec_from_file_location("tutorials", DOCS / "tutorials.py")
+assert _hook is not None
+assert _hook.loader is not None
+tutorials = importlib.util.module_from_spec(_hook)
+_hook.loader.exec_module(tutorials)
 
 
 def name(page: Path) -> str:
@@ -41,7 +51,7 @@ def blocks(page: Path, *languages: str) -> Iterator[tuple[int, str, str]]:
 # --- code
 
 
-WITH_CODE = [page for page in PAGES if any(blocks(page, "python", "pycon"))]
+WITH_CODE = [page for page in PAGES if page not in TRANSLATIONS and any(blocks(page, "python", "pycon"))]
 
 
 def test_there_is_code_to_run() -> None:
@@ -52,8 +62,9 @@ def test_there_is_code_to_run() -> None:
 
 @pytest.mark.parametrize("page", WITH_CODE, ids=name)
 def test_code_runs(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every page is one session, and what is printed is what the page shows."""
+    """Every page is one session; what is printed is what it shows, and what a tutorial draws is as large as its pictures."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MPLBACKEND", "agg")
     names: dict[str, Any] = {"__name__": "__main__"}
     for line, language, text in blocks(page, "python", "pycon"):
         if language == "python":
@@ -65,6 +76,44 @@ def test_code_runs(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         runner = doctest.DocTestRunner(optionflags=doctest.ELLIPSIS, verbose=False)
         assert runner.run(test, out=report.append, clear_globs=False).failed == 0, "".join(report)
         names = test.globs
+    if "matplotlib.pyplot" in sys.modules:
+        sys.modules["matplotlib.pyplot"].close("all")
+    if page.parent != DOCS / "tutorials":
+        return
+    shown = set(tutorials.PICTURE.findall(TEXTS[page]))
+    assert {drawn.name for drawn in tmp_path.glob("*.png")} == shown
+    for picture in shown:
+        assert size(tmp_path / picture) == size(page.with_name(picture)), picture
+
+
+def size(picture: Path) -> tuple[int, int]:
+    """Width and height of a PNG file."""
+    width, height = struct.unpack(">II", picture.read_bytes()[16:24])
+    return width, height
+
+
+def test_pictures_were_drawn_by_their_pages() -> None:
+    """A page whose code has changed draws its pictures anew: mkdocs build."""
+    pages = [page for page in WITH_CODE if page.parent == DOCS / "tutorials"]
+    shown = [(page, picture) for page in pages for picture in tutorials.PICTURE.findall(TEXTS[page])]
+    for page, picture in shown:
+        assert tutorials.is_of(page.with_name(picture), TEXTS[page]), f"{name(page)}: {picture} is stale"
+        assert page.with_name(picture).stat().st_size < 60_000
+    assert len({page.with_name(picture) for page, picture in shown}) == len(shown)
+    assert {page.with_name(picture) for page, picture in shown} == set((DOCS / "tutorials").glob("*.png"))
+
+
+@pytest.mark.parametrize("page", TRANSLATIONS, ids=name)
+def test_translations_have_the_same_code_pictures_and_parts(page: Path) -> None:
+    """So their code need not run again."""
+    original = TRANSLATIONS[page]
+    for pattern in (BLOCK, tutorials.PICTURE, re.compile(r"^(#+) ", re.MULTILINE)):
+        assert pattern.findall(TEXTS[page]) == pattern.findall(TEXTS[original])
+    here, there = (
+        [path.replace(".ja.md", ".md") for path in re.findall(r"\]\(([\w./#-]+)\)", TEXTS[each])]
+        for each in (page, original)
+    )
+    assert sorted(set(here)) == sorted(set(there))
 
 
 # --- the README's promises

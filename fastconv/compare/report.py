@@ -588,7 +588,7 @@ def html(run: Comparison, pictures: Sequence[tuple[str, str]] = ()) -> str:
     from plotly.offline import get_plotlyjs
 
     environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("fastconv.compare", "."),
+        loader=jinja2.PackageLoader("fastconv", "."),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
     )
@@ -602,7 +602,7 @@ def html(run: Comparison, pictures: Sequence[tuple[str, str]] = ()) -> str:
         for name, title, chart, caption in CHARTS
         if chart(run)["data"]
     ]
-    return environment.get_template("report.html.jinja").render(
+    return environment.get_template("compare/report.html.jinja").render(
         title=headline(run),
         workload=run.workload,
         summary=summary(run),
