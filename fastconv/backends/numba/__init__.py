@@ -1,9 +1,9 @@
 """The fast CPU engine: kernels compiled on first use, one for each element type, kept on disk for later processes.
 
 ``kernels`` holds what runs: micro-kernels as LLVM IR (``simd``, ``tile``) and loops over tasks. The modules beside it
-plan: ``direct`` (any convolution), ``depthwise``, ``winograd``, ``pooling``, and the gradients, ``input_grad`` and
-``weight_grad``. ``cost`` is what they estimate by, ``operands`` casts what kernels do not know, ``jit`` compiles and
-caches, ``threads`` runs tasks side by side.
+plan: ``direct`` (any convolution), ``depthwise``, ``winograd``, ``pooling``, ``unpooling``, ``columns``, and the gradients,
+``input_grad``, ``weight_grad`` and ``pool_grad``. ``cost`` is what they estimate by, ``operands`` and ``planes`` cast what
+kernels do not know, ``jit`` compiles and caches, ``threads`` runs tasks side by side.
 """
 
 from __future__ import annotations

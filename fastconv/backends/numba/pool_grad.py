@@ -78,14 +78,18 @@ def searched(spec: PoolSpec, limit: int | None) -> Run:
     def plans(piece: int) -> tuple[Run, Run, int]:
         """Forward and backward for a piece, and the bytes of its values and indices."""
         few, own = replace(forward, batch=1, channels=piece), piece * each
-        left = None if limit is None else limit - own
-        try:
-            if left is not None and left < 0:
-                raise Unsupported("needs room for the indices", workspace=0)
-            return best(few, left), scatter(few, "default", left), own
-        except Unsupported as refusal:
-            need = own + (refusal.workspace or 0)
-            raise Unsupported(f"needs {need} bytes of scratch for one plane", workspace=need) from None
+        left = None if limit is None else max(limit - own, 0)
+        runs, needs = [], [0]
+        for make in (best, lambda spec, left: scatter(spec, "default", left)):
+            try:
+                runs.append(make(few, left))
+            except Unsupported as refusal:
+                if refusal.workspace is None:
+                    raise
+                needs.append(refusal.workspace)
+        if limit is not None and (need := own + max(needs)) > limit:
+            raise Unsupported(f"needs {need} bytes of scratch for one plane", workspace=need)
+        return runs[0], runs[1], own
 
     traffic = each + math.prod(spec.in_size) * 2 * DTYPES[spec.dtype].itemsize
     piece = max(min(SEARCHED_BYTES // traffic, planes), 1)
@@ -100,6 +104,8 @@ def searched(spec: PoolSpec, limit: int | None) -> Run:
     image = cache(lambda: plans(min(piece, spec.channels)))
 
     def call(dy: Array, x: Array, dx: Array) -> None:
+        if not planes:
+            return
         flat = dy.flags.c_contiguous and x.flags.c_contiguous
         first, second, _ = (found, back, own) if flat else image()
         some, channels = (piece, planes) if flat else (min(piece, spec.channels), spec.channels)
@@ -110,7 +116,7 @@ def searched(spec: PoolSpec, limit: int | None) -> Run:
             array.reshape(shape) if flat or array is dx else array
             for array, shape in zip((dy, x, dx), shapes, strict=True)
         ]
-        for n in range(len(arrays[0]) if planes else 0):
+        for n in range(len(arrays[0])):
             for begin in range(0, channels, some):
                 c = min(begin, channels - some)  # the last few may be computed twice, alike
                 grads, values, target = (array[n : n + 1, c : c + some] for array in arrays)
@@ -245,33 +251,21 @@ def blocks_of(table: Array, side: int) -> Array:
     return np.array(found, np.int64)
 
 
-def room(limit: int | None, per_worker: int) -> int | None:
-    """What a limit leaves beside one worker's scratch."""
-    if limit is None:
-        return None
-    if per_worker + ALIGNMENT > limit:
-        need = per_worker + ALIGNMENT
-        raise Unsupported(f"needs {need} bytes of scratch for the rows of a plane", workspace=need)
-    return limit - per_worker - ALIGNMENT
-
-
-def beside(error: Unsupported, per_worker: int) -> Unsupported:
-    """The refusal of something that needs a worker's scratch too."""
-    need = (error.workspace or 0) + per_worker + ALIGNMENT
-    return Unsupported(f"needs {need} bytes of scratch for one plane", workspace=need)
-
-
 def spread(spec: PoolSpec, precision: str, workspace_limit: int | None) -> Run:
     """Each element adds up the windows that meet it."""
     if spec.mode == "max":
         raise Unsupported("a maximum is one element of its window, needs an average or an Lp pool")
     spreads = Spreader(spec, computed(spec.out_dtype))
-    left = room(workspace_limit, spreads.per_worker)
-    run = averages if spec.mode == "avg" else powers
+    own = spreads.per_worker + ALIGNMENT
+    left = None if workspace_limit is None else max(workspace_limit - own, 0)
     try:
-        return run(spec, spreads, left)
+        run = (averages if spec.mode == "avg" else powers)(spec, spreads, left)
     except Unsupported as refusal:
-        raise beside(refusal, spreads.per_worker) from None
+        need = own + (refusal.workspace or 0)
+        raise Unsupported(f"needs {need} bytes of scratch for one plane", workspace=need) from None
+    if workspace_limit is not None and own > workspace_limit:
+        raise Unsupported(f"needs {own} bytes of scratch for the rows of a plane", workspace=own)
+    return run
 
 
 def averages(spec: PoolSpec, spreads: Spreader, left: int | None) -> Run:
