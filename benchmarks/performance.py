@@ -30,7 +30,7 @@ from benchmarks.results import (
     percent,
     times,
 )
-from benchmarks.selection import NETWORKS, TRAINED, forwards, gradients, layers
+from benchmarks.selection import NETWORKS, forwards, gradients_of, layers
 from fastconv.spec import ConvSpec, Op, PoolSpec, Spec
 
 PAGE, RATIOS, NETWORK_TIMES, GRADIENT_RATIOS = (
@@ -213,7 +213,7 @@ def forward(network: str, batch: int) -> list[tuple[Spec, Op]]:
 
 def backward(network: str, batch: int) -> list[tuple[Spec, Op]]:
     """The gradients of those networks' layers that are trained."""
-    return gradients(layers(network, batch)) if network in TRAINED else []
+    return gradients_of(network, batch)
 
 
 def expected(problems: Problems) -> set[tuple[str, Op, int]]:

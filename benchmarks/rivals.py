@@ -33,7 +33,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 import fastconv as fc
 from benchmarks import baselines, limits, performance, training
 from benchmarks.results import BATCHES, RIVALS, THREADS, Results, read, read_engine
-from benchmarks.selection import NETWORKS, SMOKE, TRAINED, gradients, kinds, layers
+from benchmarks.selection import NETWORKS, SMOKE, TRAINED, gradients, gradients_of, kinds, layers
 from fastconv import testing
 from fastconv.backends import Unsupported, default_for
 from fastconv.backends.numba.kernels.simd import host
@@ -603,6 +603,8 @@ def main(
     specs = dict.fromkeys(spec for size in batches for name in chosen for spec in layers(name, size))
     wanted = [spec for spec in specs if isinstance(spec, PoolSpec) or not pools]
     if backward:
+        made = {spec for size in batches for name in chosen for spec, _ in gradients_of(name, size)}
+        wanted = [spec for spec in wanted if spec in made]
         steps = [name for name in MODELS if not pools and (not network or name in network)]
         jobs = backward_jobs(wanted, steps, counts, seconds)
     else:

@@ -23,8 +23,9 @@ SMOKE = (
 
 NETWORKS = tuple(name for name in PROBLEMS if name != "edges")
 
-# Whose layers' gradients are measured.
-TRAINED = ("lenet", "alexnet", "vgg16", "resnet50", "mobilenet")
+# Whose layers' gradients are measured, and whose pools' alone.
+TRAINED = ("lenet", "alexnet", "vgg16", "resnet50", "mobilenet", "googlenet")
+POOLS_ONLY = ("googlenet",)
 
 
 def specs(config: pytest.Config) -> list[Spec]:
@@ -35,6 +36,12 @@ def specs(config: pytest.Config) -> list[Spec]:
         parse(text).with_batch(config.getoption("--batch"))
         for text in PROBLEMS[config.getoption("--workload")]
     ]
+
+
+def gradients_of(network: str, batch: int) -> list[tuple[Spec, Op]]:
+    """The gradients of a network's layers that are measured."""
+    found = gradients(layers(network, batch)) if network in TRAINED else []
+    return [row for row in found if network not in POOLS_ONLY or isinstance(row[0], PoolSpec)]
 
 
 def layers(network: str, batch: int) -> list[Spec]:

@@ -19,8 +19,8 @@ import numpy as np
 from fastconv import arguments, recall
 from fastconv import spec as specs
 from fastconv.arguments import Array, IntOrSizes, Options, Padding
-from fastconv.backends import Unsupported
-from fastconv.plan import CHOICES, Plan, check_indices, plan
+from fastconv.backends import Unsupported, check_indices
+from fastconv.plan import CHOICES, Plan, plan
 from fastconv.spec import DTYPES, ConvSpec, Op, PoolSpec, Shape, Spec
 
 if TYPE_CHECKING:
@@ -164,7 +164,10 @@ def run(call: Call, given: Options, packs: dict[Any, Any] | None = None) -> Any:
 def _remember(call: Call, chosen: Plan, packs: dict[Any, Any] | None, results: Sequence[Shape]) -> None:
     """Let the next call like this one go straight to its kernel, if nothing but shapes decided."""
     floats = call.spec.dtype in ("float32", "float64")
-    if call.op is Op.POOL and floats:
+    if isinstance(call.spec, PoolSpec) and floats:
+        given = any(shape.name == "indices" for shape in call.spec.shapes(call.op)[: -len(results)])
+        if given and not chosen.run.checks_indices:
+            return
         recall.remember(chosen, call.operands, (), results)
     elif call.op is Op.CONV and floats and call.spec.out_dtype == call.spec.dtype:
         bias = call.bias
@@ -1008,9 +1011,10 @@ def unpool_spec(rank: int, small: Array, indices: Array, large: tuple[int, ...],
         )
     if indices.dtype.kind not in "iu":
         raise TypeError(f"indices: got dtype {indices.dtype.name}, expected an integer type")
-    check_indices(
-        indices, large
-    )  # before they become int64, where the largest unsigned ones would turn negative
+    if (
+        indices.dtype.name != "int64"
+    ):  # which the largest unsigned ones would turn negative; others the plan checks
+        check_indices(indices, large)
     return PoolSpec(
         mode="max",
         batch=small.shape[0],

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 import fastconv as fc
-from fastconv import grad
-from fastconv.backends import backends, owner
-from fastconv.spec import PADDING_MODES
+from fastconv import grad, testing
+from fastconv.backends import Unsupported, backends, owner
+from fastconv.spec import PADDING_MODES, Op, parse
 
 BACKENDS = [name for name, state in backends().items() if state == "available" and owner(name) == "numpy"]
 each_backend = pytest.mark.parametrize("backend", BACKENDS)
@@ -243,3 +243,35 @@ def test_degenerate_shapes(backend: str) -> None:
         np.testing.assert_array_equal(whole, 2 * kernel)
         wide = grad.conv1d_input((1, 1, 7), np.ones((1, 1, 1)), np.ones((1, 1, 3)), stride=3)
         np.testing.assert_array_equal(wide[0, 0], [1, 0, 0, 1, 0, 0, 1])
+
+
+# Each awkward shape, and every gradient of it: what is asked of a convolution is asked of a pool where it has it.
+AWKWARD = {
+    "no images": ("n0 c4x6x7 k4x3x3 s1 p1", "max n0 c4x6x7 k3x3 s2 p1 indices", "max n0 c4x6x7 k3x3 s2 p1", "avg n0 c4x6x7 k3x3 s2 p1", "lp2 n0 c4x6x7 k2x2"),
+    "one pixel": ("n2 c4x1x1 k4x1x1 s1 p0", "n2 c4x1x1 k4x3x3 s1 p1", "max n2 c4x1x1 k1x1 indices", "max n2 c4x1x1 k1x1", "avg n2 c4x1x1 k1x1", "avg n2 c4x1x1 o1x1", "lp2 n2 c4x1x1 k1x1"),
+    "a kernel as large as the image": ("n2 c4x5x4 k4x5x4 s1 p0", "max n2 c4x5x4 k5x4 indices", "max n2 c4x5x4 k5x4", "avg n2 c4x5x4 k5x4", "lp2 n2 c4x5x4 k5x4"),
+    "groups are channels": ("n2 c4x6x7 k4x3x3 s1 p1 g4", "n2 c4x6x7 k8x3x3 s2 p1 g4"),
+    "a stride above the kernel": ("n2 c4x9x10 k4x2x2 s3 p0", "n2 c4x9x10 k4x1x1 s4 p0", "max n2 c4x9x10 k2x2 s3 p0 indices", "max n2 c4x9x10 k2x2 s3 p0", "avg n2 c4x9x10 k2x2 s3 p0", "lp2 n2 c4x9x10 k2x2 s3 p0"),
+}  # fmt: skip
+SPECIAL = {"nan": np.nan, "inf": np.inf, "-inf": -np.inf, "a denormal": 5e-324, "nothing special": 1.0}
+
+
+@each_backend
+@pytest.mark.parametrize("value", SPECIAL)
+@pytest.mark.parametrize("shape", AWKWARD)
+def test_every_gradient_of_every_awkward_shape(backend: str, shape: str, value: str) -> None:
+    """By every algorithm, with a special value among its numbers, as the definition has it."""
+    for text in AWKWARD[shape]:
+        spec = parse(f"{text} f64")
+        for op in set(spec.ops) - {Op.CONV, Op.POOL}:
+            given = testing.operands(spec, op, "integers")
+            if given[0].size:
+                given[0].flat[given[0].size // 2] = SPECIAL[value]
+            expected = testing.reference(spec, op, given)
+            for made in testing.plans(spec, op, backend):
+                if isinstance(made, Unsupported):
+                    raise AssertionError(f"{op} of {spec}: {made}")
+                if made.run.finite_only or made.run.error:
+                    continue  # a transform is never chosen for such data, or in float64
+                _, detail = testing.compare(made(*given), expected, testing.tolerance(made, given))
+                assert not detail, f"{made.algorithm}, {op} of {spec}: {detail}"

@@ -60,6 +60,21 @@ COMPILED = [
     "max n8 c64x56x56 k3x3 s2 p1 f16",
     "max n8 c64x56x56 o7x7 bf16",
 ]
+# And what its gradients of pools, and columns, have.
+COMPILED_BACK = [
+    ("max n8 c64x56x56 k3x3 s2 p1 indices f32", Op.POOL_INPUT_GRAD),
+    ("max n8 c64x56x56 k3x3 s2 p1 f32", Op.POOL_INPUT_GRAD),
+    ("max n8 c64x56x56 k3x3 s2 p1 indices f16", Op.POOL_INPUT_GRAD),
+    ("avg n8 c64x56x56 k3x3 s2 p1 f32", Op.POOL_INPUT_GRAD),
+    ("avg n8 c64x56x56 k3x3 s2 p1 f16", Op.POOL_INPUT_GRAD),
+    ("lp3 n8 c64x56x56 k3x3 s2 p0 f32", Op.POOL_INPUT_GRAD),
+    ("max n8 c64x56x56 k2x2 indices f32", Op.UNPOOL),
+    ("max n8 c64x56x56 k2x2 indices f32", Op.UNPOOL_INPUT_GRAD),
+    ("n2 c16x56x56 k4x3x3 s1 p1 f32", Op.UNFOLD),
+    ("n2 c16x56x56 k4x3x3 s1 p1 f32", Op.FOLD),
+    ("n2 c16x56x56 k4x3x3 s1 p1 f16", Op.FOLD),
+    ("n1 c1x200x200 k1x15x15 s1 p7 bf16", Op.FOLD),
+]
 
 
 @needs_memray
@@ -67,8 +82,9 @@ COMPILED = [
 def test_compiled_plans_take_what_they_predict(threads: int) -> None:
     """Within a tenth, and the counters and index tuples of a call, 1 KB at most."""
     plans = []
-    for spec in map(parse, COMPILED):
-        found = (made for made in testing.plans(spec, spec.ops[0], "numba") if isinstance(made, Plan))
+    forward = [(spec, spec.ops[0]) for spec in map(parse, COMPILED)]
+    for spec, op in [*forward, *((parse(text), op) for text, op in COMPILED_BACK)]:
+        found = (made for made in testing.plans(spec, op, "numba") if isinstance(made, Plan))
         plans += [made for made in found if made.algorithm != "fft"]  # im2col's, and measured there
     requests = [
         Request(str(made.spec), made.op.value, "numba", made.algorithm, None, threads) for made in plans

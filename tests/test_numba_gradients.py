@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import re
 import sys
 from typing import Any
 
@@ -15,6 +17,7 @@ from fastconv.plan import plan
 from fastconv.spec import Op, parse
 
 OPS = (Op.CONV_INPUT_GRAD, Op.CONV_WEIGHT_GRAD)
+MOVING = (Op.UNFOLD, Op.FOLD, Op.POOL_INPUT_GRAD, Op.UNPOOL, Op.UNPOOL_INPUT_GRAD)
 
 # Every edge of vectors, tiles, phases and crops.
 EDGES = [
@@ -26,6 +29,34 @@ EDGES = [
     "n1 c3x9 k4x5 s2 p2", "n1 c2x40 k3x3 s1 p1", "n1 c3x5x6x7 k4x3x2x3 s2x1x3 p1", "n2 c3x4x4 k2x4x4 s1 p0", "n1 c1x1x3x1 k1x1x2x1 s1x2x2 p0",
     "n1 c2x4x5 k3x3x3 s2 p1 reflect", "n2 c1x3x3 k1x2x2 s1 p2 replicate", "n1 c2x2 k3x5 s2 p0:19 d5",
 ]  # fmt: skip
+
+
+# Windows and planes around every edge of what moves and adds: rows of fewer elements than lanes, of one more, planes that
+# are taken together, that are cut into blocks, that are cleared in several pieces.
+POOLS = [
+    *(
+        f"{mode} n2 c3x{size} {window}"
+        for size in ("3x3", "5x17", "7x7", "16x9", "13x34", "40x66")
+        for window in ("k2x2 s2 p0", "k2x2 s2 p1", "k3x3 s2 p0 ceil", "k3x3 s2 p1", "k3x3 s1 p1", "k2x3 s3x1 p0")
+        for mode in ("max", "avg")
+    ),
+    "avg n1 c2x9x8 o4x3", "avg n1 c2x9x8 o1x1", "avg n1 c70x2x2 o1x1", "avg n2 c2x4x5x6 k2 s1 p0", "avg n1 c2x5x6x7 k3x2x3 s2x1x2 p1 exclude_pad",
+    "avg n1 c2x33 k5 s2 p2", "avg n1 c2x33 k3 s4 p0", "avg n1 c1x1x1 k1x1 s1 p0", "avg n1 c3x9x9 k9x9 s1 p0", "avg n1 c1x8x9 k3x2 s1 p1 d2x3 divisor5",
+    "max n1 c2x9 k3 s2 p1", "max n1 c1x4x5x6 k2x2x2 s1 p0", "max n1 c3x9x9 k9x9 s1 p0", "max n1 c40x6x5 o3x2", "max n1 c2x9x11 k3x2 s4x3 p1 d2",
+    "lp2 n1 c3x9x10 k2x2 s2 p0", "lp3 n1 c2x7x9 k3x3 s2 p0 ceil", "lp1.5 n1 c2x17 k4 s3 p0",
+]  # fmt: skip
+
+
+def moving(dtype: str) -> list[tuple[Any, Op]]:
+    """Pools with and without indices, and columns; each with the ops that move or add."""
+    found = []
+    for problem in POOLS:
+        if problem[:2] == "lp" and dtype[0] in "su":
+            continue
+        texts = [problem, f"{problem} indices"] if problem[:3] == "max" else [problem]
+        found += [parse(f"{text} {dtype}") for text in texts]
+    found += [parse(f"{text} {dtype}") for text in EDGES]
+    return [(spec, op) for spec in found for op in spec.ops if op in MOVING]
 
 
 def plans(problem: str, op: Op) -> list[Any]:
@@ -55,6 +86,113 @@ def test_kernels_stay_inside_their_operands(op: Op, dtype: str, at_end: bool) ->
             made(*map(memory.copy, given), out=result)
             _, detail = testing.compare(result, expected, testing.tolerance(made, given))
             assert not detail, (made.algorithm, str(made.spec), detail)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="guard pages are made with Linux's mprotect")
+@pytest.mark.parametrize("at_end", [True, False], ids=["ends", "begins"])
+@pytest.mark.parametrize("dtype", ["f32", "f64", "s32", "s64"])
+def test_what_moves_and_adds_stays_inside_its_operands(dtype: str, at_end: bool) -> None:
+    from tests.guard import Guarded
+
+    for spec, op in moving(dtype):
+        given = testing.operands(spec, op, "integers")
+        expected = testing.reference(spec, op, given, backend="im2col")
+        for made in plans(str(spec), op):
+            memory = Guarded(at_end)
+            result = memory.copy(testing.poisoned(spec.shapes(op)[-1]))
+            made.run.call(*map(memory.copy, given), result)
+            _, detail = testing.compare(result, expected, testing.tolerance(made, given))
+            assert not detail, (made.algorithm, str(op), str(spec), detail)
+
+
+@pytest.mark.parametrize("dtype", ["f32", "f16"])
+def test_threads_and_strides_do_not_change_a_bit_of_what_moves_and_adds(dtype: str) -> None:
+    problems = ("max n3 c40x33x37 k3x3 s2 p1 indices", "max n3 c40x33x37 k3x3 s1 p1", "avg n3 c40x33x37 k3x3 s2 p1", "lp3 n2 c9x20x21 k2x2 s2 p0",
+                "avg n3 c65x14x14 k2x2 s2 p0", "avg n2 c65x7x7 o1x1", "avg n2 c20x9x8 o4x3", "n3 c9x20x21 k4x3x3 s2 p1", "n3 c9x20x21 k4x3x3 s1 p1 reflect")  # fmt: skip
+    before = fc.get_num_threads()
+    try:
+        for problem in problems:
+            spec = parse(f"{problem} {dtype}")
+            for op in set(spec.ops) & set(MOVING):
+                given = testing.operands(spec, op)
+                turned = [np.asfortranarray(array) for array in given]
+                for made in plans(str(spec), op):
+                    answers = set()
+                    for threads in (1, 2, 5):
+                        fc.set_num_threads(threads)
+                        answers |= {made(*given).tobytes(), made(*turned).tobytes()}
+                    assert len(answers) == 1, (problem, str(op), made.algorithm)
+    finally:
+        fc.set_num_threads(before)
+
+
+@pytest.mark.parametrize("dtype", ["f32", "f16", "s8"])
+def test_what_moves_and_adds_keeps_its_limit(dtype: str) -> None:
+    for problem in ("max n3 c9x20x30 k3x3 s2 p1 indices", "max n3 c9x20x30 k3x3 s2 p1", "avg n3 c9x20x30 k3x3 s2 p1", "lp3 n3 c9x20x30 k3x3 s2 p0", "n2 c5x20x30 k4x3x3 s1 p1"):  # fmt: skip
+        spec = parse(f"{problem} {dtype}")
+        for op in set(spec.ops) & set(MOVING):
+            given = testing.operands(spec, op)
+            for free in plans(str(spec), op):
+                if not free.workspace:
+                    continue
+                with pytest.raises(Unsupported, match="workspace_limit") as refused:
+                    plan(spec, op, "numba", free.algorithm, "default", 0)
+                least = refused.value.workspace or 0
+                tight = plan(spec, op, "numba", free.algorithm, "default", least)
+                assert tight.workspace <= least
+                np.testing.assert_array_equal(tight(*given), free(*given))
+
+
+@pytest.mark.parametrize("op", [Op.POOL_INPUT_GRAD, Op.UNPOOL, Op.UNPOOL_INPUT_GRAD], ids=str)
+@pytest.mark.parametrize("bad", [-1, 60, 2**31, 2**32 + 3, -(2**63), 2**63 - 1])
+@pytest.mark.parametrize("size", ["6x10", "60x100"])
+def test_an_index_outside_its_plane_is_refused_and_nothing_written(size: str, bad: int, op: Op) -> None:
+    """Wherever it stands: small planes are looked at together, large ones in pieces."""
+    bad = 6000 if bad == 60 and size == "60x100" else bad
+    made = plan(parse(f"max n2 c3x{size} k2x2 indices f32"), op, "numba")
+    values, indices = testing.operands(made.spec, op)
+    for at in (0, indices.size // 2, indices.size - 1):
+        broken = indices.copy()
+        broken.flat[at] = bad
+        out = np.full(made.spec.shapes(op)[-1].shape, 7, "float32")
+        for given in (None, out):
+            with pytest.raises(ValueError, match=rf"indices: got values .*{bad}.*, expected 0 to"):
+                made(values, broken, out=given)
+        assert (out == 7).all()
+    # Indices of another pool, which point anywhere in the plane, are as good as any.
+    anywhere = np.random.default_rng(3).integers(0, np.prod(made.spec.in_size), indices.shape)
+    np.testing.assert_array_equal(
+        made(np.rint(values), anywhere), plan(made.spec, op, "im2col")(np.rint(values), anywhere)
+    )
+
+
+@pytest.mark.skipif(
+    not hasattr(os, "uname") or os.uname().machine != "x86_64", reason="reads x86-64 assembly"
+)
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_spread_rows_keep_their_vectors_in_registers(dtype: str) -> None:
+    from fastconv.backends.numba import pool_grad
+    from fastconv.backends.numba.kernels.simd import host
+    from fastconv.backends.numba.kernels.spread import SHAPES
+    from tests.test_numba import assembly
+    from tests.test_numba_pool import innermost
+
+    register = {"avx512": "zmm", "avx2": "ymm"}.get(host().name)
+    if register is None:
+        pytest.skip(f"no vectors to look for on {host().name}")
+    found = 0
+    for shape in SHAPES:
+        text = assembly(pool_grad.SPREAD[shape], dtype)
+        for body in re.findall(r"^(?:gather|stage)_rows\w+:.*?\.size", text, re.MULTILINE | re.DOTALL):
+            lines = body.splitlines()
+            loops = list(innermost(lines))
+            assert any(f"%{register}" in line for loop in loops for line in loop), lines[0]
+            spills = [
+                line for loop in loops for line in loop if re.search(r"vmov\w+\s+%[xyz]mm\d+, .*\(%rsp", line)
+            ]
+            assert not spills, (lines[0], spills)
+            found += 1
+    assert found == 2 * len(SHAPES)
 
 
 @pytest.mark.parametrize("op", OPS, ids=str)

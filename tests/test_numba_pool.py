@@ -313,7 +313,7 @@ def test_every_loop_keeps_its_vectors_in_registers(dtype: str) -> None:
     for kernel in (*pooling.TAPS, *pooling.ROWS.values(), *pooling.FLAT, *pooling.PLANES, *pooling.CELLS[:2]):
         for body in re.findall(r"^pool_\w+:.*?\.size", assembly(kernel, dtype), re.MULTILINE | re.DOTALL):
             lines = body.splitlines()
-            name, loops = lines[0], list(_innermost(lines))
+            name, loops = lines[0], list(innermost(lines))
             assert any(f"%{register}" in line for loop in loops for line in loop), name
             spills = [
                 line for loop in loops for line in loop if re.search(r"vmov\w+\s+%[xyz]mm\d+, .*\(%rsp", line)
@@ -324,7 +324,7 @@ def test_every_loop_keeps_its_vectors_in_registers(dtype: str) -> None:
     assert found == 12 + 12 + 3 + 2 + 2
 
 
-def _innermost(lines: list[str]) -> Iterator[list[str]]:
+def innermost(lines: list[str]) -> Iterator[list[str]]:
     """The loops of a function that hold no other."""
     labels = {line.rstrip(":"): at for at, line in enumerate(lines) if re.match(r"\.L\w+:", line)}
     jumps = [(at, re.match(r"\s+j\w+\s+(\.L\w+)", line)) for at, line in enumerate(lines)]

@@ -9,6 +9,7 @@ declines; its ``__name__`` is the algorithm's name.
 from __future__ import annotations
 
 import importlib
+import math
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -16,7 +17,17 @@ from typing import Any, NamedTuple, Protocol, TypeVar
 
 from fastconv.spec import Op
 
-__all__ = ["BackendUnavailable", "Run", "Unsupported", "backends", "check", "default_for", "get", "reason"]
+__all__ = [
+    "BackendUnavailable",
+    "Run",
+    "Unsupported",
+    "backends",
+    "check",
+    "check_indices",
+    "default_for",
+    "get",
+    "reason",
+]
 
 T = TypeVar("T", bound=Callable[..., Any])
 
@@ -75,6 +86,8 @@ class Run:
         Names the format `pack` makes: runs with equal `packing` can share packed weights.
     prepared : Run or None
         What runs instead where weights are packed once and used often; None where that changes nothing.
+    checks_indices : bool
+        Whether `call` itself refuses indices outside their plane, having written nothing but its results.
     """
 
     call: Callable[..., None]
@@ -88,6 +101,17 @@ class Run:
     pack: Callable[[Any], Any] | None = None
     packing: Hashable = None
     prepared: Run | None = None
+    checks_indices: bool = False
+
+
+def check_indices(indices: Any, plane: tuple[int, ...]) -> None:
+    """Refuse indices that point outside a plane: a kernel would write wherever they point."""
+    low, high = (int(indices.min()), int(indices.max())) if indices.size else (0, 0)
+    last = math.prod(plane) - 1
+    if low < 0 or high > last:
+        raise ValueError(
+            f"indices: got values from {low} to {high}, expected 0 to {last} for planes of {plane}"
+        )
 
 
 def algorithm(name: str) -> Callable[[T], T]:

@@ -391,6 +391,18 @@ class MaxPool(_Pool):
     ) -> None:  # fmt: skip
         super().__init__("max_pool", kernel_size, stride, padding, dilation, ceil_mode)
 
+    def forward(self, x: Array, train: bool = False) -> Array:
+        if not train:
+            return super().forward(x)
+        # A backward follows: to keep where the maxima stand costs less than to look for them again.
+        y, indices = self._forward(x, *self._arguments, return_indices=True)
+        self.keep(x, indices)
+        return y
+
+    def backward(self, dy: Array, input_grad: bool = True) -> Array:
+        x, *found = self.recall()
+        return self._backward(dy, x, *self._arguments, indices=found[0] if found else None)
+
 
 class AvgPool(_Pool):
     """Average pooling: :func:`fastconv.avg_pool2d` or its like.

@@ -315,8 +315,9 @@ def _spread(spec: PoolSpec, share: Array, x: Array | None, total: Array, by: str
             values = x[at].astype(total.dtype)
             slope = np.abs(values) ** (spec.norm_type - 1)
             np.copysign(slope, values, out=slope)
-            slope[values == 0] = 0
-            total[at] += slope * share[to]
+            parts = slope * share[to]
+            parts[values == 0] = 0  # also where the share is NaN or infinite
+            total[at] += parts
 
 
 def _backward(spec: PoolSpec, by: str, workspace_limit: int | None) -> Run:

@@ -1,16 +1,26 @@
 """The fast CPU engine: kernels compiled on first use, one for each element type, kept on disk for later processes.
 
 ``kernels`` holds what runs: micro-kernels as LLVM IR (``simd``, ``tile``) and loops over tasks. The modules beside it
-plan: ``direct`` (any convolution), ``depthwise``, ``winograd``, ``pooling``, and the gradients, ``input_grad`` and
-``weight_grad``. ``cost`` is what they estimate by, ``operands`` casts what kernels do not know, ``jit`` compiles and
-caches, ``threads`` runs tasks side by side.
+plan: ``direct`` (any convolution), ``depthwise``, ``winograd``, ``pooling``, ``unpooling``, ``columns``, and the gradients,
+``input_grad``, ``weight_grad`` and ``pool_grad``. ``cost`` is what they estimate by, ``operands`` and ``planes`` cast what
+kernels do not know, ``jit`` compiles and caches, ``threads`` runs tasks side by side.
 """
 
 from __future__ import annotations
 
 from fastconv.backends import Planner
 from fastconv.backends.fft import fft
-from fastconv.backends.numba import depthwise, direct, input_grad, pooling, weight_grad, winograd
+from fastconv.backends.numba import (
+    columns,
+    depthwise,
+    direct,
+    input_grad,
+    pool_grad,
+    pooling,
+    unpooling,
+    weight_grad,
+    winograd,
+)
 from fastconv.backends.numba.pages import empty as empty
 from fastconv.spec import Op
 
@@ -26,5 +36,10 @@ PLANNERS: dict[Op, tuple[Planner, ...]] = {
     Op.CONV: FORWARD,
     Op.CONV_INPUT_GRAD: tuple(map(input_grad.input_grad, FORWARD)),
     Op.CONV_WEIGHT_GRAD: (weight_grad.depthwise, weight_grad.implicit_gemm),
+    Op.UNFOLD: (columns.unfold,),
+    Op.FOLD: (columns.fold,),
     Op.POOL: pooling.PLANNERS,
+    Op.POOL_INPUT_GRAD: pool_grad.PLANNERS,
+    Op.UNPOOL: (unpooling.scatter,),
+    Op.UNPOOL_INPUT_GRAD: (unpooling.gather,),
 }
