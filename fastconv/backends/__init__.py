@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, NamedTuple, Protocol, TypeVar
 
+from fastconv import gpu
 from fastconv.spec import Op
 
 __all__ = ["BackendUnavailable", "Run", "Unsupported", "backends", "check", "default_for", "get", "reason"]
@@ -118,15 +119,15 @@ class Backend(Protocol):
 
 
 class _Row(NamedTuple):
-    module: str | None
+    module: str
     arrays: str
-    missing: str = ""
+    missing: Callable[[], str | None] = lambda: None
 
 
 # Order matters: "auto" takes the first available row that owns the arrays it was given and knows the op.
 _BACKENDS = {
     "numba": _Row("fastconv.backends.numba", "numpy"),
-    "cupy": _Row(None, "cupy", "the CuPy engine is not part of this version of fastconv yet"),
+    "cupy": _Row("fastconv.backends.cupy", "cupy", gpu.missing),
     "im2col": _Row("fastconv.backends.im2col", "numpy"),
     "naive": _Row("fastconv.backends.naive", "numpy"),
 }
@@ -134,8 +135,7 @@ _BACKENDS = {
 
 def reason(name: str) -> str | None:
     """Why backend `name` cannot run here, or None if it can."""
-    row = _BACKENDS[name]
-    return row.missing if row.module is None else None
+    return _BACKENDS[name].missing()
 
 
 def backends() -> dict[str, str]:
@@ -175,7 +175,7 @@ def owner(name: str) -> str:
 def get(name: str) -> Backend:
     """The module of backend `name`, imported on first use."""
     check(name)
-    module: Any = importlib.import_module(str(_BACKENDS[name].module))
+    module: Any = importlib.import_module(_BACKENDS[name].module)
     backend: Backend = module
     return backend
 

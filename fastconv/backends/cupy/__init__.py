@@ -1,0 +1,29 @@
+"""The GPU engine: own CUDA kernels, compiled by NVRTC, launched through CuPy on the caller's arrays.
+
+A planner makes a :class:`~fastconv.backends.cupy.launch.Program` from a spec and the arrays' layout, in plain Python;
+``run.py`` hands it to CuPy. Neither this package nor its planners import CuPy.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastconv.backends import Planner
+from fastconv.backends.cupy.implicit_gemm import implicit_gemm
+from fastconv.spec import Op
+
+
+def empty(shape: tuple[int, ...], dtype: str) -> Any:
+    """An array of this backend's kind, on the current device."""
+    import cupy
+
+    if dtype == "bfloat16":
+        import ml_dtypes
+
+        return cupy.empty(shape, ml_dtypes.bfloat16)
+    return cupy.empty(shape, dtype)
+
+
+PLANNERS: dict[Op, tuple[Planner, ...]] = {
+    Op.CONV: (implicit_gemm,),
+}
