@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from fastconv.backends import Planner
+from fastconv.backends.cupy.gradients import input_grad, weight_grad
 from fastconv.backends.cupy.implicit_gemm import implicit_gemm
 from fastconv.spec import Op
 
@@ -26,4 +27,6 @@ def empty(shape: tuple[int, ...], dtype: str) -> Any:
 
 PLANNERS: dict[Op, tuple[Planner, ...]] = {
     Op.CONV: (implicit_gemm,),
+    Op.CONV_INPUT_GRAD: (input_grad,),
+    Op.CONV_WEIGHT_GRAD: (weight_grad,),
 }

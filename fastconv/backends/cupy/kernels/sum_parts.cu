@@ -15,7 +15,6 @@ struct PartialSums {
     long long result_row, result_group, bias_row, bias_group;
     int number;       // of parts
     int M, N;
-    int unused;
     Digit column[DIGITS];
 };
 
