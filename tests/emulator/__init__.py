@@ -11,8 +11,7 @@ import hashlib
 import os
 import shutil
 import subprocess
-import tempfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import cache
@@ -22,6 +21,7 @@ from typing import Any
 
 import numpy as np
 
+from fastconv import disk
 from fastconv.backends import Planner, Run, cupy
 from fastconv.backends.cupy.compile import sources
 from fastconv.backends.cupy.launch import WORKSPACE, Kernel, Launch, Operand, Program, view
@@ -34,7 +34,7 @@ HERE = Path(__file__).parent
 KERNELS = Path(cupy.__file__).parent / "kernels"
 
 # Optimised enough to run, little enough to compile in half a second.
-FLAGS = ("-std=c++17", "-O1", "-fPIC", "-shared", "-fno-strict-aliasing", "-w")
+FLAGS = ("-std=c++17", "-O1", "-fPIC", "-fno-strict-aliasing", "-w")
 
 
 @cache
@@ -45,30 +45,38 @@ def missing() -> str | None:
 
 def folder() -> Path:
     """Where compiled kernels are kept between runs of the tests."""
-    return Path(tempfile.gettempdir()) / f"fastconv-emulator-{os.getuid()}"
+    return disk.root() / "fastconv-emulator"
 
 
 @cache
 def build(kernel: Kernel, flags: tuple[str, ...] = ()) -> Path:
     """The kernel as a shared library."""
-    digest = hashlib.sha256()
-    for text in (*sources().values(), *(path.read_text() for path in sorted(HERE.glob("*.[hc]*")))):
+    defines = [f"-D{name}={value}" for name, value in kernel.defines]
+    source = f'-DSOURCE="{KERNELS / kernel.source}"'
+    command = [*defines, source, f"-DENTRY={kernel.name}", f"-I{KERNELS}", str(HERE / "entry.cpp")]
+    texts = [text for name, text in sources().items() if name == kernel.source or name.endswith(".cuh")]
+    return compiled([*FLAGS, *flags, "-shared", *command, str(machine(flags))], ".so", texts)
+
+
+@cache
+def machine(flags: tuple[str, ...] = ()) -> Path:
+    """The scheduler, which all kernels share."""
+    return compiled([*FLAGS, *flags, "-c", str(HERE / "machine.cpp")], ".o", ())
+
+
+def compiled(arguments: Sequence[str], suffix: str, texts: Iterable[str]) -> Path:
+    """What g++ makes of these arguments, unless it is there from another day."""
+    digest = hashlib.sha256(repr(arguments).encode())
+    for text in (*texts, *(path.read_text() for path in sorted(HERE.glob("*.[hc]*")))):
         digest.update(text.encode())
-    digest.update(repr((kernel, FLAGS, flags)).encode())
-    path = folder() / f"{digest.hexdigest()[:32]}.so"
+    path = folder() / f"{digest.hexdigest()[:32]}{suffix}"
     if not path.exists():
-        path.parent.mkdir(mode=0o700, exist_ok=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
         passing = path.with_suffix(f".{os.getpid()}.{os.urandom(4).hex()}.tmp")
-        defines = [f"-D{name}={value}" for name, value in kernel.defines]
-        source = f'-DSOURCE="{KERNELS / kernel.source}"'
-        command = ["g++", *FLAGS, *flags, *defines, source, f"-DENTRY={kernel.name}", f"-I{KERNELS}"]
         made = subprocess.run(
-            [*command, str(HERE / "machine.cpp"), "-o", str(passing)],
-            capture_output=True,
-            text=True,
-            check=False,
+            ["g++", *arguments, "-o", str(passing)], capture_output=True, text=True, check=False
         )
-        assert made.returncode == 0, f"{kernel}:\n{made.stderr}"
+        assert made.returncode == 0, f"{arguments}:\n{made.stderr}"
         passing.replace(path)
     return path
 

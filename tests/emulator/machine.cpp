@@ -1,23 +1,40 @@
-// Runs one kernel over a grid. Compiled together with the kernel's source: -DSOURCE="...cu" -DENTRY=name.
+// The scheduler behind shim.h: who runs next, and who waits for whom.
 #include "shim.h"
+
+#include <algorithm>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <ucontext.h>
+#include <vector>
 
 uint3 threadIdx, blockIdx, blockDim, gridDim;
 
-namespace emulator {
-std::vector<Fiber> fibers;
-std::vector<Warp> warps;
-std::vector<unsigned char> dynamic_memory;
-unsigned current;
-}
-
-#include SOURCE
-
-// Where the linker put everything that is __shared__; weak, for a kernel may have nothing there.
-extern "C" char __start_shared_memory[] __attribute__((weak));
-extern "C" char __stop_shared_memory[] __attribute__((weak));
+// Where the linker puts everything that is __shared__; weak, for a kernel may have nothing there.
+extern "C" char __start_shared_memory[] __attribute__((weak, visibility("hidden")));
+extern "C" char __stop_shared_memory[] __attribute__((weak, visibility("hidden")));
 
 namespace emulator {
 
+struct Fiber {
+    ucontext_t context;
+    std::vector<char> stack;
+    bool done = true;
+    bool ready = false;    // may run
+    bool in_warp = false;  // waits for its warp, not for the block
+};
+
+struct Warp {
+    unsigned char slots[WARP][64];
+    unsigned arrived = 0;  // lanes, one bit each
+};
+
+unsigned char* dynamic_memory;
+
+static std::vector<Fiber> fibers;
+static std::vector<Warp> warps;
+static std::vector<unsigned char> dynamic;
+static unsigned current;
 static ucontext_t scheduler;
 static unsigned long long state;
 static void (*run_thread)();
@@ -34,6 +51,8 @@ static void fail(const char* why) {
     std::abort();
 }
 
+unsigned char* slot(unsigned of) { return warps[threadIdx.x / WARP].slots[of]; }
+
 // The block goes on once every fiber that has not returned waits at a barrier.
 void wait_for_block() {
     fibers[current].ready = false, fibers[current].in_warp = false;
@@ -43,7 +62,7 @@ void wait_for_block() {
 void wait_for_warp() {
     const unsigned first = threadIdx.x / WARP * WARP;
     const unsigned last = std::min<unsigned>(first + WARP, blockDim.x);
-    Warp& mine = warp();
+    Warp& mine = warps[threadIdx.x / WARP];
     mine.arrived |= 1u << lane();
     unsigned expected = 0;
     for (unsigned t = first; t < last; ++t) expected |= (unsigned)!fibers[t].done << (t - first);
@@ -72,10 +91,10 @@ static void resume(unsigned thread) {
 // One block: pick a random warp with something to do, let its ready lanes run in a random order, until all are done.
 static void run_block(unsigned threads) {
     if (__start_shared_memory) std::memset(__start_shared_memory, 0xff, __stop_shared_memory - __start_shared_memory);
-    std::memset(dynamic_memory.data(), 0xff, dynamic_memory.size());
+    std::memset(dynamic.data(), 0xff, dynamic.size());
     for (unsigned t = 0; t < threads; ++t) {
         Fiber& fiber = fibers[t];
-        fiber.thread = t, fiber.done = false, fiber.ready = true, fiber.in_warp = false;
+        fiber.done = false, fiber.ready = true, fiber.in_warp = false;
         getcontext(&fiber.context);
         fiber.context.uc_stack.ss_sp = fiber.stack.data();
         fiber.context.uc_stack.ss_size = fiber.stack.size();
@@ -107,21 +126,16 @@ static void run_block(unsigned threads) {
     }
 }
 
-template <typename Params>
-static void run_grid(void (*kernel)(Params), const void* params, unsigned grid, unsigned threads, unsigned shared,
-                     unsigned long long seed) {
-    static Params given;
-    static void (*entry)(Params);
-    std::memcpy(&given, params, sizeof given);
-    entry = kernel;
-    run_thread = [] { entry(given); };
+void run_grid(void (*thread)(), unsigned grid, unsigned threads, unsigned shared, unsigned long long seed) {
+    run_thread = thread;
     state = seed * 2 + 1;
     for (int i = 0; i < 8; ++i) draw();
     blockDim = {threads, 1, 1}, gridDim = {grid, 1, 1};
-    fibers.resize(threads);
+    if (fibers.size() < threads) fibers.resize(threads);
     for (Fiber& fiber : fibers) fiber.stack.resize(64 * 1024);
     warps.resize((threads + WARP - 1) / WARP);
-    dynamic_memory.resize(shared);
+    dynamic.resize(shared + 15);
+    dynamic_memory = dynamic.data() + (16 - (unsigned long long)dynamic.data() % 16) % 16;
     const unsigned first = draw() % grid;
     for (unsigned b = 0; b < grid; ++b) {
         blockIdx = {(first + b) % grid, 0, 0};
@@ -130,7 +144,3 @@ static void run_grid(void (*kernel)(Params), const void* params, unsigned grid, 
 }
 
 }  // namespace emulator
-
-extern "C" void emulate(const void* params, unsigned grid, unsigned threads, unsigned shared, unsigned long long seed) {
-    emulator::run_grid(ENTRY, params, grid, threads, shared, seed);
-}

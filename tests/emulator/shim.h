@@ -4,12 +4,9 @@
 // A fiber runs until it waits: at __syncthreads for the block, at a collective of its warp (shuffles, and whatever is
 // built on `collective`) for its warp. Which fiber runs next is drawn from the seed, so that code that leans on an
 // order is found out. Shared memory begins as NaN (all bits set), so that reading what nobody wrote shows.
+//
+// No header of the C++ library is included here: half of the time a kernel takes to compile would go there.
 #pragma once
-#include <cstdio>
-#include <cstdlib>
-#include <cstring>
-#include <ucontext.h>
-#include <vector>
 
 #define __global__
 #define __device__
@@ -30,39 +27,24 @@ namespace emulator {
 
 const int WARP = 32;
 
-struct Fiber {
-    ucontext_t context;
-    std::vector<char> stack;
-    unsigned thread = 0;
-    bool done = true;
-    bool ready = false;   // may run
-    bool in_warp = false; // waits for its warp, not for the block
-};
-
-struct Warp {
-    unsigned char slots[WARP][64];  // what each lane brought to a collective
-    unsigned arrived = 0;           // lanes, one bit each
-};
-
-extern std::vector<Fiber> fibers;
-extern std::vector<Warp> warps;
-extern std::vector<unsigned char> dynamic_memory;
-extern unsigned current;
-
+// machine.cpp, compiled once for all kernels.
 void wait_for_block();
 void wait_for_warp();
+unsigned char* slot(unsigned lane);  // 64 bytes that a lane of the running fiber's warp brings to a collective
+extern unsigned char* dynamic_memory;
+void run_grid(void (*thread)(), unsigned grid, unsigned threads, unsigned shared, unsigned long long seed);
+
 inline unsigned lane() { return threadIdx.x % WARP; }
-inline Warp& warp() { return warps[threadIdx.x / WARP]; }
 
 // Every lane brings `mine`; once all have, each calls `take(slots)`, and nobody leaves before all have taken.
 template <typename T, typename Take>
 auto collective(const T& mine, Take take) {
     static_assert(sizeof(T) <= 64, "a collective carries up to 64 bytes a lane");
-    std::memcpy(warp().slots[lane()], &mine, sizeof(T));
+    __builtin_memcpy(slot(lane()), &mine, sizeof(T));
     wait_for_warp();
     auto got = take([](unsigned from) {
         T value;
-        std::memcpy(&value, warp().slots[from % WARP], sizeof(T));
+        __builtin_memcpy(&value, slot(from % WARP), sizeof(T));
         return value;
     });
     wait_for_warp();
