@@ -24,7 +24,7 @@ import numpy as np
 from fastconv import disk
 from fastconv.backends import Planner, Run, cupy
 from fastconv.backends.cupy.compile import sources
-from fastconv.backends.cupy.launch import WORKSPACE, Kernel, Launch, Operand, Program, view
+from fastconv.backends.cupy.launch import WORKSPACE, Fill, Kernel, Launch, Operand, Program, view
 from fastconv.backends.cupy.run import OnDevice
 from fastconv.testing import numpy_dtype
 
@@ -109,6 +109,8 @@ def run(program: Program, arrays: tuple[Any, ...], seed: int = 0) -> None:
                     places[array] + offset if array == WORKSPACE or arrays[array] is not None else 0
                 )
             entry(step.kernel)(params.ctypes.data, step.grid, step.block, step.shared, seed)
+        elif isinstance(step, Fill):
+            ctypes.memset(places[step.array] + step.offset, step.byte, step.nbytes)
         else:
             left, right, out = (
                 _matrix(operand, arrays, scratch) for operand in (step.left, step.right, step.out)

@@ -70,3 +70,10 @@ static inline T __shfl_down_sync(unsigned, T value, unsigned by) {
     const unsigned me = emulator::lane();
     return emulator::collective(value, [&](auto of) { return of(me + by < emulator::WARP ? me + by : me); });
 }
+
+// One fiber runs at a time, so nothing can come between reading and writing.
+static inline int atomicMax(int* address, int value) {
+    const int before = *address;
+    *address = max(before, value);
+    return before;
+}

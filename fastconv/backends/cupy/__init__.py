@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from fastconv.backends import Planner
+from fastconv.backends.cupy import pooling
 from fastconv.backends.cupy.gradients import input_grad, weight_grad
 from fastconv.backends.cupy.implicit_gemm import implicit_gemm
 from fastconv.spec import Op
@@ -29,4 +30,8 @@ PLANNERS: dict[Op, tuple[Planner, ...]] = {
     Op.CONV: (implicit_gemm,),
     Op.CONV_INPUT_GRAD: (input_grad,),
     Op.CONV_WEIGHT_GRAD: (weight_grad,),
+    Op.POOL: (pooling.windows,),
+    Op.POOL_INPUT_GRAD: (pooling.holders,),
+    Op.UNPOOL: (pooling.claims,),
+    Op.UNPOOL_INPUT_GRAD: (pooling.gather,),
 }

@@ -7,15 +7,13 @@ here and in the kernels.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from fastconv.backends import Unsupported
 from fastconv.spec import PADDING_MODES, Sizes
-
-__all__ = ["AXES", "COUNT", "DIGIT", "DIVISOR", "Axis", "Digit", "divisor", "fill", "lifted", "padding"]
 
 AXES = 3
 DIGITS = 4
@@ -25,6 +23,12 @@ COUNT = 2**31 - 1
 
 DIVISOR = np.dtype([("divisor", "u4"), ("magic", "u4"), ("shift", "u4")])
 DIGIT = np.dtype([("radix", DIVISOR), ("step", "i4", AXES), ("gathered", "i8"), ("other", "i8")], align=True)
+
+
+BOX = np.dtype([("axis", DIVISOR, AXES), ("channels", DIVISOR)], align=True)
+
+# Threads of a block that makes one element a thread.
+ELEMENT_THREADS = 256
 
 
 class Digit(NamedTuple):
@@ -81,6 +85,40 @@ def fill(dtype: np.dtype[Any], **values: Any) -> np.ndarray[Any, Any]:
         struct[name] = value
     struct.flags.writeable = False
     return struct
+
+
+def c_strides(shape: Sequence[int]) -> tuple[int, ...]:
+    """Strides in elements of an array of this shape in C order, lifted."""
+    return lifted([math.prod(shape[axis + 1 :]) for axis in range(len(shape))], 0)
+
+
+def box(shape: Sequence[int]) -> tuple[Any, ...]:
+    """An element of ``BOX``: how the numbers of an array's elements fall apart."""
+    _, channels, *axes = lifted(shape, 1)
+    return [divisor(size) for size in axes], divisor(channels)
+
+
+def portions(batch: int, images: int) -> Iterator[tuple[int, int]]:
+    """(first, count) of every portion of at most so many images."""
+    for begin in range(0, batch, max(images, 1)):
+        yield begin, min(images, batch - begin)
+
+
+def images_at_once(batch: int, per_image: int, scratch: int, limit: int | None) -> int:
+    """How many images one launch takes: their elements are counted in 31 bits, and `limit` holds their scratch.
+
+    Raises
+    ------
+    Unsupported
+        If it is less than one.
+    """
+    check_counts(**{"elements of an image": per_image})
+    images = min(batch, COUNT // max(per_image, 1))
+    if limit is not None and scratch:
+        if batch and scratch > limit:
+            raise Unsupported(f"needs {scratch} bytes of scratch for one image", workspace=scratch)
+        images = min(images, limit // scratch)
+    return images
 
 
 def check_counts(**counts: int) -> None:

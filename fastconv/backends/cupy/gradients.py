@@ -14,8 +14,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from fastconv.backends import Run, Unsupported, algorithm
-from fastconv.backends.cupy.geometry import AXES, Axis, check_counts, fill, lifted, padding, tiles, volume
+from fastconv.backends import Run, algorithm
+from fastconv.backends.cupy.geometry import (
+    AXES, BOX, ELEMENT_THREADS, Axis, box, c_strides, check_counts, fill, images_at_once, lifted, padding, portions, tiles, volume,
+)
 from fastconv.backends.cupy.implicit_gemm import RATE, check_positions, forward_axes, types_of
 from fastconv.backends.cupy.launch import WORKSPACE, Address, Kernel, Launch, Program, View, kept
 from fastconv.backends.cupy.product import (
@@ -39,11 +41,11 @@ PADDED = np.dtype(
         ("padded_stride", "i8", 2 + AXES),
         ("result_stride", "i8", 2 + AXES),
         ("bias_stride", "i8"),
-        ("count", "i8"),
-        ("channels", "i4"),
+        ("count", "i4"),
         ("size", "i4", AXES),
         ("before", "i4", AXES),
         ("after", "i4", AXES),
+        ("box", BOX),
     ],
     align=True,
 )
@@ -116,9 +118,7 @@ def input_grad(spec: ConvSpec, precision: str, workspace_limit: int | None) -> R
         bare = unpadded(spec)
         types = types_of(spec)._replace(out=types_of(spec).sums)
         image = volume(bare.input_shape[1:]) * DTYPES[types.sums].itemsize
-        images = spec.batch if workspace_limit is None else min(spec.batch, workspace_limit // image)
-        if spec.batch and not images:
-            raise Unsupported(f"needs {image} bytes of scratch for the gradient of one padded image", workspace=image)
+        images = images_at_once(spec.batch, volume(bare.input_shape[1:]), image, workspace_limit)
         own = images * image
 
     @kept
@@ -126,10 +126,9 @@ def input_grad(spec: ConvSpec, precision: str, workspace_limit: int | None) -> R
         dys, dxs = lifted(dy.strides, 0), lifted(dx.strides, 0)
         if spec.padding_mode == "zeros":
             return Program(steps=tuple(_phases(spec, images, dy, w, bias, Placed(0, 0), Placed(3, 0), dxs)))
-        inner = _c_strides(bare.input_shape)
+        inner = c_strides(bare.input_shape)
         steps: list[Launch] = []
-        for begin in range(0, spec.batch, max(images, 1)):
-            some = min(images, spec.batch - begin)
+        for begin, some in portions(spec.batch, images):
             steps += _phases(
                 bare, some, dy, w, None, Placed(0, begin * dys[0]), Placed(WORKSPACE, 0), inner, types.out
             )
@@ -229,12 +228,6 @@ def _phases(
         ).steps  # type: ignore[misc]
 
 
-def _c_strides(shape: tuple[int, ...]) -> tuple[int, ...]:
-    """Strides in elements of an array of this shape in C order, lifted."""
-    strides = [math.prod(shape[axis + 1 :]) for axis in range(len(shape))]
-    return lifted(strides, 0)
-
-
 def _folded(
     spec: ConvSpec, images: int, inner: tuple[int, ...], bias: View | None, begin: int, dxs: tuple[int, ...]
 ) -> Launch:
@@ -248,15 +241,15 @@ def _folded(
             "fold_padding",
             (("SUM", types.sums), ("OUT", types.out), ("PADDING", padding(spec.padding_mode))),
         ),
-        grid=tiles(count, 256),
-        block=256,
+        grid=tiles(count, ELEMENT_THREADS),
+        block=ELEMENT_THREADS,
         params=fill(
             PADDED,
             padded_stride=inner,
             result_stride=dxs,
             bias_stride=bias.strides[0] if bias else 0,
             count=count,
-            channels=spec.in_channels,
+            box=box(spec.input_shape),
             size=lifted(spec.input_shape, 1)[2:],
             before=before,
             after=after,

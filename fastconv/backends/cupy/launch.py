@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-__all__ = ["WORKSPACE", "Address", "Build", "Kernel", "Launch", "Product", "Program", "View", "view"]
+__all__ = ["WORKSPACE", "Address", "Build", "Fill", "Kernel", "Launch", "Product", "Program", "View", "view"]
 
 # The number of the array that is no operand: the program's own scratch.
 WORKSPACE = -1
@@ -103,11 +103,20 @@ class Product:
     out: Operand
 
 
+class Fill(NamedTuple):
+    """Bytes of one value, on the stream of the launches around it."""
+
+    array: int
+    offset: int
+    nbytes: int
+    byte: int
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Program:
     """Steps that run one after the other on one stream, and the scratch they share."""
 
-    steps: tuple[Launch | Product, ...]
+    steps: tuple[Launch | Product | Fill, ...]
     workspace: int = 0
 
 

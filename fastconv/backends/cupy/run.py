@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from fastconv.backends.cupy import compile as compiler
-from fastconv.backends.cupy.launch import WORKSPACE, Build, Kernel, Launch, Operand, Program, view
+from fastconv.backends.cupy.launch import WORKSPACE, Build, Fill, Kernel, Launch, Operand, Program, view
 
 Array = Any
 
@@ -52,6 +52,10 @@ def run(program: Program, arrays: tuple[Array, ...]) -> None:
             for field, array, offset in step.addresses:
                 params[field] = places[array] + offset
             function(step.kernel, step.shared)((step.grid,), (step.block,), (params,), shared_mem=step.shared)
+        elif isinstance(step, Fill):
+            cupy.cuda.runtime.memsetAsync(
+                places[step.array] + step.offset, step.byte, step.nbytes, cupy.cuda.get_current_stream().ptr
+            )
         else:
             left, right, out = (
                 _matrix(operand, arrays, scratch) for operand in (step.left, step.right, step.out)

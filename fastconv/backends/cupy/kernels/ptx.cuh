@@ -57,3 +57,33 @@ __device__ __forceinline__ unsigned high_product(unsigned a, unsigned b) {
     return (unsigned)((unsigned long long)a * b >> 32);
 #endif
 }
+
+// Header-free C++ knows no mathematics; NVRTC and g++ each have these built in under other names.
+__device__ __forceinline__ float power(float base, float exponent) {
+#ifdef __CUDACC_RTC__
+    return powf(base, exponent);
+#else
+    return __builtin_powf(base, exponent);
+#endif
+}
+__device__ __forceinline__ double power(double base, double exponent) {
+#ifdef __CUDACC_RTC__
+    return pow(base, exponent);
+#else
+    return __builtin_pow(base, exponent);
+#endif
+}
+__device__ __forceinline__ float root(float value) {
+#ifdef __CUDACC_RTC__
+    return sqrtf(value);
+#else
+    return __builtin_sqrtf(value);
+#endif
+}
+__device__ __forceinline__ double root(double value) {
+#ifdef __CUDACC_RTC__
+    return sqrt(value);
+#else
+    return __builtin_sqrt(value);
+#endif
+}
