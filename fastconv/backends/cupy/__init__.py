@@ -9,8 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from fastconv.backends import Planner
-from fastconv.backends.cupy import pooling
-from fastconv.backends.cupy.gradients import input_grad, weight_grad
+from fastconv.backends.cupy import columns, gradients, pooling
 from fastconv.backends.cupy.implicit_gemm import implicit_gemm
 from fastconv.spec import Op
 
@@ -27,9 +26,11 @@ def empty(shape: tuple[int, ...], dtype: str) -> Any:
 
 
 PLANNERS: dict[Op, tuple[Planner, ...]] = {
-    Op.CONV: (implicit_gemm,),
-    Op.CONV_INPUT_GRAD: (input_grad,),
-    Op.CONV_WEIGHT_GRAD: (weight_grad,),
+    Op.CONV: (implicit_gemm, columns.im2col),
+    Op.CONV_INPUT_GRAD: (gradients.input_grad, columns.input_grad),
+    Op.CONV_WEIGHT_GRAD: (gradients.weight_grad, columns.weight_grad),
+    Op.UNFOLD: (columns.unfold,),
+    Op.FOLD: (columns.fold,),
     Op.POOL: (pooling.windows,),
     Op.POOL_INPUT_GRAD: (pooling.holders,),
     Op.UNPOOL: (pooling.claims,),
