@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from fastconv.backends import Planner
-from fastconv.backends.cupy import columns, gradients, pooling
+from fastconv.backends.cupy import columns, depthwise, gradients, pooling
 from fastconv.backends.cupy.implicit_gemm import implicit_gemm
 from fastconv.spec import Op
 
@@ -26,9 +26,9 @@ def empty(shape: tuple[int, ...], dtype: str) -> Any:
 
 
 PLANNERS: dict[Op, tuple[Planner, ...]] = {
-    Op.CONV: (implicit_gemm, columns.im2col),
-    Op.CONV_INPUT_GRAD: (gradients.input_grad, columns.input_grad),
-    Op.CONV_WEIGHT_GRAD: (gradients.weight_grad, columns.weight_grad),
+    Op.CONV: (implicit_gemm, depthwise.depthwise, columns.im2col),
+    Op.CONV_INPUT_GRAD: (gradients.input_grad, depthwise.input_grad, columns.input_grad),
+    Op.CONV_WEIGHT_GRAD: (gradients.weight_grad, depthwise.weight_grad, columns.weight_grad),
     Op.UNFOLD: (columns.unfold,),
     Op.FOLD: (columns.fold,),
     Op.POOL: (pooling.windows,),

@@ -9,20 +9,34 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import numpy as np
 
 from fastconv.backends import Run, algorithm
 from fastconv.backends.cupy.geometry import (
-    AXES, BOX, ELEMENT_THREADS, Axis, box, c_strides, check_counts, fill, images_at_once, lifted, padding, portions, tiles, volume,
+    AXES,
+    BOX,
+    ELEMENT_THREADS,
+    Axis,
+    box,
+    c_strides,
+    check_counts,
+    fill,
+    images_at_once,
+    lifted,
+    padding,
+    portions,
+    tiles,
+    volume,
 )
 from fastconv.backends.cupy.implicit_gemm import RATE, check_positions, forward_axes, types_of
 from fastconv.backends.cupy.launch import WORKSPACE, Address, Kernel, Launch, Program, View, kept
 from fastconv.backends.cupy.product import (
     Placed,
     Shape,
+    Types,
     note,
     parts_for,
     pixels_of,
@@ -101,22 +115,97 @@ def unpadded(spec: ConvSpec) -> ConvSpec:
     )
 
 
-@algorithm("implicit_gemm")
-def input_grad(spec: ConvSpec, precision: str, workspace_limit: int | None) -> Run:
-    """Input gradient, by phases; where padding shows input elements, of the padded input, which is then folded."""
+class Part(NamedTuple):
+    """One phase of all three axes: how it reads, and where its weights and results begin and how they lie (elements)."""
+
+    axes: list[Axis]
+    weight_start: int
+    weight_taps: tuple[int, ...]
+    result_start: int
+    result_strides: tuple[int, ...]
+
+
+class Phased(NamedTuple):
+    """What the launches of one phase are made from.
+
+    Attributes
+    ----------
+    spec : ConvSpec
+        Padded with zeros.
+    types : Types
+        Of ``grad_output``, of sums and of the result.
+    images : int
+    dy, w : View
+    source, target : Placed
+        The first image of ``grad_output`` and of the result, which has no other offset.
+    strides : tuple of int
+        Of the result, lifted.
+    bias : View or None
+    """
+
+    spec: ConvSpec
+    types: Types
+    images: int
+    dy: View
+    w: View
+    source: Placed
+    target: Placed
+    strides: tuple[int, ...]
+    bias: View | None
+
+    def parts(self) -> Iterator[Part]:
+        """The phases, each with its place."""
+        ws = lifted(self.w.strides, 0)[2:]
+        axes, steps = self.strides[2:], (1,) * (AXES - self.spec.rank) + self.spec.stride
+        for chosen in itertools.product(*_along(self.spec)):
+            yield Part(
+                axes=[phase.axis for phase in chosen],
+                weight_start=sum(phase.tap * stride for phase, stride in zip(chosen, ws, strict=True)),
+                weight_taps=tuple(phase.tap_step * stride for phase, stride in zip(chosen, ws, strict=True)),
+                result_start=sum(phase.first * stride for phase, stride in zip(chosen, axes, strict=True)),
+                result_strides=tuple(stride * step for stride, step in zip(axes, steps, strict=True)),
+            )
+
+    def unmet(self) -> Iterator[Launch]:
+        """Where some positions meet no tap at all, everything gets its bias first."""
+        spec, strides = self.spec, self.strides
+        steps = (1,) * (AXES - spec.rank) + spec.stride
+        sizes = lifted(spec.input_shape, 1)[2:]
+        met = all(
+            len(some) == min(step, size) for some, step, size in zip(_along(spec), steps, sizes, strict=True)
+        )
+        if not met and self.images:
+            everything = [Axis(1, size, 0, 1, 0, 0) for size in sizes]
+            columns = pixels_of(everything, self.images, (0,) * 4, (strides[0], *strides[2:]), linear=True)
+            shape = Shape(spec.in_channels, self.images * volume(sizes), 0, 1)
+            result = self.target._replace(row=strides[1])
+            bias = self.bias and Placed(2, 0, row=self.bias.strides[0])
+            yield total(shape, self.types, 0, columns, result, bias)
+
+
+Steps = Iterator[Launch]
+
+
+def by_phases(
+    spec: ConvSpec,
+    workspace_limit: int | None,
+    launches: Callable[[Phased], Steps],
+    seconds: float,
+    note: str,
+) -> Run:
+    """Input gradient by phases; where padding shows input elements, of the padded input, which is then folded."""
     check_positions(spec)
+    bare = unpadded(spec)
     check_counts(
         **{
-            "input positions of the batch": spec.batch * volume(unpadded(spec).in_size),
+            "input positions of the batch": spec.batch * volume(bare.in_size),
             "products of one sum": spec.out_channels // spec.groups * volume(spec.kernel_size),
         }
     )
-    if spec.padding_mode == "zeros":
-        bare, types = spec, types_of(spec)
-        images, own = spec.batch, 0
-    else:
-        bare = unpadded(spec)
-        types = types_of(spec)._replace(out=types_of(spec).sums)
+    types = types_of(spec)
+    plain = spec.padding_mode == "zeros"
+    images, own = spec.batch, 0
+    if not plain:
         image = volume(bare.input_shape[1:]) * DTYPES[types.sums].itemsize
         images = images_at_once(spec.batch, volume(bare.input_shape[1:]), image, workspace_limit)
         own = images * image
@@ -124,25 +213,67 @@ def input_grad(spec: ConvSpec, precision: str, workspace_limit: int | None) -> R
     @kept
     def build(dy: View, w: View, bias: View | None, dx: View) -> Program:
         dys, dxs = lifted(dy.strides, 0), lifted(dx.strides, 0)
-        if spec.padding_mode == "zeros":
-            return Program(steps=tuple(_phases(spec, images, dy, w, bias, Placed(0, 0), Placed(3, 0), dxs)))
-        inner = c_strides(bare.input_shape)
+        if plain:
+            phased = Phased(spec, types, images, dy, w, Placed(0, 0), Placed(3, 0), dxs, bias)
+            return Program(steps=(*phased.unmet(), *launches(phased)))
+        inner, scratch = c_strides(bare.input_shape), Placed(WORKSPACE, 0)
         steps: list[Launch] = []
         for begin, some in portions(spec.batch, images):
-            steps += _phases(
-                bare, some, dy, w, None, Placed(0, begin * dys[0]), Placed(WORKSPACE, 0), inner, types.out
-            )
-            steps.append(_folded(spec, some, inner, bias, begin, dxs))
+            source = Placed(0, begin * dys[0])
+            padded_types = types._replace(out=types.sums)
+            phased = Phased(bare, padded_types, some, dy, w, source, scratch, inner, None)
+            steps += [*phased.unmet(), *launches(phased), _folded(spec, some, inner, bias, begin, dxs)]
         return Program(steps=tuple(steps), workspace=own)
 
-    count = len(list(itertools.product(*_along(bare))))
-    folded = "" if spec.padding_mode == "zeros" else f", of {images} padded images at a time, then folded"
+    count = math.prod(map(len, _along(spec if plain else bare)))
+    folded = "" if plain else f", of {images} padded images at a time, then folded"
     return Run(
         call=OnDevice(build),
-        seconds=spec.flops() / RATE,
+        seconds=seconds,
         shared=own,
-        note=f"{count} phase{'s' * (count != 1)}{folded}",
+        note=f"{note}{count} phase{'s' * (count != 1)}{folded}",
     )
+
+
+@algorithm("implicit_gemm")
+def input_grad(spec: ConvSpec, precision: str, workspace_limit: int | None) -> Run:
+    """Input gradient: in channels by positions of one phase, summed over out channels and the taps that meet them."""
+    return by_phases(spec, workspace_limit, _products, spec.flops() / RATE, "")
+
+
+def _products(given: Phased) -> Steps:
+    """The launches of every phase, as products."""
+    spec, types, strides = given.spec, given.types, given.strides
+    c_group, o_group = spec.in_channels // spec.groups, spec.out_channels // spec.groups
+    dys, ws = lifted(given.dy.strides, 0), lifted(given.w.strides, 0)
+    bias = given.bias and Placed(2, 0, given.bias.strides[0], c_group * given.bias.strides[0])
+    last = given.dy.channels_last
+    for part in given.parts():
+        shape = Shape(
+            c_group,
+            given.images * volume(tuple(axis.columns for axis in part.axes)),
+            o_group * volume(tuple(axis.taps for axis in part.axes)),
+            spec.groups,
+        )
+        taps = (ws[0], *part.weight_taps)
+        yield from product(
+            shape,
+            types,
+            rows=taps_of(part.axes, o_group, dys[1:], taps, linear=True, channels_first=not last),
+            columns=pixels_of(
+                part.axes, given.images, (dys[0], *dys[2:]), (strides[0], *part.result_strides), linear=True
+            ),
+            axes=part.axes,
+            gathered=given.source._replace(group=o_group * dys[1]),
+            gathered_strides=dys[2:],
+            dense=Placed(1, part.weight_start, row=ws[1], group=o_group * ws[0]),
+            result=given.target._replace(
+                start=given.target.start + part.result_start, row=strides[1], group=c_group * strides[1]
+            ),
+            bias=bias,
+            lanes=int(last),
+            tile=tile_for(shape, types.sums),
+        ).launches
 
 
 def _along(spec: ConvSpec) -> list[list[Phase]]:
@@ -160,72 +291,6 @@ def _along(spec: ConvSpec) -> list[list[Phase]]:
         )
     ]
     return [phases(1, 1, 1, 1, 1, 0)] * (AXES - spec.rank) + real
-
-
-def _phases(
-    spec: ConvSpec,
-    images: int,
-    dy: View,
-    w: View,
-    bias: View | None,
-    source: Placed,
-    target: Placed,
-    strides: tuple[int, ...],
-    out: str = "",
-) -> Iterator[Launch]:
-    """Launches that fill the gradient of an input padded with zeros, which lies with these strides."""
-    types = types_of(spec)._replace(out=out or spec.out_dtype)
-    c_group, o_group = spec.in_channels // spec.groups, spec.out_channels // spec.groups
-    dys, ws = lifted(dy.strides, 0), lifted(w.strides, 0)
-    steps = (1,) * (AXES - spec.rank) + spec.stride
-    placed_bias = bias and Placed(2, 0, bias.strides[0], c_group * bias.strides[0])
-    target = target._replace(row=strides[1], group=c_group * strides[1])
-    along = _along(spec)
-    sizes = lifted(spec.input_shape, 1)[2:]
-    if any(len(some) < min(step, size) for some, step, size in zip(along, steps, sizes, strict=True)):
-        # Some positions meet no tap at all: everything gets its bias first.
-        everything = [Axis(1, size, 0, 1, 0, 0) for size in sizes]
-        columns = pixels_of(everything, images, (0, 0, 0, 0), (strides[0], *strides[2:]), linear=True)
-        whole = Shape(c_group, images * volume(sizes), 0, spec.groups)
-        if whole.n:
-            yield total(whole, types, 0, columns, target, placed_bias)
-    for chosen in itertools.product(*along):
-        axes = [phase.axis for phase in chosen]
-        shape = Shape(
-            c_group,
-            images * volume(tuple(axis.columns for axis in axes)),
-            o_group * volume(tuple(axis.taps for axis in axes)),
-            spec.groups,
-        )
-        taps = [phase.tap_step * stride for phase, stride in zip(chosen, ws[2:], strict=True)]
-        yield from product(
-            shape,
-            types,
-            rows=taps_of(axes, o_group, dys[1:], (ws[0], *taps), linear=True, channels_first=not dy.channels_last),
-            columns=pixels_of(
-                axes,
-                images,
-                (dys[0], *dys[2:]),
-                (strides[0], *(stride * step for stride, step in zip(strides[2:], steps, strict=True))),
-                linear=True,
-            ),
-            axes=axes,
-            gathered=source._replace(group=o_group * dys[1]),
-            gathered_strides=dys[2:],
-            dense=Placed(
-                1,
-                sum(phase.tap * stride for phase, stride in zip(chosen, ws[2:], strict=True)),
-                row=ws[1],
-                group=o_group * ws[0],
-            ),
-            result=target._replace(
-                start=target.start
-                + sum(phase.first * stride for phase, stride in zip(chosen, strides[2:], strict=True))
-            ),
-            bias=placed_bias,
-            lanes=int(dy.channels_last),
-            tile=tile_for(shape, types.sums),
-        ).steps  # type: ignore[misc]
 
 
 def _folded(
@@ -282,7 +347,9 @@ def weight_grad(spec: ConvSpec, precision: str, workspace_limit: int | None) -> 
             shape,
             types,
             rows=pixels_of(axes, spec.batch, (xs[0], *xs[2:]), (dys[0], *dys[2:]), linear=linear),
-            columns=taps_of(axes, c_group, xs[1:], dws[1:], linear=linear, channels_first=not x.channels_last),
+            columns=taps_of(
+                axes, c_group, xs[1:], dws[1:], linear=linear, channels_first=not x.channels_last
+            ),
             axes=axes,
             gathered=Placed(0, 0, group=c_group * xs[1]),
             gathered_strides=xs[2:],

@@ -119,6 +119,11 @@ class Program:
     steps: tuple[Launch | Product | Fill, ...]
     workspace: int = 0
 
+    @property
+    def launches(self) -> tuple[Launch, ...]:
+        """The steps that launch kernels."""
+        return tuple(step for step in self.steps if isinstance(step, Launch))
+
 
 # From the layouts of a call's arrays, in the call's order, to its program; the layout of None is None.
 Build = Callable[..., Program]

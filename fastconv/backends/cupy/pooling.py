@@ -19,7 +19,6 @@ from fastconv.backends.cupy.geometry import (
     box,
     c_strides,
     check_counts,
-    divisor,
     fill,
     images_at_once,
     lifted,
@@ -31,7 +30,9 @@ from fastconv.backends.cupy.launch import WORKSPACE, Address, Fill, Kernel, Laun
 from fastconv.backends.cupy.run import OnDevice
 from fastconv.spec import DTYPES, POOL_MODES, Op, PoolSpec
 
-WINDOW = np.dtype([(name, "i4") for name in ("size", "out", "extent", "stride", "dilation", "before", "after")])
+WINDOW = np.dtype(
+    [(name, "i4") for name in ("size", "out", "extent", "stride", "dilation", "before", "after")]
+)
 
 POOL = np.dtype(
     [
@@ -83,7 +84,7 @@ def _check(spec: PoolSpec) -> None:
     check_counts(**{"elements of a plane": max(volume(spec.in_size), volume(spec.out_size))})
 
 
-def _windows(spec: PoolSpec) -> list[tuple[int, ...]]:
+def _windows(spec: PoolSpec) -> list[tuple[int, int, int, int, int, int, int]]:
     """Elements of ``WINDOW`` for three axes."""
     if spec.output_size:
         real = [(size, out, 0, 1, 1, 0, 0) for size, out in zip(spec.in_size, spec.output_size, strict=True)]
@@ -121,7 +122,9 @@ def _sums(spec: PoolSpec) -> str:
     return spec.dtype if spec.mode == "max" else row.mean
 
 
-def _launch(kernel: Kernel, dtype: np.dtype[Any], count: int, addresses: list[Address], /, **values: Any) -> Launch:
+def _launch(
+    kernel: Kernel, dtype: np.dtype[Any], count: int, addresses: list[Address], /, **values: Any
+) -> Launch:
     return Launch(
         kernel=kernel,
         grid=tiles(count, ELEMENT_THREADS),
@@ -180,9 +183,7 @@ def windows(spec: PoolSpec, precision: str, workspace_limit: int | None) -> Run:
     )
 
 
-def _placed(
-    field: str, dtype: str, given: View, array: int, begin: int
-) -> tuple[Address, tuple[int, ...]]:
+def _placed(field: str, dtype: str, given: View, array: int, begin: int) -> tuple[Address, tuple[int, ...]]:
     """The address of image `begin` of an array and the array's lifted strides."""
     strides = lifted(given.strides, 0)
     return Address(field, array, begin * strides[0] * DTYPES[dtype].itemsize), strides
@@ -203,9 +204,7 @@ def holders(spec: PoolSpec, precision: str, workspace_limit: int | None) -> Run:
     scratch = 0
     if again:
         scratch = outputs * (INDEX_BYTES if spec.mode == "max" else DTYPES[types[1]].itemsize)
-    images = images_at_once(
-        spec.batch, max(volume(spec.input_shape[1:]), outputs), scratch, workspace_limit
-    )
+    images = images_at_once(spec.batch, max(volume(spec.input_shape[1:]), outputs), scratch, workspace_limit)
     inner = c_strides(spec.output_shape)
     kernel = Kernel(
         "pool_grad.cu",
@@ -233,7 +232,9 @@ def holders(spec: PoolSpec, precision: str, workspace_limit: int | None) -> Run:
                 x = _placed("x", spec.dtype, other, 1, begin)
                 found = Address("indices" if spec.mode == "max" else "y", WORKSPACE), inner
                 y, indices = (None, found) if spec.mode == "max" else (found, None)
-                steps.append(_pooled(spec, some, spec.dtype if spec.mode == "max" else types[1], x, y, indices))
+                steps.append(
+                    _pooled(spec, some, spec.dtype if spec.mode == "max" else types[1], x, y, indices)
+                )
                 arrays += [x, (Address("other", WORKSPACE), inner)]
             steps.append(
                 _launch(

@@ -8,8 +8,9 @@ array is dense. :func:`product` takes k and j as lists of digits; :func:`taps_of
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, Required, TypedDict
 
 import numpy as np
 
@@ -28,6 +29,9 @@ from fastconv.backends.cupy.geometry import (
 )
 from fastconv.backends.cupy.launch import WORKSPACE, Address, Kernel, Launch, Program
 from fastconv.spec import DTYPES
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 GATHERED_PRODUCT = np.dtype(
     [
@@ -65,6 +69,10 @@ BLOCKS = 264
 # A part of k shorter than this costs more to store and add again than it saves: 64 steps of TILE_K.
 LEAST_PART = 512
 
+# Columns one block of a thin product takes: the sums of a 3x3 kernel, one column a register.
+MOST_COLUMNS = 9
+THIN_THREADS = 256
+
 # Threads of a block that adds parts up, one an element.
 TOTAL_THREADS = 256
 
@@ -101,6 +109,31 @@ class Types(NamedTuple):
     stored: str
     sums: str
     out: str
+
+
+class Places(TypedDict, total=False):
+    """Where a product's numbers are.
+
+    Attributes
+    ----------
+    rows, columns : sequence of Digit
+        Of k and of j.
+    axes : sequence of Axis
+        How the gathered array is read along each of its three axes.
+    gathered_strides : sequence of int
+        Of these axes.
+    gathered, dense, result : Placed
+    bias : Placed or None
+    """
+
+    rows: Required[Sequence[Digit]]
+    columns: Required[Sequence[Digit]]
+    axes: Required[Sequence[Axis]]
+    gathered: Required[Placed]
+    gathered_strides: Required[Sequence[int]]
+    dense: Required[Placed]
+    result: Required[Placed]
+    bias: Placed | None
 
 
 class Shape(NamedTuple):
@@ -141,63 +174,77 @@ def product(
     shape: Shape,
     types: Types,
     *,
-    rows: Sequence[Digit],
-    columns: Sequence[Digit],
-    axes: Sequence[Axis],
-    gathered: Placed,
-    gathered_strides: Sequence[int],
-    dense: Placed,
-    result: Placed,
-    bias: Placed | None = None,
-    mode: str = "zeros",
-    lanes: int,
     tile: Tile,
+    lanes: int,
+    mode: str = "zeros",
     parts: int = 1,
+    **places: Unpack[Places],
 ) -> Program:
     """The launches of one product: itself, and where k is cut the sum of its parts.
 
     Parameters
     ----------
-    rows, columns : sequence of Digit
-        Of k and of j.
-    gathered_strides : sequence of int
-        Of its three axes.
     mode : str
         How the gathered array is padded.
     lanes : {0, 1}
         Whether neighbouring threads fetch neighbouring columns (0) or rows (1) of the gathered array.
     """
+    defines = (
+        ("TILE_M", tile.m),
+        ("TILE_N", tile.n),
+        ("PER", tile.per),
+        ("PADDING", padding(mode)),
+        ("LANES", lanes),
+    )
+    kernel = Kernel("implicit_gemm.cu", "implicit_gemm", defines)
+    grid = tiles(shape.m, tile.m), tiles(shape.n, tile.n)
+    return _launched(kernel, grid, tile.threads, TILE_K, shape, types, mode, parts, places)
+
+
+def thin_product(
+    shape: Shape, types: Types, *, mode: str = "zeros", parts: int = 1, **places: Unpack[Places]
+) -> Program:
+    """The same product where rows and columns are few and k is long; it knows no bias."""
+    columns = min(shape.n, MOST_COLUMNS)
+    kernel = Kernel("thin_product.cu", "thin_product", (("COLUMNS", columns), ("PADDING", padding(mode))))
+    grid = shape.m, tiles(shape.n, columns)
+    return _launched(kernel, grid, THIN_THREADS, 1, shape, types, mode, parts, places)
+
+
+def _launched(
+    kernel: Kernel,
+    grid: tuple[int, int],
+    threads: int,
+    step: int,
+    shape: Shape,
+    types: Types,
+    mode: str,
+    parts: int,
+    places: Places,
+) -> Program:
+    """The launches of a product by this kernel, whose blocks take `step` k at a time."""
+    columns, result, bias = places["columns"], places["result"], places.get("bias")
     if not shape.m * shape.n * shape.groups:
         return Program(steps=())
     if not shape.k:
         return Program(steps=(total(shape, types, 0, columns, result, bias),))
-    part = tiles(tiles(shape.k, parts), TILE_K) * TILE_K
+    part = tiles(tiles(shape.k, parts), step) * step
     parts = tiles(shape.k, part)
+    last: tuple[Launch, ...] = ()
     if parts > 1:
+        last = (total(shape, types, parts, columns, result, bias),)
         flat = Placed(WORKSPACE, 0, row=shape.n, group=shape.m * shape.n)
-        last = total(shape, types, parts, columns, result, bias)
         columns, result, bias, types = in_a_row(columns), flat, None, types._replace(out=types.sums)
-    tiles_m, tiles_n = tiles(shape.m, tile.m), tiles(shape.n, tile.n)
-    grid = tiles_m * tiles_n * shape.groups * parts
-    check_counts(blocks=grid)
-    start = sum(axis.start * stride for axis, stride in zip(axes, gathered_strides, strict=True))
+    blocks = math.prod(grid) * shape.groups * parts
+    check_counts(blocks=blocks)
+    axes, strides = places["axes"], places["gathered_strides"]
+    start = sum(axis.start * stride for axis, stride in zip(axes, strides, strict=True))
+    gathered, dense = places["gathered"], places["dense"]
+    names = ("IN", types.stored), ("SUM", types.sums), ("OUT", types.out)
     launch = Launch(
-        kernel=Kernel(
-            "implicit_gemm.cu",
-            "implicit_gemm",
-            (
-                ("IN", types.stored),
-                ("SUM", types.sums),
-                ("OUT", types.out),
-                ("TILE_M", tile.m),
-                ("TILE_N", tile.n),
-                ("PER", tile.per),
-                ("PADDING", padding(mode)),
-                ("LANES", lanes),
-            ),
-        ),
-        grid=grid,
-        block=tile.threads,
+        kernel=kernel._replace(defines=(*names, *kernel.defines)),
+        grid=blocks,
+        block=threads,
         params=fill(
             GATHERED_PRODUCT,
             dense_row=dense.row,
@@ -209,17 +256,17 @@ def product(
             bias_group=bias.group if bias else 0,
             result_split=shape.groups * shape.m * shape.n,
             start=start if mode == "zeros" else 0,
-            axis_stride=tuple(gathered_strides),
+            axis_stride=tuple(strides),
             origin=tuple(axis.start for axis in axes),
             size=tuple(axis.size for axis in axes),
             M=shape.m,
             N=shape.n,
             K=shape.k,
             part=part,
-            tiles_m=divisor(tiles_m),
-            tiles_n=divisor(tiles_n),
+            tiles_m=divisor(grid[0]),
+            tiles_n=divisor(grid[1]),
             parts=divisor(parts),
-            row=[digit.row() for digit in rows],
+            row=[digit.row() for digit in places["rows"]],
             column=[digit.row() for digit in columns],
         ),
         addresses=(
@@ -229,9 +276,7 @@ def product(
             *([bias.address("bias", types.out)] if bias else []),
         ),
     )
-    if parts == 1:
-        return Program(steps=(launch,))
-    return Program(steps=(launch, last), workspace=workspace_of(shape, parts, types.sums))
+    return Program(steps=(launch, *last), workspace=workspace_of(shape, parts, types.sums))
 
 
 def total(

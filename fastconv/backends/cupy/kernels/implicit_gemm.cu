@@ -13,7 +13,7 @@
 // Compiled in: IN, SUM, OUT (types.cuh), TILE_M, TILE_N, PER, PADDING (gather.cuh), and LANES, what neighbouring
 // threads fetch neighbours of: 0 columns (images with channels first), 1 rows (channels last; weight gradients).
 // Anything else is run-time. Edges are masked here: any M, N and K work. Distances are 64-bit.
-#include "gather.cuh"
+#include "product.cuh"
 #include "types.cuh"
 
 #define TILE_K 8
@@ -21,24 +21,6 @@
 #define THREADS ((TILE_M / PER) * (TILE_N / PER))
 #define DENSE (TILE_M * TILE_K / THREADS)     // elements of each operand that one thread fetches a step
 #define GATHERED (TILE_N * TILE_K / THREADS)
-
-struct GatheredProduct {
-    const void* gathered;
-    const void* dense;
-    const void* bias;  // of type OUT, or null
-    void* result;
-    long long dense_row, result_row, bias_row;  // elements from one m to the next
-    long long gathered_group, dense_group, result_group, bias_group;
-    long long result_split;           // elements from one part of k's sums to the next
-    long long start;                  // of the gathered array: where position `origin` lies
-    long long axis_stride[AXES];      // of the gathered array, for PADDING other than ZEROS
-    int origin[AXES];                 // position of k = 0, j = 0
-    int size[AXES];                   // positions of the gathered array
-    int M, N, K;
-    int part;                         // of k that one block sums, a multiple of TILE_K
-    Divisor tiles_m, tiles_n, parts;  // digits of the block's number, the group being what is left
-    Digit row[DIGITS], column[DIGITS];
-};
 
 struct __align__(16) Quad { SUM of[4]; };
 
