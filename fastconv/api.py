@@ -1147,7 +1147,7 @@ def explain(what: str | Spec | Callable[..., Any], *args: Any, op: str | None = 
         raise ValueError(f"op: got {op!r}, expected one of {', '.join(names)}")
     given = arguments.options(kwargs)  # type: ignore[arg-type]
     wanted = names[op] if op else spec.ops[0]
-    backend = arguments.backend_for("numpy", given["backend"], wanted)
+    backend = arguments.backend_for(None, given["backend"], wanted)
     return plan(spec, wanted, backend, given["algorithm"], given["precision"], given["workspace_limit"])
 
 

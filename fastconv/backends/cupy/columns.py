@@ -193,12 +193,12 @@ def _check_product(spec: ConvSpec) -> None:
 class _Columned:
     """A convolution's columns, some images at a time: how many, what they cost, where they lie."""
 
-    def __init__(self, spec: ConvSpec, limit: int | None, extra: int = 0) -> None:
+    def __init__(self, spec: ConvSpec, limit: int | None) -> None:
         _check_product(spec)
         self.spec = spec
         self.itemsize = DTYPES[spec.dtype].itemsize
         self.image = volume(spec.columns_shape[1:])
-        per_image = self.image * self.itemsize + extra
+        per_image = self.image * self.itemsize
         images = images_at_once(spec.batch, self.image, per_image, limit)
         self.images = min(images, max(TARGET_BYTES // max(per_image, 1), 1))
         self.workspace = self.images * per_image
@@ -325,15 +325,16 @@ def input_grad(spec: ConvSpec, precision: str, workspace_limit: int | None) -> R
 @algorithm("im2col")
 def weight_grad(spec: ConvSpec, precision: str, workspace_limit: int | None) -> Run:
     """Weight gradient: each image's ``grad_output`` times its transposed columns, added up in order."""
-    weight = volume(spec.weight_shape)
-    made = _Columned(spec, workspace_limit, extra=0)
-    # Sums of every image and columns of some: the latter are found a place behind the former.
-    sums = spec.batch * weight * made.itemsize
-    left = None if workspace_limit is None else workspace_limit - sums
-    if left is not None and left < made.image * made.itemsize and spec.batch:
-        need = sums + made.image * made.itemsize
-        raise Unsupported(f"needs {need} bytes of scratch", workspace=need)
-    made = _Columned(spec, left)
+    _check_product(spec)
+    weight, itemsize = volume(spec.weight_shape), DTYPES[spec.dtype].itemsize
+    # Sums of every image, and behind them columns of some.
+    sums = spec.batch * weight * itemsize
+    one = volume(spec.columns_shape[1:]) * itemsize
+    if workspace_limit is not None and spec.batch and sums + one > workspace_limit:
+        raise Unsupported(
+            f"needs {sums + one} bytes of scratch, {sums} of them for each image's sums", workspace=sums + one
+        )
+    made = _Columned(spec, None if workspace_limit is None else workspace_limit - sums)
 
     @kept
     def build(x: View, dy: View, dw: View) -> Program:

@@ -18,6 +18,9 @@ from fastconv.backends.cupy.launch import WORKSPACE, Build, Fill, Kernel, Launch
 
 Array = Any
 
+# Bytes of dynamic shared memory a kernel gets without asking for more (CUDA's rule on every device).
+MOST_SHARED = 48 * 1024
+
 # Kernels that are loaded, by device and what was compiled: a few kilobytes each, and their variants are finite.
 _loaded: dict[tuple[int, Kernel], Any] = {}
 
@@ -85,7 +88,8 @@ def load(cubin: bytes, entry: str, shared: int) -> Any:
         with os.fdopen(handle, "wb") as file:
             file.write(cubin)
         found = cupy.RawModule(path=name).get_function(entry)
-        if shared > 48 * 1024:  # more has to be asked for
+        found.compile()  # now, while the file is there; left to itself CuPy reads it at the first launch
+        if shared > MOST_SHARED:
             found.max_dynamic_shared_size_bytes = shared
     finally:
         with contextlib.suppress(OSError):

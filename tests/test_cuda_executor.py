@@ -1,0 +1,116 @@
+"""The executor and everything above it, with a stand-in for CuPy whose kernels run on the CPU."""
+
+from __future__ import annotations
+
+import pickle
+import sys
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+
+import fastconv as fc
+from fastconv.backends import _BACKENDS, _Row
+from fastconv.backends.cupy import compile as compiler
+from fastconv.backends.cupy import run as executor
+from fastconv.backends.cupy.launch import Kernel
+from fastconv.plan import plan
+from tests import emulator
+from tests.emulator.device import Module, ndarray
+
+pytestmark = pytest.mark.skipif(emulator.missing() is not None, reason=str(emulator.missing()))
+
+
+@pytest.fixture
+def device(monkeypatch: pytest.MonkeyPatch) -> Iterator[Module]:
+    """CuPy is there, and so is a device."""
+    module = Module()
+    monkeypatch.setitem(sys.modules, "cupy", module)
+    monkeypatch.setitem(_BACKENDS, "cupy", _Row("fastconv.backends.cupy", "cupy"))
+    monkeypatch.setattr(compiler, "cubin", lambda kernel, arch: pickle.dumps(kernel))
+    monkeypatch.setattr(executor, "_loaded", {})
+    plan.cache_clear()
+    yield module
+    plan.cache_clear()
+
+
+def random(*shape: int) -> Any:
+    return np.random.default_rng(0).standard_normal(shape).astype("f4")
+
+
+def both(function: Callable[..., Any], *arrays: Any, algorithm: str = "auto") -> None:
+    """The same integers from the device as from the host, bit for bit."""
+    whole = [None if a is None else np.rint(4 * a).astype(a.dtype) for a in arrays]
+    expected = function(*whole, backend="im2col")
+    given = [None if a is None else ndarray(a) for a in whole]
+    made = function(*given, algorithm=algorithm)
+    for one, other in zip(*((x if isinstance(x, tuple) else (x,)) for x in (made, expected)), strict=True):
+        assert isinstance(one, ndarray)
+        np.testing.assert_array_equal(one.host, other)
+
+
+@pytest.mark.parametrize("algorithm", ["implicit_gemm", "im2col"])
+def test_convolution_and_gradients(device: Module, algorithm: str) -> None:
+    x, w, b = random(2, 4, 6, 7), random(6, 4, 3, 3), random(6)
+    both(lambda *a, **k: fc.conv2d(*a, padding=1, stride=2, **k), x, w, b, algorithm=algorithm)
+    both(
+        lambda *a, **k: fc.conv_transpose2d(*a, stride=2, **k),
+        x,
+        random(4, 3, 3, 2),
+        random(3),
+        algorithm=algorithm,
+    )
+    dy = random(2, 6, 4, 5)
+    both(lambda x, dy, **k: fc.grad.conv2d_weight(x, w.shape, dy, **k), x, dy, algorithm=algorithm)
+    both(lambda w, dy, **k: fc.grad.conv2d_input(x.shape, w, dy, **k), w, dy, algorithm=algorithm)
+
+
+def test_pools_and_columns(device: Module) -> None:
+    x = random(2, 3, 6, 8)
+    both(lambda x, **k: fc.max_pool2d(x, 3, 2, padding=1, return_indices=True, **k), x)
+    both(lambda x, **k: fc.avg_pool2d(x, 2, **k), x)
+    both(lambda x, **k: fc.unfold(x, 3, padding=1, **k), x)
+    both(lambda dy, x, **k: fc.grad.max_pool2d(dy, x, 2, **k), random(2, 3, 3, 4), x)
+
+
+def test_an_unpool_that_names_a_place_twice(device: Module) -> None:
+    values, indices = ndarray(random(1, 1, 2, 2)), ndarray(np.array([[[[0, 5], [5, 15]]]], "i8"))
+    made = fc.max_unpool2d(values, indices, 2)
+    expected = fc.max_unpool2d(values.host, indices.host, 2, backend="naive")
+    np.testing.assert_array_equal(made.host, expected)
+
+
+def test_nothing_is_loaded_or_built_after_the_first_call(
+    device: Module, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a CUDA graph needs of a call that is captured."""
+    x, w = ndarray(random(1, 2, 5, 5)), ndarray(random(3, 2, 3, 3))
+    first = fc.conv2d(x, w)
+    monkeypatch.setattr(compiler, "cubin", None)
+    monkeypatch.setattr(executor, "load", None)
+    np.testing.assert_array_equal(fc.conv2d(x, w).host, first.host)
+
+
+def test_scratch_is_what_the_plan_says(device: Module) -> None:
+    x, dy = ndarray(random(2, 4, 48, 48)), ndarray(random(2, 4, 46, 46))
+    made = fc.explain("n2 c4x48x48 k4x3x3 s1 p0 f32", op="conv weight grad", backend="cupy")
+    fc.grad.conv2d_weight(x, (4, 4, 3, 3), dy)
+    assert device.allocated == [made.workspace]
+    assert made.workspace > 0
+
+
+def test_host_and_device_do_not_mix(device: Module) -> None:
+    x, w = random(1, 2, 5, 5), random(3, 2, 3, 3)
+    with pytest.raises(
+        TypeError, match="backend: 'cupy' works on cupy arrays, got numpy arrays; nothing is copied"
+    ):
+        fc.conv2d(x, w, backend="cupy")
+    with pytest.raises(TypeError, match="weight: got a numpy array where input is a cupy array"):
+        fc.conv2d(ndarray(x), w)
+
+
+def test_more_shared_memory_is_asked_for(device: Module) -> None:
+    code = pickle.dumps(Kernel("sum_parts.cu", "sum_parts", (("SUM", "float32"), ("OUT", "float32"))))
+    assert executor.load(code, "sum_parts", 1024).max_dynamic_shared_size_bytes == 0
+    assert executor.load(code, "sum_parts", 100_000).max_dynamic_shared_size_bytes == 100_000
