@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 import fastconv as fc
+from fastconv import testing
 from fastconv.backends import _BACKENDS, _Row
 from fastconv.backends.cupy import compile as compiler
 from fastconv.backends.cupy import run as executor
@@ -53,9 +54,9 @@ def both(function: Callable[..., Any], *arrays: Any, algorithm: str = "auto") ->
 @pytest.mark.parametrize("algorithm", ["implicit_gemm", "im2col"])
 def test_convolution_and_gradients(device: Module, algorithm: str) -> None:
     x, w, b = random(2, 4, 6, 7), random(6, 4, 3, 3), random(6)
-    both(lambda *a, **k: fc.conv2d(*a, padding=1, stride=2, **k), x, w, b, algorithm=algorithm)
+    both(lambda *a, **k: fc.conv2d(a[0], a[1], a[2], 2, 1, **k), x, w, b, algorithm=algorithm)
     both(
-        lambda *a, **k: fc.conv_transpose2d(*a, stride=2, **k),
+        lambda *a, **k: fc.conv_transpose2d(a[0], a[1], a[2], 2, **k),
         x,
         random(4, 3, 3, 2),
         random(3),
@@ -114,3 +115,11 @@ def test_more_shared_memory_is_asked_for(device: Module) -> None:
     code = pickle.dumps(Kernel("sum_parts.cu", "sum_parts", (("SUM", "float32"), ("OUT", "float32"))))
     assert executor.load(code, "sum_parts", 1024).max_dynamic_shared_size_bytes == 0
     assert executor.load(code, "sum_parts", 100_000).max_dynamic_shared_size_bytes == 100_000
+
+
+@pytest.mark.parametrize("problem", ["n2 c4x5x6 k4x3x3 s2 p1 g2 f16", "max n1 c2x5x6 k2x2 s2 p0 indices f32"])
+def test_a_plan_is_checked_on_the_device(device: Module, problem: str) -> None:
+    """``fastconv check`` carries operands there and results back."""
+    agreements = list(testing.checks(["cupy"], [problem]))
+    assert agreements
+    assert all(agreement.ok for agreement in agreements)

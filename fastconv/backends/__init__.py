@@ -1,7 +1,8 @@
 """Where things are computed: backend names, the modules behind them, and what a planner is.
 
 A backend is a module with two names: ``PLANNERS``, a table ``Op -> planners, best first``, and ``empty``,
-which allocates an array of its kind. It is imported when it is first needed. A planner is a plain function
+which allocates an array of its kind. One that owns arrays of a device has three more: ``put``, ``fetch`` and ``wait``.
+It is imported when it is first needed. A planner is a plain function
 ``(spec, precision, workspace_limit) -> Run`` that raises :class:`Unsupported` with a reason when it
 declines; its ``__name__`` is the algorithm's name.
 """
@@ -110,12 +111,21 @@ class Planner(Protocol):
 
 
 class Backend(Protocol):
-    """What a backend module holds."""
+    """What a backend module holds; the last three only where its arrays are not NumPy's."""
 
     PLANNERS: Mapping[Op, tuple[Planner, ...]]
 
     @staticmethod
     def empty(shape: tuple[int, ...], dtype: str) -> Any: ...
+
+    @staticmethod
+    def put(array: Any) -> Any: ...
+
+    @staticmethod
+    def fetch(array: Any) -> Any: ...
+
+    @staticmethod
+    def wait() -> None: ...
 
 
 class _Row(NamedTuple):
@@ -178,6 +188,22 @@ def get(name: str) -> Backend:
     module: Any = importlib.import_module(_BACKENDS[name].module)
     backend: Backend = module
     return backend
+
+
+def put(name: str, array: Any) -> Any:
+    """A NumPy array as backend `name` takes it: itself, or a copy on the device. For tests and measurements."""
+    return array if owner(name) == "numpy" else get(name).put(array)
+
+
+def fetch(name: str, array: Any) -> Any:
+    """A backend's array as a NumPy array: itself, or a copy on the host, made once it is computed."""
+    return array if owner(name) == "numpy" else get(name).fetch(array)
+
+
+def wait(name: str) -> None:
+    """Return once everything backend `name` has been asked for is computed: at once on the host."""
+    if owner(name) != "numpy":
+        get(name).wait()
 
 
 def algorithms(name: str, op: Op) -> tuple[str, ...]:

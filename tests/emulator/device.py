@@ -120,7 +120,7 @@ class Module:
         self.cuda = SimpleNamespace(
             alloc=self._alloc,
             Device=lambda: SimpleNamespace(id=0, compute_capability="90"),
-            get_current_stream=lambda: SimpleNamespace(ptr=0),
+            get_current_stream=lambda: SimpleNamespace(ptr=0, synchronize=lambda: None),
             runtime=SimpleNamespace(
                 memsetAsync=lambda at, byte, count, stream: ctypes.memset(at, byte, count)
             ),
@@ -136,6 +136,14 @@ class Module:
         array = np.empty(shape, dtype)
         array.reshape(-1).view(np.uint8)[:] = 0xFF
         return ndarray(array)
+
+    @staticmethod
+    def asarray(array: Any) -> ndarray:
+        return ndarray(array.copy(order="K"))
+
+    @staticmethod
+    def asnumpy(array: ndarray) -> Any:
+        return array.host.copy(order="K")
 
     @staticmethod
     def dtype(name: str) -> np.dtype[Any]:

@@ -25,6 +25,27 @@ def empty(shape: tuple[int, ...], dtype: str) -> Any:
     return cupy.empty(shape, dtype)
 
 
+def put(array: Any) -> Any:
+    """A copy of a NumPy array on the current device, with the same order of axes in memory."""
+    import cupy
+
+    return cupy.asarray(array)
+
+
+def fetch(array: Any) -> Any:
+    """A copy of a device's array as a NumPy array."""
+    import cupy
+
+    return cupy.asnumpy(array)
+
+
+def wait() -> None:
+    """Return once the current stream is done."""
+    import cupy
+
+    cupy.cuda.get_current_stream().synchronize()
+
+
 PLANNERS: dict[Op, tuple[Planner, ...]] = {
     Op.CONV: (implicit_gemm, depthwise.depthwise, columns.im2col),
     Op.CONV_INPUT_GRAD: (gradients.input_grad, depthwise.input_grad, columns.input_grad),
