@@ -16,6 +16,8 @@ from fastconv.backends import _BACKENDS, _Row
 from fastconv.backends.cupy import compile as compiler
 from fastconv.backends.cupy import run as executor
 from fastconv.backends.cupy.launch import Kernel
+from fastconv.compare import Comparison, measure, problems, report
+from fastconv.compare.machine import describe
 from fastconv.plan import plan
 from tests import emulator
 from tests.emulator.device import Module, ndarray
@@ -123,3 +125,16 @@ def test_a_plan_is_checked_on_the_device(device: Module, problem: str) -> None:
     agreements = list(testing.checks(["cupy"], [problem]))
     assert agreements
     assert all(agreement.ok for agreement in agreements)
+
+
+def test_a_comparison_has_rows_of_the_device(device: Module) -> None:
+    """Timed to the end of the stream, transfers apart."""
+    (case,) = problems(["n1 c2x8x8 k3x3x3 s1 p1 f32"])
+    rows = list(measure.time_case(case, ["cupy", "im2col"], 2, measure.Progress()))
+    there = {row.algorithm: row for row in rows if row.backend == "cupy"}
+    assert set(there) == {"implicit_gemm", "im2col"}
+    assert all(row.agrees and row.transfer and row.seconds for row in there.values())
+    assert all(row.transfer is None for row in rows if row.backend == "im2col")
+    assert [row.chosen for row in there.values()] == [True, False]
+    run = Comparison(describe(), "", rows)
+    assert "operands there and results back take" in " ".join(report.summary(run))
