@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import pickle
 import sys
 from collections.abc import Callable, Iterator
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 
 import fastconv as fc
+from benchmarks import gpu as gpu_benchmark
 from fastconv import testing
 from fastconv.backends import _BACKENDS, _Row
 from fastconv.backends.cupy import compile as compiler
@@ -138,3 +140,26 @@ def test_a_comparison_has_rows_of_the_device(device: Module) -> None:
     assert [row.chosen for row in there.values()] == [True, False]
     run = Comparison(describe(), "", rows)
     assert "operands there and results back take" in " ".join(report.summary(run))
+
+
+def test_the_page_of_a_card_shows_losses() -> None:
+    layer = {
+        "problem": "n32 c64x56x56 k64x3x3 s1 p1 f32",
+        "chosen": "implicit_gemm",
+        "workspace": {"implicit_gemm": 0},
+        "seconds": {"implicit_gemm": 4e-4, "cuDNN": 2e-4, "cuDNN channels_last": 3e-4},
+        "copy": 1e-4,
+        "checked": True,
+    }
+    card = {"name": "A card", "driver": 13000, "commit": "0123456789abcdef", "copy": 4.3e12}
+    text = gpu_benchmark.page({"card": card, "batch": 32, "layers": [layer]})
+    assert (
+        "0.50 times as fast as cuDNN's faster layout (geometric mean of 1 layers, 1 of them slower)" in text
+    )
+    assert "| 400.0 | 200.0 | 300.0 | - | 25% | 0 |" in text
+
+
+def test_the_page_says_that_nothing_was_measured() -> None:
+    committed = gpu_benchmark.PAGE.read_text(encoding="utf-8")
+    results = json.loads(gpu_benchmark.RESULTS.read_text()) if gpu_benchmark.RESULTS.exists() else None
+    assert committed == gpu_benchmark.page(results)
