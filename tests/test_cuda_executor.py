@@ -6,6 +6,7 @@ import json
 import pickle
 import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ import pytest
 
 import fastconv as fc
 from benchmarks import gpu as gpu_benchmark
-from fastconv import testing
+from fastconv import disk, testing
 from fastconv.backends import _BACKENDS, _Row
 from fastconv.backends.cupy import compile as compiler
 from fastconv.backends.cupy import run as executor
@@ -163,3 +164,30 @@ def test_the_page_says_that_nothing_was_measured() -> None:
     committed = gpu_benchmark.PAGE.read_text(encoding="utf-8")
     results = json.loads(gpu_benchmark.RESULTS.read_text()) if gpu_benchmark.RESULTS.exists() else None
     assert committed == gpu_benchmark.page(results)
+
+
+def test_a_result_that_overlaps_an_operand(device: Module) -> None:
+    x = np.rint(4 * random(1, 2, 6, 6))
+    w = np.rint(4 * random(2, 2, 3, 3))
+    memory = ndarray(x.copy())
+    made = fc.conv2d(memory, ndarray(w), padding=1, out=memory)
+    assert made is memory
+    np.testing.assert_array_equal(made.host, fc.conv2d(x, w, padding=1, backend="im2col"))
+
+
+def test_arrays_of_another_device_are_refused(device: Module, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(device.cuda.runtime, "getDevice", lambda: 1)
+    x = ndarray(random(1, 1, 3, 3))
+    with pytest.raises(
+        ValueError, match=r"device: got an array of shape .* on device 0, expected all on the current one, 1"
+    ):
+        fc.conv2d(x, x)
+
+
+def test_the_fastest_is_measured_on_the_device(
+    device: Module, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(disk, "root", lambda: tmp_path)
+    x, w = ndarray(random(1, 2, 5, 5)), ndarray(random(3, 2, 3, 3))
+    made = fc.explain(lambda: fc.conv2d(x, w, algorithm="measure"))
+    assert set(made.measured) == {"implicit_gemm", "im2col"}
