@@ -237,7 +237,7 @@ def _check_outs(out: Any, results: Sequence[Shape], kind: str, batched: bool) ->
         raise TypeError(f"out: got {came}, expected a tuple of two arrays, (values, indices)")
     for array, expected in zip(outs, results, strict=True):
         arguments.check_out(array, expected if batched else expected._replace(shape=expected.shape[1:]), kind)
-    if len(outs) == 2 and kind == "numpy" and np.may_share_memory(*outs):
+    if len(outs) == 2 and np.may_share_memory(*outs):
         raise ValueError("out: got values and indices that share memory, expected two separate arrays")
     return tuple(array if batched else _plain(array)[None] for array in outs)
 
@@ -253,8 +253,9 @@ def _target(out: Array, operands: Sequence[Array]) -> Array | None:
         direct = (
             out.flags.c_contiguous and out.flags.aligned and out.dtype.isnative and type(out) is np.ndarray
         )
-        return out if direct and not any(np.may_share_memory(out, array) for array in operands) else None
-    return out if out.flags.c_contiguous else None
+    else:
+        direct = out.flags.c_contiguous
+    return out if direct and not any(np.may_share_memory(out, array) for array in operands) else None
 
 
 def _batched(name: str, array: Array, rank: int) -> tuple[Array, bool]:
@@ -1151,7 +1152,7 @@ def explain(what: str | Spec | Callable[..., Any], *args: Any, op: str | None = 
         raise ValueError(f"op: got {op!r}, expected one of {', '.join(names)}")
     given = arguments.options(kwargs)  # type: ignore[arg-type]
     wanted = names[op] if op else spec.ops[0]
-    backend = arguments.backend_for("numpy", given["backend"], wanted)
+    backend = arguments.backend_for(None, given["backend"], wanted)
     return plan(spec, wanted, backend, given["algorithm"], given["precision"], given["workspace_limit"])
 
 

@@ -194,14 +194,14 @@ def same_kind(**arrays: object) -> str:
     return kinds[first]
 
 
-def backend_for(kind: str, given: str | None, op: Op) -> str:
-    """The backend that will compute: the one named, or the best for this kind of array."""
+def backend_for(kind: str | None, given: str | None, op: Op) -> str:
+    """The backend that will compute: the one named, or the best for this kind of array (None: no array is there)."""
     name = given or get_backend()
     if given is None:
         check(name, "FASTCONV_BACKEND")
     if name == "auto":
-        return default_for(kind, op)
-    if owner(name) != kind:
+        return default_for(kind or "numpy", op)
+    if kind is not None and owner(name) != kind:
         raise TypeError(
             f"backend: {name!r} works on {owner(name)} arrays, got {kind} arrays; "
             "nothing is copied between host and device unasked"

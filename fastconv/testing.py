@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from fastconv.backends import Unsupported, algorithms, backends, owner
+from fastconv.backends import Unsupported, algorithms, backends, fetch, put
 from fastconv.plan import Plan, plan
 from fastconv.problems import PROBLEMS
 from fastconv.spec import DTYPES, ConvSpec, Op, PoolSpec, Spec, parse
@@ -302,7 +302,15 @@ def check_plan(plan: Plan, kind: str = "integers", seed: int = 0) -> Agreement:
     kept = [array.copy() for array in given]
     shapes = spec.shapes(op)[len(given) :]
     outs = tuple(poisoned(shape) for shape in shapes)
-    plan(*given, bias=bias, out=outs if len(outs) == 2 else outs[0])
+    there = [put(plan.backend, array) for array in outs]
+    lent = [put(plan.backend, array) for array in given]
+    plan(
+        *lent,
+        bias=None if bias is None else put(plan.backend, bias),
+        out=tuple(there) if len(there) == 2 else there[0],
+    )
+    outs = tuple(fetch(plan.backend, array) for array in there)
+    returned = [fetch(plan.backend, array) for array in lent]
     expected = reference(spec, op, given, bias)
     allowed = tolerance(plan, given, bias)
     error, details = 0.0, []
@@ -312,7 +320,7 @@ def check_plan(plan: Plan, kind: str = "integers", seed: int = 0) -> Agreement:
         details += [f"{shape.name}: {detail}"] * bool(detail)
     details += [
         "an operand was written to"
-        for array, copy in zip(given, kept, strict=True)
+        for array, copy in zip(returned, kept, strict=True)
         if array.tobytes() != copy.tobytes()
     ]
     return Agreement(plan, spec, op, plan.backend, plan.algorithm, kind, error, allowed, "; ".join(details))
@@ -354,7 +362,7 @@ def checks(
     Parameters
     ----------
     names : iterable of str, optional
-        Backends; every available one that works on NumPy arrays by default.
+        Backends; every available one by default.
     problems : iterable of str, optional
         Problem strings, ``PROBLEMS["edges"]`` by default.
     ops : iterable of Op, optional
@@ -363,7 +371,7 @@ def checks(
         Kinds of operands.
     """
     if names is None:
-        names = [n for n, state in backends().items() if state == "available" and owner(n) == "numpy"]
+        names = [name for name, state in backends().items() if state == "available"]
     chosen, wanted = list(names), None if ops is None else set(ops)
     for problem in PROBLEMS["edges"] if problems is None else problems:
         spec = parse(problem)

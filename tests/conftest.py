@@ -12,6 +12,13 @@ from hypothesis import HealthCheck, is_hypothesis_test, settings
 
 from fastconv.backends import Unsupported, backends
 
+# Tests that run only where -m names them.
+ON_REQUEST = {
+    "large": "needs 16 GB: run with -m large",
+    "cubin": "compiles for a minute or two: run with -m cubin",
+    "gpu": "needs an NVIDIA GPU: run with -m gpu --require-backend cupy",
+}
+
 UNKNOWN = re.compile("has no algorithm for")
 
 # Deadlines off: one slow moment of a shared machine is no failure. hypothesis's own default is 100 examples, and
@@ -66,8 +73,9 @@ def pytest_sessionstart(session: pytest.Session) -> None:
 @pytest.hookimpl(tryfirst=True)  # before -m chooses
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     for item in items:
-        if "large" in item.keywords and "large" not in config.option.markexpr:
-            item.add_marker(pytest.mark.skip(reason="needs 16 GB: run with -m large"))
+        for name, why in ON_REQUEST.items():
+            if name in item.keywords and name not in config.option.markexpr:
+                item.add_marker(pytest.mark.skip(reason=why))
         if isinstance(item, pytest.Function) and is_hypothesis_test(item.obj):
             item.add_marker("nightly")
 

@@ -1,7 +1,8 @@
 """Where things are computed: backend names, the modules behind them, and what a planner is.
 
 A backend is a module with two names: ``PLANNERS``, a table ``Op -> planners, best first``, and ``empty``,
-which allocates an array of its kind. It is imported when it is first needed. A planner is a plain function
+which allocates an array of its kind. One that owns arrays of a device has four more: ``put``, ``fetch``, ``wait`` and ``device``.
+It is imported when it is first needed. A planner is a plain function
 ``(spec, precision, workspace_limit) -> Run`` that raises :class:`Unsupported` with a reason when it
 declines; its ``__name__`` is the algorithm's name.
 """
@@ -15,6 +16,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, NamedTuple, Protocol, TypeVar
 
+from fastconv import gpu
 from fastconv.spec import Op
 
 __all__ = [
@@ -133,24 +135,36 @@ class Planner(Protocol):
 
 
 class Backend(Protocol):
-    """What a backend module holds."""
+    """What a backend module holds; the last four only where its arrays are not NumPy's."""
 
     PLANNERS: Mapping[Op, tuple[Planner, ...]]
 
     @staticmethod
     def empty(shape: tuple[int, ...], dtype: str) -> Any: ...
 
+    @staticmethod
+    def put(array: Any) -> Any: ...
+
+    @staticmethod
+    def fetch(array: Any) -> Any: ...
+
+    @staticmethod
+    def wait() -> None: ...
+
+    @staticmethod
+    def device() -> str: ...
+
 
 class _Row(NamedTuple):
-    module: str | None
+    module: str
     arrays: str
-    missing: str = ""
+    missing: Callable[[], str | None] = lambda: None
 
 
 # Order matters: "auto" takes the first available row that owns the arrays it was given and knows the op.
 _BACKENDS = {
     "numba": _Row("fastconv.backends.numba", "numpy"),
-    "cupy": _Row(None, "cupy", "the CuPy engine is not part of this version of fastconv yet"),
+    "cupy": _Row("fastconv.backends.cupy", "cupy", gpu.missing),
     "im2col": _Row("fastconv.backends.im2col", "numpy"),
     "naive": _Row("fastconv.backends.naive", "numpy"),
 }
@@ -158,8 +172,7 @@ _BACKENDS = {
 
 def reason(name: str) -> str | None:
     """Why backend `name` cannot run here, or None if it can."""
-    row = _BACKENDS[name]
-    return row.missing if row.module is None else None
+    return _BACKENDS[name].missing()
 
 
 def backends() -> dict[str, str]:
@@ -199,9 +212,30 @@ def owner(name: str) -> str:
 def get(name: str) -> Backend:
     """The module of backend `name`, imported on first use."""
     check(name)
-    module: Any = importlib.import_module(str(_BACKENDS[name].module))
+    module: Any = importlib.import_module(_BACKENDS[name].module)
     backend: Backend = module
     return backend
+
+
+def put(name: str, array: Any) -> Any:
+    """A NumPy array as backend `name` takes it: itself, or a copy on the device. For tests and measurements."""
+    return array if owner(name) == "numpy" else get(name).put(array)
+
+
+def fetch(name: str, array: Any) -> Any:
+    """A backend's array as a NumPy array: itself, or a copy on the host, made once it is computed."""
+    return array if owner(name) == "numpy" else get(name).fetch(array)
+
+
+def wait(name: str) -> None:
+    """Return once everything backend `name` has been asked for is computed: at once on the host."""
+    if owner(name) != "numpy":
+        get(name).wait()
+
+
+def device(name: str) -> str:
+    """What backend `name` computes on, where that is not this machine's processor."""
+    return "" if owner(name) == "numpy" else get(name).device()
 
 
 def algorithms(name: str, op: Op) -> tuple[str, ...]:

@@ -1,0 +1,367 @@
+"""The column matrix and its adjoint (``kernels/unfold.cu``), and convolution as a product of it by cuBLAS.
+
+``im2col`` is the textbook method and the reference of this backend: columns of as many images as :data:`TARGET_BYTES`
+hold are written out, ``cupy.matmul`` multiplies them. A 1x1 kernel over an image in C order needs no columns.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from fastconv.backends import Run, Unsupported, algorithm
+from fastconv.backends.cupy.geometry import (
+    AXES,
+    BOX,
+    DIVISOR,
+    ELEMENT_THREADS,
+    Digit,
+    box,
+    c_strides,
+    check_counts,
+    divisor,
+    fill,
+    images_at_once,
+    lifted,
+    padding,
+    portions,
+    tiles,
+    volume,
+)
+from fastconv.backends.cupy.implicit_gemm import RATE, check_positions
+from fastconv.backends.cupy.launch import (
+    WORKSPACE,
+    Address,
+    Kernel,
+    Launch,
+    Operand,
+    Product,
+    Program,
+    View,
+    kept,
+)
+from fastconv.backends.cupy.pooling import BANDWIDTH
+from fastconv.backends.cupy.product import Placed, Shape, Types, total
+from fastconv.backends.cupy.run import OnDevice
+from fastconv.spec import DTYPES, ConvSpec, Op
+
+COLUMNS = np.dtype(
+    [
+        *((name, "u8") for name in ("from", "to")),
+        ("image_stride", "i8", 2 + AXES),
+        ("columns_stride", "i8", 3),
+        ("count", "i4"),
+        *((name, "i4", AXES) for name in ("size", "out", "kernel", "stride", "dilation", "before", "after")),
+        *((name, DIVISOR) for name in ("positions", "taps")),
+        *((name, DIVISOR, AXES) for name in ("q", "k")),
+        ("box", BOX),
+    ],
+    align=True,
+)
+
+# Columns held at a time. They pass through memory anyway: a larger chunk saves launches, and these are few at 256 MiB.
+TARGET_BYTES = 256 << 20
+
+# What columns cost beside the product: written once and read once by cuBLAS.
+PASSES = 2
+
+# cuBLAS's multiply-adds for our own kernel's: not measured yet, so only its known advantage of 16-byte loads stands here.
+FASTER = 1.125
+
+
+def _columns(
+    spec: ConvSpec,
+    some: int,
+    fold: bool,
+    types: tuple[str, str, str],
+    image: tuple[Address, tuple[int, ...]],
+    columns: tuple[Address, tuple[int, ...]],
+) -> Launch:
+    """The launch that makes columns of so many images, or images of columns; an array is an address and strides."""
+    filler = AXES - spec.rank
+    pads = ((0, 0),) * filler + spec.padding
+    kernel, out = (1,) * filler + spec.kernel_size, (1,) * filler + spec.out_size
+    count = some * volume(spec.input_shape[1:] if fold else spec.columns_shape[1:])
+    stored, sums, result = types
+    defines: tuple[tuple[str, str | int], ...] = (
+        ("IN", stored),
+        ("SUM", sums),
+        ("OUT", result),
+        ("PADDING", padding(spec.padding_mode)),
+        ("FOLD", int(fold)),
+    )
+    return Launch(
+        kernel=Kernel("unfold.cu", "unfold", defines),
+        grid=tiles(count, ELEMENT_THREADS),
+        block=ELEMENT_THREADS,
+        params=fill(
+            COLUMNS,
+            image_stride=image[1],
+            columns_stride=columns[1],
+            count=count,
+            size=(1,) * filler + spec.in_size,
+            out=out,
+            kernel=kernel,
+            stride=(1,) * filler + spec.stride,
+            dilation=(1,) * filler + spec.dilation,
+            before=tuple(before for before, _ in pads),
+            after=tuple(after for _, after in pads),
+            positions=divisor(volume(out)),
+            taps=divisor(volume(kernel)),
+            q=[divisor(size) for size in out],
+            k=[divisor(size) for size in kernel],
+            box=box(spec.input_shape),
+        ),
+        addresses=(image[0], columns[0]),
+    )
+
+
+def _at(
+    field: str, array: int, strides: tuple[int, ...], begin: int, dtype: str
+) -> tuple[Address, tuple[int, ...]]:
+    return Address(field, array, begin * strides[0] * DTYPES[dtype].itemsize), strides
+
+
+def _columns_check(spec: ConvSpec) -> None:
+    check_positions(spec)
+    check_counts(**{"kernel elements": volume(spec.kernel_size)})
+
+
+def unfold(spec: ConvSpec, precision: str, workspace_limit: int | None) -> Run:
+    """im2col: one element of the columns a thread."""
+    _columns_check(spec)
+    images = images_at_once(spec.batch, volume(spec.columns_shape[1:]), 0, workspace_limit)
+
+    @kept
+    def build(x: View, columns: View) -> Program:
+        return Program(
+            steps=tuple(
+                _columns(
+                    spec,
+                    some,
+                    False,
+                    (spec.dtype,) * 3,
+                    _at("from", 0, lifted(x.strides, 0), begin, spec.dtype),
+                    _at("to", 1, columns.strides, begin, spec.dtype),
+                )
+                for begin, some in portions(spec.batch, images)
+            )
+        )
+
+    return Run(call=OnDevice(build), seconds=spec.nbytes(Op.UNFOLD) / BANDWIDTH)
+
+
+def fold(spec: ConvSpec, precision: str, workspace_limit: int | None) -> Run:
+    """col2im as a gather: each element of the image asks the columns that hold it."""
+    _columns_check(spec)
+    images = images_at_once(spec.batch, volume(spec.input_shape[1:]), 0, workspace_limit)
+    types = spec.dtype, DTYPES[spec.dtype].accumulate, spec.out_dtype
+
+    @kept
+    def build(columns: View, x: View) -> Program:
+        return Program(
+            steps=tuple(
+                _columns(
+                    spec,
+                    some,
+                    True,
+                    types,
+                    _at("to", 1, lifted(x.strides, 0), begin, spec.out_dtype),
+                    _at("from", 0, columns.strides, begin, spec.dtype),
+                )
+                for begin, some in portions(spec.batch, images)
+            )
+        )
+
+    return Run(call=OnDevice(build), seconds=spec.nbytes(Op.FOLD) / BANDWIDTH)
+
+
+def _check_product(spec: ConvSpec) -> None:
+    """Decline what cuBLAS through CuPy would not sum as this library promises."""
+    if spec.dtype not in ("float32", "float64") or spec.out_dtype != spec.dtype:
+        raise Unsupported(
+            f"the types are {spec.dtype} to {spec.out_dtype}, needs float32 or float64 throughout"
+        )
+    if spec.dtype == "float32" and os.environ.get("CUPY_TF32", "0") != "0":
+        raise Unsupported("CUPY_TF32 is set, which has cuBLAS round float32 operands to 11 bits; unset it")
+    _columns_check(spec)
+
+
+class _Columned:
+    """A convolution's columns, some images at a time: how many, what they cost, where they lie."""
+
+    def __init__(self, spec: ConvSpec, limit: int | None) -> None:
+        _check_product(spec)
+        self.spec = spec
+        self.itemsize = DTYPES[spec.dtype].itemsize
+        self.image = volume(spec.columns_shape[1:])
+        per_image = self.image * self.itemsize
+        images = images_at_once(spec.batch, self.image, per_image, limit)
+        self.images = min(images, max(TARGET_BYTES // max(per_image, 1), 1))
+        self.workspace = self.images * per_image
+        self.rows, self.positions = spec.columns_shape[1] // spec.groups, spec.columns_shape[2]
+        self.strides = (*c_strides(spec.columns_shape)[:2], 1)
+
+    def columns(self, some: int) -> Operand:
+        """The columns of so many images in the workspace: (images, groups, rows, positions)."""
+        return self._matrix(WORKSPACE, 0, some, self.rows)
+
+    def pixels(self, array: int, begin: int, some: int) -> Operand:
+        """Those images of an output-shaped array in C order: (images, groups, channels, positions)."""
+        channels = self.spec.out_channels // self.spec.groups
+        start = begin * self.spec.out_channels * self.positions * self.itemsize
+        return self._matrix(array, start, some, channels)
+
+    def weight(self) -> Operand:
+        """The weight: (groups, out channels, rows)."""
+        channels = self.spec.out_channels // self.spec.groups
+        shape = (self.spec.groups, channels, self.rows)
+        return Operand(1, 0, shape, (channels * self.rows, self.rows, 1), self.spec.dtype)
+
+    def _matrix(self, array: int, start: int, some: int, rows: int) -> Operand:
+        groups, positions = self.spec.groups, self.positions
+        strides = (groups * rows * positions, rows * positions, positions, 1)
+        return Operand(array, start, (some, groups, rows, positions), strides, self.spec.dtype)
+
+    def is_pointwise(self) -> bool:
+        """Whether the columns are the image."""
+        spec = self.spec
+        return volume(spec.kernel_size) == volume(spec.stride) == 1 and not any(map(any, spec.padding))
+
+    def note(self) -> str:
+        """What was decided, for people."""
+        return f"columns of {self.images} image{'s' * (self.images != 1)} at a time"
+
+
+def turned(operand: Operand) -> Operand:
+    """The transposed matrix."""
+    *head, a, b = operand.shape
+    *steps, c, d = operand.strides
+    return operand._replace(shape=(*head, b, a), strides=(*steps, d, c))
+
+
+def im2col(spec: ConvSpec, precision: str, workspace_limit: int | None) -> Run:
+    """Forward: weight times columns."""
+    made = _Columned(spec, workspace_limit)
+    pointwise = made.is_pointwise()
+    in_place = c_strides(spec.input_shape)
+
+    @kept
+    def build(x: View, w: View, bias: View | None, y: View) -> Program:
+        steps: list[Any] = []
+        bare = pointwise and lifted(x.strides, 0) == in_place
+        for begin, some in portions(spec.batch, made.images):
+            columns = made.columns(some)
+            if bare:
+                columns = columns._replace(array=0, offset=begin * in_place[0] * made.itemsize)
+            else:
+                source = _at("from", 0, lifted(x.strides, 0), begin, spec.dtype)
+                target = Address("to", WORKSPACE), made.strides
+                steps.append(_columns(spec, some, False, (spec.dtype,) * 3, source, target))
+            steps.append(Product(left=made.weight(), right=columns, out=made.pixels(3, begin, some)))
+        if bias and spec.batch:
+            steps.append(_biased(spec, bias, made.positions))
+        return Program(steps=tuple(steps), workspace=0 if bare else made.workspace)
+
+    return Run(
+        call=OnDevice(build),
+        seconds=spec.flops() / (FASTER * RATE) + PASSES * (not pointwise) * spec.columns_nbytes / BANDWIDTH,
+        shared=0 if pointwise else made.workspace,
+        note="the image is its own columns" if pointwise else made.note(),
+    )
+
+
+def _biased(spec: ConvSpec, bias: View, positions: int) -> Launch:
+    """The launch that adds the bias to a result in C order, where it lies."""
+    shape = Shape(spec.out_channels, positions, 0, spec.batch)
+    columns = (Digit(positions, other=1), *(Digit(1),) * AXES)
+    result = Placed(3, 0, row=positions, group=spec.out_channels * positions)
+    launch = total(
+        shape,
+        Types(spec.dtype, spec.dtype, spec.dtype),
+        1,
+        columns,
+        result,
+        Placed(2, 0, row=bias.strides[0]),
+    )
+    addresses = tuple(Address("parts", 3) if a.field == "parts" else a for a in launch.addresses)
+    return replace(launch, addresses=addresses)
+
+
+@algorithm("im2col")
+def input_grad(spec: ConvSpec, precision: str, workspace_limit: int | None) -> Run:
+    """Input gradient: transposed weight times ``grad_output`` are columns, which are folded."""
+    made = _Columned(spec, workspace_limit)
+
+    @kept
+    def build(dy: View, w: View, bias: View | None, dx: View) -> Program:
+        steps: list[Any] = []
+        strides = lifted(dx.strides, 0)
+        for begin, some in portions(spec.batch, made.images):
+            columns = made.columns(some)
+            steps.append(Product(left=turned(made.weight()), right=made.pixels(0, begin, some), out=columns))
+            target, source = (
+                _at("to", 3, strides, begin, spec.dtype),
+                (Address("from", WORKSPACE), made.strides),
+            )
+            steps.append(_columns(spec, some, True, (spec.dtype,) * 3, target, source))
+        if bias and spec.batch:
+            positions = volume(spec.in_size)
+            turned_spec = replace(spec, out_channels=spec.in_channels, groups=1)
+            steps.append(_biased(turned_spec, bias, positions))
+        return Program(steps=tuple(steps), workspace=made.workspace)
+
+    return Run(
+        call=OnDevice(build),
+        seconds=spec.flops() / (FASTER * RATE) + PASSES * spec.columns_nbytes / BANDWIDTH,
+        shared=made.workspace,
+        note=made.note(),
+    )
+
+
+@algorithm("im2col")
+def weight_grad(spec: ConvSpec, precision: str, workspace_limit: int | None) -> Run:
+    """Weight gradient: each image's ``grad_output`` times its transposed columns, added up in order."""
+    _check_product(spec)
+    weight, itemsize = volume(spec.weight_shape), DTYPES[spec.dtype].itemsize
+    # Sums of every image, and behind them columns of some.
+    sums = spec.batch * weight * itemsize
+    one = volume(spec.columns_shape[1:]) * itemsize
+    if workspace_limit is not None and spec.batch and sums + one > workspace_limit:
+        raise Unsupported(
+            f"needs {sums + one} bytes of scratch, {sums} of them for each image's sums", workspace=sums + one
+        )
+    made = _Columned(spec, None if workspace_limit is None else workspace_limit - sums)
+
+    @kept
+    def build(x: View, dy: View, dw: View) -> Program:
+        steps: list[Any] = []
+        c_group, o_group = made.rows, spec.out_channels // spec.groups
+        for begin, some in portions(spec.batch, made.images):
+            columns = made.columns(some)._replace(offset=sums)
+            source = _at("from", 0, lifted(x.strides, 0), begin, spec.dtype)
+            target = Address("to", WORKSPACE, sums), made.strides
+            steps.append(_columns(spec, some, False, (spec.dtype,) * 3, source, target))
+            out = Operand(
+                WORKSPACE,
+                begin * weight * made.itemsize,
+                (some, spec.groups, o_group, c_group),
+                (weight, o_group * c_group, c_group, 1),
+                spec.dtype,
+            )
+            steps.append(Product(left=made.pixels(1, begin, some), right=turned(columns), out=out))
+        shape = Shape(spec.out_channels, c_group, 0, 1)
+        flat = (Digit(c_group, other=1), *(Digit(1),) * AXES)
+        types = Types(spec.dtype, spec.dtype, spec.dtype)
+        steps.append(total(shape, types, spec.batch, flat, Placed(2, 0, row=c_group), None))
+        return Program(steps=tuple(steps), workspace=sums + made.workspace)
+
+    return Run(
+        call=OnDevice(build),
+        seconds=spec.flops() / (FASTER * RATE) + PASSES * (spec.columns_nbytes + sums) / BANDWIDTH,
+        shared=sums + made.workspace,
+        note=made.note() + ", each image's sums apart",
+    )

@@ -1,0 +1,369 @@
+"""Gradients of a convolution, as products whose columns are never stored.
+
+The gradient of the input gathers from ``grad_output``: at a stride the input's positions fall into phases, each met by
+every so many-th kernel element alone, and each a product of its own without a wasted multiplication. The gradient of the
+weight is one product over images and positions, cut into parts that are added up in a fixed order.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+import numpy as np
+
+from fastconv.backends import Run, algorithm
+from fastconv.backends.cupy.geometry import (
+    AXES,
+    BOX,
+    ELEMENT_THREADS,
+    Axis,
+    box,
+    c_strides,
+    check_counts,
+    fill,
+    images_at_once,
+    lifted,
+    padding,
+    portions,
+    tiles,
+    volume,
+)
+from fastconv.backends.cupy.implicit_gemm import RATE, check_positions, forward_axes, types_of
+from fastconv.backends.cupy.launch import WORKSPACE, Address, Kernel, Launch, Program, View, kept
+from fastconv.backends.cupy.product import (
+    Placed,
+    Shape,
+    Types,
+    note,
+    parts_for,
+    pixels_of,
+    product,
+    taps_of,
+    tile_for,
+    total,
+    workspace_of,
+)
+from fastconv.backends.cupy.run import OnDevice
+from fastconv.spec import DTYPES, ConvSpec, Op
+
+PADDED = np.dtype(
+    [
+        *((name, "u8") for name in ("padded", "bias", "result")),
+        ("padded_stride", "i8", 2 + AXES),
+        ("result_stride", "i8", 2 + AXES),
+        ("bias_stride", "i8"),
+        ("count", "i4"),
+        ("size", "i4", AXES),
+        ("before", "i4", AXES),
+        ("after", "i4", AXES),
+        ("box", BOX),
+    ],
+    align=True,
+)
+
+
+class Phase(NamedTuple):
+    """Every stride-th position along an axis from `first`, and every so many-th tap from `tap` that meets them."""
+
+    first: int
+    tap: int
+    tap_step: int
+    axis: Axis
+
+
+def phases(size: int, out: int, stride: int, kernel: int, dilation: int, before: int) -> list[Phase]:
+    """The phases along an axis that any tap meets.
+
+    Tap t brings output q to position ``q * stride + t * dilation - before``; so a position and a tap meet where
+    ``position + before - t * dilation`` is a multiple of the stride, which depends on t modulo stride / gcd alone.
+    """
+    common = math.gcd(stride, dilation)
+    step = stride // common
+    found = []
+    for tap in range(min(step, kernel)):
+        first = (tap * dilation - before) % stride
+        if first < size:
+            axis = Axis(
+                size=out,
+                columns=tiles(size - first, stride),
+                step=1,
+                taps=tiles(kernel - tap, step),
+                tap=-(dilation // common),
+                start=(first + before - tap * dilation) // stride,
+            )
+            found.append(Phase(first, tap, step, axis))
+    return found
+
+
+def unpadded(spec: ConvSpec) -> ConvSpec:
+    """The convolution of the padded input."""
+    padded = tuple(n + before + after for n, (before, after) in zip(spec.in_size, spec.padding, strict=True))
+    return ConvSpec(
+        batch=spec.batch,
+        in_channels=spec.in_channels,
+        out_channels=spec.out_channels,
+        in_size=padded,
+        kernel_size=spec.kernel_size,
+        stride=spec.stride,
+        dilation=spec.dilation,
+        groups=spec.groups,
+        dtype=spec.dtype,
+        out_dtype=spec.out_dtype,
+    )
+
+
+class Part(NamedTuple):
+    """One phase of all three axes: how it reads, and where its weights and results begin and how they lie (elements)."""
+
+    axes: list[Axis]
+    weight_start: int
+    weight_taps: tuple[int, ...]
+    result_start: int
+    result_strides: tuple[int, ...]
+
+
+class Phased(NamedTuple):
+    """What the launches of one phase are made from.
+
+    Attributes
+    ----------
+    spec : ConvSpec
+        Padded with zeros.
+    types : Types
+        Of ``grad_output``, of sums and of the result.
+    images : int
+    dy, w : View
+    source, target : Placed
+        The first image of ``grad_output`` and of the result, which has no other offset.
+    strides : tuple of int
+        Of the result, lifted.
+    bias : View or None
+    """
+
+    spec: ConvSpec
+    types: Types
+    images: int
+    dy: View
+    w: View
+    source: Placed
+    target: Placed
+    strides: tuple[int, ...]
+    bias: View | None
+
+    def parts(self) -> Iterator[Part]:
+        """The phases, each with its place."""
+        ws = lifted(self.w.strides, 0)[2:]
+        axes, steps = self.strides[2:], (1,) * (AXES - self.spec.rank) + self.spec.stride
+        for chosen in itertools.product(*_along(self.spec)):
+            yield Part(
+                axes=[phase.axis for phase in chosen],
+                weight_start=sum(phase.tap * stride for phase, stride in zip(chosen, ws, strict=True)),
+                weight_taps=tuple(phase.tap_step * stride for phase, stride in zip(chosen, ws, strict=True)),
+                result_start=sum(phase.first * stride for phase, stride in zip(chosen, axes, strict=True)),
+                result_strides=tuple(stride * step for stride, step in zip(axes, steps, strict=True)),
+            )
+
+    def unmet(self) -> Iterator[Launch]:
+        """Where some positions meet no tap at all, everything gets its bias first."""
+        spec, strides = self.spec, self.strides
+        steps = (1,) * (AXES - spec.rank) + spec.stride
+        sizes = lifted(spec.input_shape, 1)[2:]
+        met = all(
+            len(some) == min(step, size) for some, step, size in zip(_along(spec), steps, sizes, strict=True)
+        )
+        if not met and self.images:
+            everything = [Axis(1, size, 0, 1, 0, 0) for size in sizes]
+            columns = pixels_of(everything, self.images, (0,) * 4, (strides[0], *strides[2:]), linear=True)
+            shape = Shape(spec.in_channels, self.images * volume(sizes), 0, 1)
+            result = self.target._replace(row=strides[1])
+            bias = self.bias and Placed(2, 0, row=self.bias.strides[0])
+            yield total(shape, self.types, 0, columns, result, bias)
+
+
+Steps = Iterator[Launch]
+
+
+def by_phases(
+    spec: ConvSpec,
+    workspace_limit: int | None,
+    launches: Callable[[Phased], Steps],
+    seconds: float,
+    note: str,
+) -> Run:
+    """Input gradient by phases; where padding shows input elements, of the padded input, which is then folded."""
+    check_positions(spec)
+    bare = unpadded(spec)
+    check_counts(
+        **{
+            "input positions of the batch": spec.batch * volume(bare.in_size),
+            "products of one sum": spec.out_channels // spec.groups * volume(spec.kernel_size),
+        }
+    )
+    types = types_of(spec)
+    plain = spec.padding_mode == "zeros"
+    images, own = spec.batch, 0
+    if not plain:
+        image = volume(bare.input_shape[1:]) * DTYPES[types.sums].itemsize
+        images = images_at_once(spec.batch, volume(bare.input_shape[1:]), image, workspace_limit)
+        own = images * image
+
+    @kept
+    def build(dy: View, w: View, bias: View | None, dx: View) -> Program:
+        dys, dxs = lifted(dy.strides, 0), lifted(dx.strides, 0)
+        if plain:
+            phased = Phased(spec, types, images, dy, w, Placed(0, 0), Placed(3, 0), dxs, bias)
+            return Program(steps=(*phased.unmet(), *launches(phased)))
+        inner, scratch = c_strides(bare.input_shape), Placed(WORKSPACE, 0)
+        steps: list[Launch] = []
+        for begin, some in portions(spec.batch, images):
+            source = Placed(0, begin * dys[0])
+            padded_types = types._replace(out=types.sums)
+            phased = Phased(bare, padded_types, some, dy, w, source, scratch, inner, None)
+            steps += [*phased.unmet(), *launches(phased), _folded(spec, some, inner, bias, begin, dxs)]
+        return Program(steps=tuple(steps), workspace=own)
+
+    count = math.prod(map(len, _along(spec if plain else bare)))
+    folded = "" if plain else f", of {images} padded images at a time, then folded"
+    return Run(
+        call=OnDevice(build),
+        seconds=seconds,
+        shared=own,
+        note=f"{note}{count} phase{'s' * (count != 1)}{folded}",
+    )
+
+
+@algorithm("implicit_gemm")
+def input_grad(spec: ConvSpec, precision: str, workspace_limit: int | None) -> Run:
+    """Input gradient: in channels by positions of one phase, summed over out channels and the taps that meet them."""
+    return by_phases(spec, workspace_limit, _products, spec.flops() / RATE, "")
+
+
+def _products(given: Phased) -> Steps:
+    """The launches of every phase, as products."""
+    spec, types, strides = given.spec, given.types, given.strides
+    c_group, o_group = spec.in_channels // spec.groups, spec.out_channels // spec.groups
+    dys, ws = lifted(given.dy.strides, 0), lifted(given.w.strides, 0)
+    bias = given.bias and Placed(2, 0, given.bias.strides[0], c_group * given.bias.strides[0])
+    last = given.dy.channels_last
+    for part in given.parts():
+        shape = Shape(
+            c_group,
+            given.images * volume(tuple(axis.columns for axis in part.axes)),
+            o_group * volume(tuple(axis.taps for axis in part.axes)),
+            spec.groups,
+        )
+        taps = (ws[0], *part.weight_taps)
+        yield from product(
+            shape,
+            types,
+            rows=taps_of(part.axes, o_group, dys[1:], taps, linear=True, channels_first=not last),
+            columns=pixels_of(
+                part.axes, given.images, (dys[0], *dys[2:]), (strides[0], *part.result_strides), linear=True
+            ),
+            axes=part.axes,
+            gathered=given.source._replace(group=o_group * dys[1]),
+            gathered_strides=dys[2:],
+            dense=Placed(1, part.weight_start, row=ws[1], group=o_group * ws[0]),
+            result=given.target._replace(
+                start=given.target.start + part.result_start, row=strides[1], group=c_group * strides[1]
+            ),
+            bias=bias,
+            lanes=int(last),
+            tile=tile_for(shape, types.sums),
+        ).launches
+
+
+def _along(spec: ConvSpec) -> list[list[Phase]]:
+    """The phases along each of the three axes."""
+    real = [
+        phases(*row)
+        for row in zip(
+            spec.in_size,
+            spec.out_size,
+            spec.stride,
+            spec.kernel_size,
+            spec.dilation,
+            (before for before, _ in spec.padding),
+            strict=True,
+        )
+    ]
+    return [phases(1, 1, 1, 1, 1, 0)] * (AXES - spec.rank) + real
+
+
+def _folded(
+    spec: ConvSpec, images: int, inner: tuple[int, ...], bias: View | None, begin: int, dxs: tuple[int, ...]
+) -> Launch:
+    """The launch that adds every padded position to the element it shows."""
+    types = types_of(spec)
+    count = images * volume(spec.input_shape[1:])
+    before, after = zip(*((0, 0),) * (AXES - spec.rank), *spec.padding, strict=True)
+    return Launch(
+        kernel=Kernel(
+            "fold_padding.cu",
+            "fold_padding",
+            (("SUM", types.sums), ("OUT", types.out), ("PADDING", padding(spec.padding_mode))),
+        ),
+        grid=tiles(count, ELEMENT_THREADS),
+        block=ELEMENT_THREADS,
+        params=fill(
+            PADDED,
+            padded_stride=inner,
+            result_stride=dxs,
+            bias_stride=bias.strides[0] if bias else 0,
+            count=count,
+            box=box(spec.input_shape),
+            size=lifted(spec.input_shape, 1)[2:],
+            before=before,
+            after=after,
+        ),
+        addresses=(
+            Address("padded", WORKSPACE),
+            Placed(3, begin * dxs[0]).address("result", types.out),
+            *([Address("bias", 2)] if bias else []),
+        ),
+    )
+
+
+@algorithm("implicit_gemm")
+def weight_grad(spec: ConvSpec, precision: str, workspace_limit: int | None) -> Run:
+    """Weight gradient: out channels by kernel elements, summed over images and positions."""
+    check_positions(spec)
+    c_group, o_group = spec.in_channels // spec.groups, spec.out_channels // spec.groups
+    axes, types = forward_axes(spec), types_of(spec)
+    shape = Shape(
+        o_group, c_group * volume(spec.kernel_size), spec.batch * volume(spec.out_size), spec.groups
+    )
+    tile = tile_for(shape, types.sums)
+    parts = parts_for(shape, tile, types.sums, workspace_limit)
+    linear = spec.padding_mode == "zeros"
+
+    @kept
+    def build(x: View, dy: View, dw: View) -> Program:
+        xs, dys, dws = lifted(x.strides, 0), lifted(dy.strides, 0), lifted(dw.strides, 0)
+        return product(
+            shape,
+            types,
+            rows=pixels_of(axes, spec.batch, (xs[0], *xs[2:]), (dys[0], *dys[2:]), linear=linear),
+            columns=taps_of(
+                axes, c_group, xs[1:], dws[1:], linear=linear, channels_first=not x.channels_last
+            ),
+            axes=axes,
+            gathered=Placed(0, 0, group=c_group * xs[1]),
+            gathered_strides=xs[2:],
+            dense=Placed(1, 0, row=dys[1], group=o_group * dys[1]),
+            result=Placed(2, 0, row=dws[0], group=o_group * dws[0]),
+            mode=spec.padding_mode,
+            lanes=int(not x.channels_last),
+            tile=tile,
+            parts=parts,
+        )
+
+    return Run(
+        call=OnDevice(build),
+        seconds=spec.flops(Op.CONV_WEIGHT_GRAD) / RATE,
+        shared=workspace_of(shape, parts, types.sums),
+        note=note(shape, tile, parts),
+    )

@@ -1,0 +1,164 @@
+"""What of CuPy the engine uses, on the host: enough to run ``fastconv/backends/cupy/run.py`` and the functions above it.
+
+Arrays live in NumPy's memory and are "launched" on the emulation. It shows that the executor hands over the right
+pointers, structs, grids and files; what CuPy itself does with them is left to a machine with a GPU.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import pickle
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+
+from fastconv.testing import numpy_dtype
+from tests import emulator
+
+
+class Memory:
+    """A pointer, and what keeps its memory."""
+
+    def __init__(self, ptr: int, keeps: Any) -> None:
+        self.ptr, self.keeps = ptr, keeps
+
+    def __add__(self, offset: int) -> Memory:
+        return Memory(self.ptr + offset, self.keeps)
+
+
+class ndarray:  # noqa: N801 - CuPy's name
+    """An array that NumPy cannot read."""
+
+    def __init__(
+        self,
+        shape: Any,
+        dtype: Any = float,
+        memptr: Memory | None = None,
+        strides: tuple[int, ...] | None = None,
+    ) -> None:
+        if isinstance(shape, np.ndarray):
+            self.host = shape
+            return
+        assert memptr is not None
+        assert strides is not None
+        dtype = numpy_dtype(str(dtype))
+        span = dtype.itemsize + sum((n - 1) * step for n, step in zip(shape, strides, strict=True))
+        buffer = (ctypes.c_char * span).from_address(memptr.ptr)
+        self.host = np.ndarray(shape, dtype, memoryview(buffer), strides=strides)
+
+    def __array__(self, *_: Any, **__: Any) -> Any:
+        raise TypeError("implicit conversion to a NumPy array is not allowed")
+
+    def __array_function__(self, function: Any, kinds: Any, args: Any, keywords: Any) -> Any:
+        assert function is np.may_share_memory  # which CuPy answers from addresses alone
+        return function(*(array.host for array in args), **keywords)
+
+    @property
+    def device(self) -> Any:
+        return SimpleNamespace(id=0)
+
+    @property
+    def data(self) -> Memory:
+        return Memory(self.host.ctypes.data, self.host)
+
+    def __getattr__(self, name: str) -> Any:
+        value = getattr(self.host, name)
+        return (lambda *a, **k: up(value(*a, **k))) if callable(value) and name != "dtype" else up(value)
+
+    def __getitem__(self, key: Any) -> ndarray:
+        return ndarray(self.host[key])
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        self.host[key] = value.host if isinstance(value, ndarray) else value
+
+    def __int__(self) -> int:
+        return int(self.host)
+
+
+ndarray.__module__ = "cupy"
+
+
+def up(value: Any) -> Any:
+    """What NumPy gives back, kept on the device."""
+    return ndarray(value) if isinstance(value, np.ndarray) else value
+
+
+class RawModule:
+    """A kernel that a file names."""
+
+    def __init__(self, *, path: str) -> None:
+        self.path = path
+
+    def get_function(self, name: str) -> RawKernel:
+        return RawKernel(self.path, name)
+
+
+class RawKernel:
+    """Loaded lazily, as CuPy's are."""
+
+    max_dynamic_shared_size_bytes = 0
+
+    def __init__(self, path: str, name: str) -> None:
+        self.path, self.name = path, name
+        self.run: Any = None
+
+    def compile(self) -> None:
+        kernel = pickle.loads(Path(self.path).read_bytes())
+        assert kernel.name == self.name
+        self.run = emulator.entry(kernel)
+
+    def __call__(self, grid: Any, block: Any, args: Any, *, shared_mem: int = 0) -> None:
+        (params,) = args
+        assert isinstance(params, np.ndarray)
+        assert params.size == 1  # by value: CuPy passes a NumPy array's own memory
+        if self.run is None:
+            self.compile()
+        (blocks,), (threads,) = grid, block
+        self.run(params.ctypes.data, blocks, threads, shared_mem, 0)
+
+
+class Module:
+    """Stands in ``sys.modules`` for CuPy; counts what the pool would be asked for."""
+
+    def __init__(self) -> None:
+        self.ndarray, self.RawModule = ndarray, RawModule
+        self.allocated: list[int] = []
+        self.cuda = SimpleNamespace(
+            alloc=self._alloc,
+            Device=lambda: SimpleNamespace(id=0, compute_capability="90"),
+            get_current_stream=lambda: SimpleNamespace(ptr=0, synchronize=lambda: None),
+            runtime=SimpleNamespace(
+                memsetAsync=lambda at, byte, count, stream: ctypes.memset(at, byte, count),
+                getDevice=lambda: 0,
+                getDeviceProperties=lambda number: {"name": b"a stand-in"},
+            ),
+        )
+
+    def _alloc(self, nbytes: int) -> Memory:
+        self.allocated.append(nbytes)
+        scratch = np.full(nbytes, 0xFF, np.uint8)
+        return Memory(scratch.ctypes.data, scratch)
+
+    @staticmethod
+    def empty(shape: Any, dtype: Any) -> ndarray:
+        array = np.empty(shape, dtype)
+        array.reshape(-1).view(np.uint8)[:] = 0xFF
+        return ndarray(array)
+
+    @staticmethod
+    def asarray(array: Any) -> ndarray:
+        return ndarray(array.copy(order="K"))
+
+    @staticmethod
+    def asnumpy(array: ndarray) -> Any:
+        return array.host.copy(order="K")
+
+    @staticmethod
+    def dtype(name: str) -> np.dtype[Any]:
+        return numpy_dtype(name)
+
+    @staticmethod
+    def matmul(left: ndarray, right: ndarray, out: ndarray) -> None:
+        np.matmul(left.host, right.host, out=out.host)

@@ -1,0 +1,169 @@
+"""The CuPy engine's planners and kernels agree with the definition, run on the CPU (see tests/emulator)."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+
+from fastconv.arguments import IN_C_ORDER
+from fastconv.backends import _BACKENDS, Unsupported, _Row, algorithms
+from fastconv.plan import Plan, plan
+from fastconv.problems import PROBLEMS
+from fastconv.spec import Op, parse
+from fastconv.testing import assert_agrees, compare, operands, reference, tolerance
+from tests import emulator
+
+pytestmark = pytest.mark.skipif(emulator.missing() is not None, reason=str(emulator.missing()))
+
+
+@pytest.fixture(autouse=True)
+def emulated(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A backend "emulated" for NumPy arrays: the CuPy engine's planners, and the emulation instead of CuPy."""
+    monkeypatch.setitem(sys.modules, "emulated_cupy", emulator.backend())
+    monkeypatch.setitem(_BACKENDS, "emulated", _Row("emulated_cupy", "numpy"))
+    plan.cache_clear()
+    yield
+    plan.cache_clear()
+
+
+@pytest.mark.parametrize("problem", PROBLEMS["edges"])
+def test_agrees_with_the_definition(problem: str) -> None:
+    spec = parse(problem)
+    for op in spec.ops:
+        for algorithm in algorithms("emulated", op):
+            try:
+                made = plan(spec, op, "emulated", algorithm)
+            except Unsupported:
+                continue
+            for kind in ("integers", "normal"):
+                assert_agrees(made, kind)
+
+
+def test_every_op_has_an_algorithm() -> None:
+    assert all(algorithms("emulated", op) for op in Op)
+
+
+def taken(problem: str, op: Op, limit: int | None = None) -> Iterator[Plan]:
+    """A plan for each algorithm that takes the problem."""
+    agreed = 0
+    for algorithm in algorithms("emulated", op):
+        with contextlib.suppress(Unsupported):
+            yield plan(parse(problem), op, "emulated", algorithm, workspace_limit=limit)
+            agreed += 1
+    assert agreed, f"nothing takes {op} of {problem}"
+
+
+@pytest.mark.parametrize("order", ["channels last", "reversed", "every second", "off by one"])
+@pytest.mark.parametrize(
+    "problem",
+    [
+        "n2 c5x6x7 k4x3x2 s2x1 p1 f32",
+        "n1 c4x5x6 k4x3x3 s1 p2 d2 g2 reflect f16",
+        "n1 c4x7x6 k8x3x3 s1 p1 g4 f32",
+        "n1 c3x5x4x3 k2x2x2x2 s1 p1 f32",
+        "max n1 c3x7x6 k3x3 s2 p1 indices f32",
+        "avg n2 c3x7x6 k2x3 s1 p0 f32",
+    ],
+)
+def test_images_lie_in_memory_as_they_like(problem: str, order: str) -> None:
+    spec = parse(problem)
+    for op in spec.ops:
+        for made in taken(problem, op):
+            operands_given = operands(spec, op)
+            moved = [
+                lay(array, order) if shape.name not in IN_C_ORDER else array
+                for array, shape in zip(operands_given, spec.shapes(op), strict=False)
+            ]
+            result, expected = made(*moved), reference(spec, op, operands_given)
+            if not isinstance(result, tuple):
+                result, expected = (result,), (expected,)
+            for one, other in zip(result, expected, strict=True):
+                error, detail = compare(one, other, tolerance(made, operands_given))
+                assert not detail, f"{op} by {made.algorithm} is off by {error}: {detail}"
+
+
+@pytest.mark.parametrize(
+    ("problem", "op"),
+    [
+        ("n2 c1x23x24 k2x3x2 s1 p1 f32", Op.CONV_WEIGHT_GRAD),
+        ("n2 c4x9x9 k4x3x3 s1 p1 g4 f32", Op.CONV_WEIGHT_GRAD),
+        ("n1 c150x2x2 k3x3x3 s1 p1 f32", Op.CONV),
+        ("n5 c2x5x6 k3x3x3 s1 p2 reflect f32", Op.CONV_INPUT_GRAD),
+        ("max n5 c2x7x8 k3x3 s2 p1 f32", Op.POOL_INPUT_GRAD),
+        ("max n5 c2x7x8 k3x3 s2 p1 indices f32", Op.UNPOOL),
+    ],
+)
+def test_a_limit_is_kept(problem: str, op: Op) -> None:
+    """Scratch never exceeds the limit, results stay right, and a refusal names what would do."""
+    free = max(made.workspace for made in taken(problem, op))
+    assert free > 0
+    for limit in (free, free // 2, free // 4, 1):
+        for algorithm in algorithms("emulated", op):
+            try:
+                made = plan(parse(problem), op, "emulated", algorithm, workspace_limit=limit)
+            except Unsupported as refusal:
+                needed = (
+                    next(iter(refusal.reasons.values())) if refusal.workspace is None else refusal.workspace
+                )
+                if isinstance(needed, int):
+                    assert needed > limit
+                    again = plan(parse(problem), op, "emulated", algorithm, workspace_limit=needed)
+                    assert again.workspace <= needed
+                    assert_agrees(again)
+                continue
+            assert made.workspace <= limit
+            assert_agrees(made)
+
+
+@pytest.mark.parametrize("problem", ["n1 c3x9x9 k66x3x3 s1 p1 f32", "n1 c6x9x20 k12x3x3 s2 p1 g6 bf16"])
+def test_bits_do_not_depend_on_the_order_warps_run_in(problem: str) -> None:
+    """More tiles than one in every direction, and every run draws another order of blocks, warps and lanes."""
+    spec = parse(problem)
+    for op in (Op.CONV, Op.CONV_INPUT_GRAD, Op.CONV_WEIGHT_GRAD):
+        for made in taken(problem, op):
+            given = operands(spec, op)
+            first, *others = (made(*given).tobytes() for _ in range(3))
+            assert all(first == other for other in others), f"{op} by {made.algorithm}"
+
+
+def test_sums_cut_into_parts_are_exact() -> None:
+    """k in many parts, the last one shorter, with a bias that is added once."""
+    made = plan(parse("n1 c150x2x3 k3x3x3 s1 p1 f32"), Op.CONV, "emulated", "implicit_gemm")
+    assert "parts" in made.run.note
+    assert_agrees(made)
+
+
+@pytest.mark.parametrize(
+    "problem",
+    ["n1 c1x3 k1x1 s2000000000 p0 f32", "n1 c2x9 k1x2 s7 p1 f32", "n1 c1x5x7 k1x2x1 s3x4 d2x1 p0 f32"],
+)
+def test_positions_that_no_tap_meets_get_their_bias(problem: str) -> None:
+    for made in taken(problem, Op.CONV_INPUT_GRAD):
+        assert_agrees(made)
+
+
+def test_the_last_value_sent_to_a_place_wins() -> None:
+    made = plan(parse("max n1 c1x4x4 k2x2 s2 p0 indices f32"), Op.UNPOOL, "emulated")
+    values = np.array([[[[1, 2], [3, 4]]]], "f4")
+    indices = np.array([[[[5, 5], [0, 5]]]], "i8")
+    np.testing.assert_array_equal(made(values, indices)[0, 0].ravel()[[0, 5]], [3, 4])
+
+
+def lay(array: Any, order: str) -> Any:
+    """The same values in another layout."""
+    if order == "channels last":
+        return np.moveaxis(np.moveaxis(array, 1, -1).copy(), -1, 1)
+    if order == "reversed":
+        return array[..., ::-1].copy()[..., ::-1]
+    if order == "off by one":  # no vector of 16 bytes begins where the array does
+        base = np.empty(array.size + 1, array.dtype)
+        base[1:] = array.ravel()
+        return base[1:].reshape(array.shape)
+    wide = np.full((*array.shape[:-1], 2 * array.shape[-1]), 99, array.dtype)
+    wide[..., ::2] = array
+    return wide[..., ::2]

@@ -1,0 +1,193 @@
+"""The executor and everything above it, with a stand-in for CuPy whose kernels run on the CPU."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import fastconv as fc
+from benchmarks import gpu as gpu_benchmark
+from fastconv import disk, testing
+from fastconv.backends import _BACKENDS, _Row
+from fastconv.backends.cupy import compile as compiler
+from fastconv.backends.cupy import run as executor
+from fastconv.backends.cupy.launch import Kernel
+from fastconv.compare import Comparison, measure, problems, report
+from fastconv.compare.machine import describe
+from fastconv.plan import plan
+from tests import emulator
+from tests.emulator.device import Module, ndarray
+
+pytestmark = pytest.mark.skipif(emulator.missing() is not None, reason=str(emulator.missing()))
+
+
+@pytest.fixture
+def device(monkeypatch: pytest.MonkeyPatch) -> Iterator[Module]:
+    """CuPy is there, and so is a device."""
+    module = Module()
+    monkeypatch.setitem(sys.modules, "cupy", module)
+    monkeypatch.setitem(_BACKENDS, "cupy", _Row("fastconv.backends.cupy", "cupy"))
+    monkeypatch.setattr(compiler, "cubin", lambda kernel, arch: pickle.dumps(kernel))
+    monkeypatch.setattr(executor, "_loaded", {})
+    plan.cache_clear()
+    yield module
+    plan.cache_clear()
+
+
+def random(*shape: int) -> Any:
+    return np.random.default_rng(0).standard_normal(shape).astype("f4")
+
+
+def both(function: Callable[..., Any], *arrays: Any, algorithm: str = "auto") -> None:
+    """The same integers from the device as from the host, bit for bit."""
+    whole = [None if a is None else np.rint(4 * a).astype(a.dtype) for a in arrays]
+    expected = function(*whole, backend="im2col")
+    given = [None if a is None else ndarray(a) for a in whole]
+    made = function(*given, algorithm=algorithm)
+    for one, other in zip(*((x if isinstance(x, tuple) else (x,)) for x in (made, expected)), strict=True):
+        assert isinstance(one, ndarray)
+        np.testing.assert_array_equal(one.host, other)
+
+
+@pytest.mark.parametrize("algorithm", ["implicit_gemm", "im2col"])
+def test_convolution_and_gradients(device: Module, algorithm: str) -> None:
+    x, w, b = random(2, 4, 6, 7), random(6, 4, 3, 3), random(6)
+    both(lambda *a, **k: fc.conv2d(a[0], a[1], a[2], 2, 1, **k), x, w, b, algorithm=algorithm)
+    both(
+        lambda *a, **k: fc.conv_transpose2d(a[0], a[1], a[2], 2, **k),
+        x,
+        random(4, 3, 3, 2),
+        random(3),
+        algorithm=algorithm,
+    )
+    dy = random(2, 6, 4, 5)
+    both(lambda x, dy, **k: fc.grad.conv2d_weight(x, w.shape, dy, **k), x, dy, algorithm=algorithm)
+    both(lambda w, dy, **k: fc.grad.conv2d_input(x.shape, w, dy, **k), w, dy, algorithm=algorithm)
+
+
+def test_pools_and_columns(device: Module) -> None:
+    x = random(2, 3, 6, 8)
+    both(lambda x, **k: fc.max_pool2d(x, 3, 2, padding=1, return_indices=True, **k), x)
+    both(lambda x, **k: fc.avg_pool2d(x, 2, **k), x)
+    both(lambda x, **k: fc.unfold(x, 3, padding=1, **k), x)
+    both(lambda dy, x, **k: fc.grad.max_pool2d(dy, x, 2, **k), random(2, 3, 3, 4), x)
+
+
+def test_an_unpool_that_names_a_place_twice(device: Module) -> None:
+    values, indices = ndarray(random(1, 1, 2, 2)), ndarray(np.array([[[[0, 5], [5, 15]]]], "i8"))
+    made = fc.max_unpool2d(values, indices, 2)
+    expected = fc.max_unpool2d(values.host, indices.host, 2, backend="naive")
+    np.testing.assert_array_equal(made.host, expected)
+
+
+def test_nothing_is_loaded_or_built_after_the_first_call(
+    device: Module, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a CUDA graph needs of a call that is captured."""
+    x, w = ndarray(random(1, 2, 5, 5)), ndarray(random(3, 2, 3, 3))
+    first = fc.conv2d(x, w)
+    monkeypatch.setattr(compiler, "cubin", None)
+    monkeypatch.setattr(executor, "load", None)
+    np.testing.assert_array_equal(fc.conv2d(x, w).host, first.host)
+
+
+def test_scratch_is_what_the_plan_says(device: Module) -> None:
+    x, dy = ndarray(random(2, 4, 48, 48)), ndarray(random(2, 4, 46, 46))
+    made = fc.explain("n2 c4x48x48 k4x3x3 s1 p0 f32", op="conv weight grad", backend="cupy")
+    fc.grad.conv2d_weight(x, (4, 4, 3, 3), dy)
+    assert device.allocated == [made.workspace]
+    assert made.workspace > 0
+
+
+def test_host_and_device_do_not_mix(device: Module) -> None:
+    x, w = random(1, 2, 5, 5), random(3, 2, 3, 3)
+    with pytest.raises(
+        TypeError, match="backend: 'cupy' works on cupy arrays, got numpy arrays; nothing is copied"
+    ):
+        fc.conv2d(x, w, backend="cupy")
+    with pytest.raises(TypeError, match="weight: got a numpy array where input is a cupy array"):
+        fc.conv2d(ndarray(x), w)
+
+
+def test_more_shared_memory_is_asked_for(device: Module) -> None:
+    code = pickle.dumps(Kernel("sum_parts.cu", "sum_parts", (("SUM", "float32"), ("OUT", "float32"))))
+    assert executor.load(code, "sum_parts", 1024).max_dynamic_shared_size_bytes == 0
+    assert executor.load(code, "sum_parts", 100_000).max_dynamic_shared_size_bytes == 100_000
+
+
+@pytest.mark.parametrize("problem", ["n2 c4x5x6 k4x3x3 s2 p1 g2 f16", "max n1 c2x5x6 k2x2 s2 p0 indices f32"])
+def test_a_plan_is_checked_on_the_device(device: Module, problem: str) -> None:
+    """``fastconv check`` carries operands there and results back."""
+    agreements = list(testing.checks(["cupy"], [problem]))
+    assert agreements
+    assert all(agreement.ok for agreement in agreements)
+
+
+def test_a_comparison_has_rows_of_the_device(device: Module) -> None:
+    """Timed to the end of the stream, transfers apart."""
+    (case,) = problems(["n1 c2x8x8 k3x3x3 s1 p1 f32"])
+    rows = list(measure.time_case(case, ["cupy", "im2col"], 2, measure.Progress()))
+    there = {row.algorithm: row for row in rows if row.backend == "cupy"}
+    assert set(there) == {"implicit_gemm", "im2col"}
+    assert all(row.agrees and row.transfer and row.seconds for row in there.values())
+    assert all(row.transfer is None for row in rows if row.backend == "im2col")
+    assert [row.chosen for row in there.values()] == [True, False]
+    run = Comparison(describe(), "", rows)
+    assert "operands there and results back take" in " ".join(report.summary(run))
+
+
+def test_the_page_of_a_card_shows_losses() -> None:
+    layer = {
+        "problem": "n32 c64x56x56 k64x3x3 s1 p1 f32",
+        "chosen": "implicit_gemm",
+        "workspace": {"implicit_gemm": 0},
+        "seconds": {"implicit_gemm": 4e-4, "cuDNN": 2e-4, "cuDNN channels_last": 3e-4},
+        "copy": 1e-4,
+        "checked": True,
+    }
+    card = {"name": "A card", "driver": 13000, "commit": "0123456789abcdef", "copy": 4.3e12}
+    text = gpu_benchmark.page({"card": card, "batch": 32, "layers": [layer]})
+    assert (
+        "0.50 times as fast as cuDNN's faster layout (geometric mean of 1 layers, 1 of them slower)" in text
+    )
+    assert "| 400.0 | 200.0 | 300.0 | - | 25% | 0 |" in text
+
+
+def test_the_page_says_that_nothing_was_measured() -> None:
+    committed = gpu_benchmark.PAGE.read_text(encoding="utf-8")
+    results = json.loads(gpu_benchmark.RESULTS.read_text()) if gpu_benchmark.RESULTS.exists() else None
+    assert committed == gpu_benchmark.page(results)
+
+
+def test_a_result_that_overlaps_an_operand(device: Module) -> None:
+    x = np.rint(4 * random(1, 2, 6, 6))
+    w = np.rint(4 * random(2, 2, 3, 3))
+    memory = ndarray(x.copy())
+    made = fc.conv2d(memory, ndarray(w), padding=1, out=memory)
+    assert made is memory
+    np.testing.assert_array_equal(made.host, fc.conv2d(x, w, padding=1, backend="im2col"))
+
+
+def test_arrays_of_another_device_are_refused(device: Module, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(device.cuda.runtime, "getDevice", lambda: 1)
+    x = ndarray(random(1, 1, 3, 3))
+    with pytest.raises(
+        ValueError, match=r"device: got an array of shape .* on device 0, expected all on the current one, 1"
+    ):
+        fc.conv2d(x, x)
+
+
+def test_the_fastest_is_measured_on_the_device(
+    device: Module, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(disk, "root", lambda: tmp_path)
+    x, w = ndarray(random(1, 2, 5, 5)), ndarray(random(3, 2, 3, 3))
+    made = fc.explain(lambda: fc.conv2d(x, w, algorithm="measure"))
+    assert set(made.measured) == {"implicit_gemm", "im2col"}

@@ -1,0 +1,186 @@
+"""What only a GPU can show. Run there as ``python -m pytest tests -m gpu --require-backend cupy``."""
+
+from __future__ import annotations
+
+import importlib.util
+import shutil
+import subprocess
+import sys
+from typing import Any
+
+import numpy as np
+import pytest
+
+import fastconv as fc
+from fastconv.backends import Unsupported, algorithms, backends, fetch, put
+from fastconv.plan import Plan, plan
+from fastconv.problems import PROBLEMS
+from fastconv.spec import Op, parse
+from fastconv.testing import assert_agrees, operands, tolerance
+
+STATE = backends()["cupy"]
+
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(STATE != "available", reason=STATE)]
+
+# Large enough for several tiles and parts, and for every kernel of the engine.
+LAYERS = (
+    "n4 c64x28x28 k96x3x3 s1 p1 f32",
+    "n4 c64x28x28 k96x3x3 s1 p1 f16",
+    "n4 c64x29x27 k64x3x3 s2 p1 g64 f32",
+    "n2 c33x30x31 k65x3x3 s2 p1 bf16",
+    "max n4 c64x29x28 k3x3 s2 p1 indices f32",
+    "avg n4 c64x29x28 k3x3 s2 p1 f16",
+)
+
+
+def plans(problem: str) -> list[Plan]:
+    """One for each op and algorithm that takes the problem."""
+    spec, made = parse(problem), []
+    for op in spec.ops:
+        for algorithm in algorithms("cupy", op):
+            try:
+                made.append(plan(spec, op, "cupy", algorithm))
+            except Unsupported:
+                continue
+    return made
+
+
+@pytest.mark.parametrize("problem", PROBLEMS["edges"])
+def test_agrees_with_the_definition(problem: str) -> None:
+    made = plans(problem)
+    assert {each.op for each in made} == set(parse(problem).ops)
+    for each in made:
+        for kind in ("integers", "normal"):
+            assert_agrees(each, kind)
+
+
+@pytest.mark.parametrize("problem", LAYERS)
+def test_layers_agree_with_the_host(problem: str) -> None:
+    """Larger ones, against im2col in float64, whose agreement with the definition is tested elsewhere."""
+    from fastconv.testing import compare, reference
+
+    for made in plans(problem):
+        given = operands(made.spec, made.op)
+        result = made(*(put("cupy", array) for array in given))
+        expected = reference(made.spec, made.op, given, backend="im2col")
+        if not isinstance(result, tuple):
+            result, expected = (result,), (expected,)
+        for one, other in zip(result, expected, strict=True):
+            error, detail = compare(fetch("cupy", one), other, tolerance(made, given))
+            assert not detail, f"{made.algorithm} {made.op} is off by {error}: {detail}"
+
+
+@pytest.mark.parametrize("problem", LAYERS)
+def test_the_same_bits_ten_times_and_on_two_streams(problem: str) -> None:
+    import cupy
+
+    for made in plans(problem):
+        given = [put("cupy", array) for array in operands(made.spec, made.op)]
+        first = _bits(made(*given))
+        streams = [cupy.cuda.Stream(non_blocking=True) for _ in range(2)]
+        cupy.cuda.Device().synchronize()
+        for turn in range(10):
+            with streams[turn % 2]:
+                assert _bits(made(*given)) == first, f"{made.algorithm} {made.op}"
+
+
+def _bits(result: Any) -> bytes:
+    return b"".join(
+        fetch("cupy", array).tobytes() for array in (result if isinstance(result, tuple) else (result,))
+    )
+
+
+@pytest.mark.parametrize("problem", LAYERS)
+def test_a_warm_call_can_be_captured(problem: str) -> None:
+    """No synchronisation, no allocation outside of the pool, nothing compiled: a CUDA graph replays it."""
+    import cupy
+
+    for made in plans(problem):
+        if made.op in (Op.UNPOOL, Op.UNPOOL_INPUT_GRAD) or "indices" in [
+            s.name for s in made.spec.shapes(made.op)[:-1]
+        ]:
+            continue  # indices are checked on the host before they are used
+        given = [put("cupy", array) for array in operands(made.spec, made.op)]
+        expected = _bits(made(*given))
+        stream = cupy.cuda.Stream(non_blocking=True)
+        with stream:
+            made(*given)
+            stream.begin_capture()
+            result = made(*given)
+            graph = stream.end_capture()
+            graph.launch()
+            stream.synchronize()
+        assert _bits(result) == expected, f"{made.algorithm} {made.op}"
+
+
+@pytest.mark.parametrize("problem", LAYERS)
+def test_the_pool_grows_by_what_the_plan_says(problem: str) -> None:
+    import cupy
+
+    for made in plans(problem):
+        given = [put("cupy", array) for array in operands(made.spec, made.op)]
+        out = made(*given)
+        pool = cupy.get_default_memory_pool()
+        pool.free_all_blocks()
+        before = pool.total_bytes()
+        made(*given, out=out)
+        cupy.cuda.Device().synchronize()
+        # The pool hands out blocks of 512 bytes.
+        assert pool.total_bytes() - before <= -(-made.workspace // 512) * 512, f"{made.algorithm} {made.op}"
+
+
+def test_tf32_is_used_only_on_request() -> None:
+    """A sum that 11-bit operands get wrong comes out exactly."""
+    x = put("cupy", np.full((1, 64, 8, 8), 1 + 2.0**-12, "f4"))
+    w = put("cupy", np.ones((64, 64, 1, 1), "f4"))
+    for algorithm in algorithms("cupy", Op.CONV):
+        try:
+            y = fc.conv2d(x, w, algorithm=algorithm)
+        except Unsupported:
+            continue
+        np.testing.assert_array_equal(fetch("cupy", y), np.full((1, 64, 8, 8), 64 * (1 + 2.0**-12), "f4"))
+
+
+def test_wrappers_of_instructions_mean_the_same_on_both_machines() -> None:
+    """Every half and bfloat16 there is, widened, and floats between them narrowed, on the device and in NumPy."""
+    bits = np.arange(2**16, dtype="u2")
+    halves = bits.view("f2").reshape(1, 1, 256, 256)
+    w = np.ones((1, 1, 1, 1), "f2")
+    made = fc.conv2d(put("cupy", halves), put("cupy", w), algorithm="implicit_gemm")
+    np.testing.assert_array_equal(fetch("cupy", made), halves)  # NaN equals NaN here
+    wide = fc.avg_pool2d(put("cupy", halves[..., :255, :]), 1)
+    np.testing.assert_array_equal(fetch("cupy", wide), halves[..., :255, :])
+
+
+@pytest.mark.skipif(shutil.which("compute-sanitizer") is None, reason="compute-sanitizer is not installed")
+@pytest.mark.parametrize("tool", ["memcheck", "racecheck"])
+def test_compute_sanitizer_finds_nothing(tool: str) -> None:
+    code = (
+        "from fastconv import testing; "
+        f"bad = [a for a in testing.checks(['cupy'], {LAYERS[:1] + PROBLEMS['edges'][:3]!r}) if not a.ok]; assert not bad"
+    )
+    command = ["compute-sanitizer", "--tool", tool, "--error-exitcode", "9", sys.executable, "-c", code]
+    made = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False)
+    assert made.returncode == 0, made.stdout[-4000:]
+
+
+@pytest.mark.skipif(importlib.util.find_spec("torch") is None, reason="torch is not installed")
+@pytest.mark.parametrize("problem", LAYERS[:4])
+def test_agrees_with_cudnn(problem: str) -> None:
+    import torch
+
+    from fastconv.testing import compare
+
+    if not torch.cuda.is_available():
+        pytest.skip("this torch has no CUDA")
+    torch.backends.cudnn.allow_tf32 = False
+    spec: Any = parse(problem)
+    made = plan(spec, Op.CONV, "cupy")
+    given = operands(spec, Op.CONV, "integers")
+    ours = fetch("cupy", made(*(put("cupy", array) for array in given)))
+    theirs = torch.nn.functional.conv2d(
+        *(torch.from_numpy(array.astype("f8")).cuda() for array in given),
+        None, spec.stride, tuple(before for before, _ in spec.padding), spec.dilation, spec.groups,
+    )  # fmt: skip
+    _, detail = compare(ours, theirs.cpu().numpy(), tolerance(made, given))
+    assert not detail, detail
