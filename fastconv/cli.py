@@ -221,7 +221,7 @@ def explain(
 
 @app.command()
 def train(
-    model: Annotated[str, typer.Option(help="simple or lenet.")] = "simple",
+    model: Annotated[str, typer.Option(help="simple, lenet or resnet.")] = "simple",
     data: Annotated[str, typer.Option(help="digits: scikit-learn's 1,797 scans.")] = "digits",
     backend: Annotated[str | None, typer.Option(help="Backend; the current one by default.")] = None,
     epochs: Annotated[int, typer.Option(help="How many times all images are seen.")] = 14,
@@ -241,7 +241,7 @@ def train(
     from fastconv.settings import get_backend, use_backend
 
     with _asked():
-        for option, value, known in (("model", model, models.MODELS), ("data", data, datasets.DATA)):
+        for option, value, known in (("model", model, models.SMALL), ("data", data, datasets.DATA)):
             if value not in known:
                 raise ValueError(f"--{option}: got {value!r}, expected one of {', '.join(known)}")
         if seed < 0:
@@ -253,7 +253,7 @@ def train(
         except ImportError as error:
             raise ValueError(str(error)) from None
         rng = np.random.default_rng(seed)
-        network = models.MODELS[model](rng=rng)
+        network = models.SMALL[model](rng=rng)
         try:
             with use_backend(backend or get_backend()):
                 history = nn.fit(
