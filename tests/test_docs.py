@@ -177,6 +177,26 @@ def test_every_page_is_in_the_navigation() -> None:
     assert decisions == set(re.findall(r"\d{4}-[\w-]+\.md", TEXTS[DOCS / "decisions" / "index.md"]))
 
 
+# --- coverage
+
+
+def test_everything_that_is_asked_for_has_a_test_that_exists() -> None:
+    """A line each, in order; each names a test function or file, and pictures that are there."""
+    lines = re.findall(r"^\| (\d+) \| (.+) \|$", TEXTS[DOCS / "coverage.md"], re.MULTILINE)
+    assert [int(number) for number, _ in lines] == list(range(1, 73))
+    for number, line in lines:
+        *_, tests, shown = re.split(r"(?<!\\) \| ", line)
+        file = ""
+        named = re.findall(r"`(\w+\.py)?(?:::)?(test_\w+)?(?:\[[^`]+\])?`", tests)
+        assert named, f"{number} names no test"
+        for given, function in named:
+            file = given or file
+            text = (ROOT / "tests" / file).read_text(encoding="utf-8")
+            assert not function or f"def {function}(" in text, f"{number}: {file} has no {function}"
+        for picture in re.findall(r"docs/[\w./-]+\.png", shown):
+            assert (ROOT / picture).is_file(), f"{number}: there is no {picture}"
+
+
 # --- problem strings, commands, names
 
 
