@@ -140,7 +140,8 @@ def run(
     group = more.get("group", 1)
     step = -(-min(max(int(TASK_SECONDS / channel), 1), max(planes, 1)) // group) * group
     division = divisors(spec, "float64") if spec.mode == "avg" and DTYPES[wide].kind != "f" else None
-    scale = lp_scale(spec) if spec.mode == "lp" else None
+    # In the type that is computed in: NumPy would buffer what it multiplies by another.
+    scale = lp_scale(spec).astype(wide) if spec.mode == "lp" else None
     _, h, w = direct.lift(spec.in_size, 1)
     od, oh, ow = direct.lift(spec.out_size, 1)
     _, before_h, before_w = direct.lift(tuple(before for before, _ in spec.padding), 0)
