@@ -327,7 +327,9 @@ METHOD = """\
   with the layer, on as many threads.
 - **Copy bandwidth** is `np.copyto` moving as many bytes, read and written together, as the pool reads and writes.
 - **Whole networks**, batch 1. VGG16's 13 convolutions and 5 pools are chained: each reads what the one before gave, in the
-  rival's own layout, without activations. ResNet-50's 53 convolutions run in order, each on an input of its own.
+  rival's own layout, without activations. ResNet-50's 53 convolutions run in order, each on an input of its own. *Grad-CAM*
+  is `explore.grad_cam` of `nn.vgg16` with random weights on a photograph of 224x224, affine layers and all; PyTorch keeps
+  nothing below the last convolution either.
 """
 
 
@@ -340,7 +342,7 @@ def _network_table(results: Results) -> list[str]:
             [
                 *cells,
                 *(
-                    times(row.ratio(way)) if row.rival else "-"
+                    times(row.ratio(way)) if row.rival and way in row.seconds else "-"
                     for way in ("prepared", "unprepared", "highest")
                 ),
             ]

@@ -29,6 +29,7 @@ OP_WORDS = {
 NETWORK_WORDS = {
     "vgg16": "VGG16: convolutions and pools, chained",
     "resnet50": "ResNet-50: its 53 convolutions",
+    "looking": "VGG16 and Grad-CAM of a photograph",
     "simple": "SimpleConvNet",
     "lenet": "LeNet-5",
 }
@@ -81,7 +82,8 @@ class Row:
     @property
     def own(self) -> str:
         """The way that a layer's first number is about."""
-        return next((way for way in ("pool", "gradient", "step") if way in self.seconds), "prepared")
+        ways = ("pool", "gradient", "step", "prepared", "unprepared")
+        return next(way for way in ways if way in self.seconds)
 
     @property
     def rival(self) -> str:
@@ -388,6 +390,10 @@ def floors(results: Results) -> list[Floor]:
     def end_to_end(of: list[Row], floor: float) -> list[Part]:
         return [Part("the fastest rival, prepared", floor, of[0].ratio() if of else None)]
 
+    def seen(threads: int) -> list[Part]:
+        found = [r.ratio() for r in networks if (r.name, r.threads) == ("looking", threads) and r.rival]
+        return [Part("PyTorch", 1.5, found[0] if found else None)]
+
     return [
         Floor(
             "3x3 stride-1 layers with ≥ 64 channels, geometric mean",
@@ -408,6 +414,7 @@ def floors(results: Results) -> list[Floor]:
             {1: pooling(pools[1], 1.5, 0.7), 2: pooling(pools[2], 1.3, None)},
         ),
         Floor("VGG16 stack, end to end", {t: end_to_end(stack[t], 1.7) for t in THREADS}),
+        Floor("VGG16 forward and Grad-CAM of one photograph", {t: seen(t) for t in THREADS}),
     ]
 
 

@@ -31,7 +31,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 import fastconv as fc
-from benchmarks import baselines, limits, performance, training
+from benchmarks import baselines, limits, looking, performance, training
 from benchmarks.results import BATCHES, RIVALS, THREADS, Results, read, read_engine
 from benchmarks.selection import NETWORKS, SMOKE, TRAINED, gradients, gradients_of, kinds, layers
 from fastconv import testing
@@ -415,6 +415,20 @@ def measure_network(
         }
 
 
+def measure_looking(threads: Sequence[int], seconds: float) -> Iterator[dict[str, Any]]:
+    """VGG16 and Grad-CAM of one photograph."""
+    x = looking.photograph()
+    for count in threads:
+        set_num_threads(count)
+        times = in_turns(looking.ways(x), 4 * seconds, count)
+        yield {
+            "network": "looking",
+            "threads": count,
+            "rounds": len(times["unprepared"]),
+            "seconds": {way: quartiles(found) for way, found in times.items()},
+        }
+
+
 def _shrunk(spec: Spec, divisor: int) -> Spec:
     return replace(spec, in_size=tuple(n // divisor for n in spec.in_size))
 
@@ -525,6 +539,8 @@ def forward_jobs(
     """Layers, and whole networks."""
     layered = [(str(spec), measure_layer(spec, spec.ops[0], threads, seconds)) for spec in specs]
     whole = [(f"{name}, whole", measure_network(name, threads, seconds, shrink)) for name in networks]
+    if "vgg16" in networks and shrink == 1:
+        whole.append(("VGG16 and Grad-CAM of a photograph", measure_looking(threads, seconds)))
     return [*layered, *whole]
 
 
