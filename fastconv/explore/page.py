@@ -20,6 +20,7 @@ from fastconv.explore.attribution import deconvnet, grad_cam, occlusion
 from fastconv.explore.filters import filters, plot_filters, total_variation
 from fastconv.explore.hand_made import baselines, gabor_fit
 from fastconv.explore.maps import dead_filters, plot_feature_maps, sparsity
+from fastconv.explore.photographs import DEVIATION, MEAN
 from fastconv.explore.probes import Split, probe_layers, texture_scores
 from fastconv.explore.sanity import parts, randomisation_test, randomised
 from fastconv.explore.taps import convolutions, feature_maps
@@ -42,9 +43,6 @@ NAMES = {
     "simple": "SimpleConvNet", "lenet": "LeNet-5", "vgg16": "VGG16", "alexnet": "AlexNet", "resnet18": "ResNet-18",
     "resnet50": "ResNet-50",
 }  # fmt: skip
-
-# Means and deviations of the red, green and blue of ImageNet's photographs, which torchvision's weights expect.
-MEAN, DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 # Sections of a page about digits, each of which is reported.
 DIGIT_PARTS = 7

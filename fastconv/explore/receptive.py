@@ -230,7 +230,7 @@ def measured_receptive_field(
     Returns
     -------
     tuple of int
-        As of :meth:`ReceptiveField.box`: first pixels, then ends, not included.
+        As of `ReceptiveField.box`: first pixels, then ends, not included.
 
     Raises
     ------
@@ -285,7 +285,7 @@ def plot_receptive_fields(image: Array, boxes: Mapping[str, Sequence[int]]) -> F
     ----------
     image : array, shape (C, H, W)
     boxes : mapping of str to sequence of int
-        From :meth:`ReceptiveField.box`, by what the legend says.
+        From `ReceptiveField.box`, by what the legend says.
 
     Returns
     -------

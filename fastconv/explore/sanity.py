@@ -67,7 +67,7 @@ def randomisation_test(
         A classifier.
     x : array, shape (N, C, H, W)
     drawn : mapping of str to sequence of str, optional
-        Layers, by what the part is called; :func:`parts` by default: the fully-connected layers alone, and the
+        Layers, by what the part is called; `parts` by default: the fully-connected layers alone, and the
         convolutions alone.
     target : int, integer array of shape (N,), or None
         Class; by default what the whole network says, for the other networks too.

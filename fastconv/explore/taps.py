@@ -52,7 +52,7 @@ class Taps:
     inject : dict of str to array
         Set this between a forward and a backward, to give layers other gradients than those that arrive.
     until : str or None
-        Set this to a layer's name, and :meth:`backward` goes no further down than its output.
+        Set this to a layer's name, and `backward` goes no further down than its output.
     """
 
     def __init__(self, model: nn.Layer) -> None:
