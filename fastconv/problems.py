@@ -117,6 +117,7 @@ _EDGES = (
     "n1 c1x1x1 k1x1x1 s1 p0 f32",
     "n3 c5x4x6 k7x1x1 s1 p0 f32",
     "n2 c4x5x7 k3x1x1 s2 p0 f32",
+    "n2 c3x5x30 k4x1x1 s1 p0:2x0 f32",
     "n1 c2x5x5 k3x5x5 s1 p0 f32",
     "n1 c2x3x3 k3x5x5 s1 p1 f32",
     "n1 c2x9x8 k3x3x2 s2x3 p1x0 f32",

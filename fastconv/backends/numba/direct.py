@@ -216,7 +216,7 @@ def needs_no_masks(lanes: int, g: Geometry) -> bool:
 def flat_masks(g: Geometry, lanes: int) -> Array:
     """Which lanes of every vector lie inside the input, for every tap: uint16 (tiles, taps, VECTORS)."""
     positions = math.prod(g.out)
-    if g.is_pointwise and positions >= lanes * VECTORS:  # of the last tile: all others are whole
+    if g.is_pointwise:  # of the last tile: all others are whole
         positions = (positions - 1) % (lanes * VECTORS) + 1
         g = g._replace(out=(1, 1, positions), size=(1, 1, positions))
     tiles = -(-positions // (lanes * VECTORS))
@@ -363,7 +363,7 @@ def plan_flat(spec: ConvSpec, g: Geometry, packed: bool, limit: int | None) -> P
     fill(a, **common(spec, g, cut, packed=packed))
     fill(
         a, **panel, c=channels, taps=taps, pitch_c=c_step, K=g.K,
-        positions=positions, vectors=vectors, left=left, v_step=v_step, v_tasks=v_tasks,
+        last_masked=g.is_pointwise, positions=positions, vectors=vectors, left=left, v_step=v_step, v_tasks=v_tasks,
         x_n=spec.groups * g.c * plane, x_group=g.c * plane, x_c=plane,
         scratch_size=nbytes, offsets=address(offsets), masks=address(masks) if masks.size else 0,
         weights_stay=math.prod(spec.weight_shape) > int(a["o_tasks"][0]) * spec.in_channels * plane,

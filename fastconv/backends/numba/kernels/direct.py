@@ -45,6 +45,7 @@ FIELDS = (
     "positions vectors v_step v_tasks "  # flat: output positions, vectors in all, of a task, and tasks
     "weights_stay "  # flat: whether images change before channels do
     "left K "  # flat: positions beyond the vectors, products of a sum
+    "last_masked "  # flat: whether only the last tile has masks, since nothing is padded
     "od oh ow "  # slab: output size
     "box_d box_h box_w boxes_d boxes_h boxes_w "  # a box's sides, and how many there are
     "size_w before_w "  # length of an input row, and padding before it
@@ -423,8 +424,8 @@ def flat(T: Any) -> Any:
                         at_c = at_x + size * c0 * a.pitch_c
                         for v in range(v0, v1, VECTORS):
                             mv = fill_own(own, lanes, v * lanes, min(v1 * lanes, a.positions) - v * lanes)
-                            whole = a.taps == 1 and (v + VECTORS) * lanes <= a.positions
-                            masks = a.masks + (2 * VECTORS * a.taps * (v // VECTORS) if a.taps > 1 else 0)
+                            whole = a.last_masked and (v + VECTORS) * lanes <= a.positions
+                            masks = a.masks + (0 if a.last_masked else 2 * VECTORS * a.taps * (v // VECTORS))
                             if not whole:
                                 panel(
                                     1,
