@@ -17,7 +17,6 @@ from fastconv.backends.cupy import (
     depthwise,
     geometry,
     gradients,
-    implicit_gemm_mma,
     pooling,
     product,
 )

@@ -103,9 +103,9 @@ static inline T __shfl_down_sync(unsigned, T value, unsigned by) {
     return emulator::collective(value, [&](auto of) { return of(me + by < emulator::WARP ? me + by : me); });
 }
 
-// One fiber runs at a time, so nothing can come between reading and writing.
 static inline int atomicMax(int* address, int value) {
-    const int before = *address;
-    *address = max(before, value);
+    int before = __atomic_load_n(address, __ATOMIC_RELAXED);
+    while (before < value && !__atomic_compare_exchange_n(address, &before, value, true, __ATOMIC_RELAXED, __ATOMIC_RELAXED)) {
+    }
     return before;
 }
