@@ -234,7 +234,7 @@ def _check_outs(out: Any, results: Sequence[Shape], kind: str, batched: bool) ->
         raise TypeError(f"out: got {came}, expected a tuple of two arrays, (values, indices)")
     for array, expected in zip(outs, results, strict=True):
         arguments.check_out(array, expected if batched else expected._replace(shape=expected.shape[1:]), kind)
-    if len(outs) == 2 and kind == "numpy" and np.may_share_memory(*outs):
+    if len(outs) == 2 and np.may_share_memory(*outs):
         raise ValueError("out: got values and indices that share memory, expected two separate arrays")
     return tuple(array if batched else _plain(array)[None] for array in outs)
 
@@ -250,8 +250,9 @@ def _target(out: Array, operands: Sequence[Array]) -> Array | None:
         direct = (
             out.flags.c_contiguous and out.flags.aligned and out.dtype.isnative and type(out) is np.ndarray
         )
-        return out if direct and not any(np.may_share_memory(out, array) for array in operands) else None
-    return out if out.flags.c_contiguous else None
+    else:
+        direct = out.flags.c_contiguous
+    return out if direct and not any(np.may_share_memory(out, array) for array in operands) else None
 
 
 def _batched(name: str, array: Array, rank: int) -> tuple[Array, bool]:

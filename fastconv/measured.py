@@ -94,8 +94,9 @@ def seconds(
 def _stamp() -> str:
     """What times are true of: the backends' sources, what they compute with, and this processor."""
     digest = hashlib.sha256()
-    for source in sorted(Path(__file__).parent.joinpath("backends").rglob("*.py")):
-        digest.update(source.read_bytes())
+    for source in sorted(Path(__file__).parent.joinpath("backends").rglob("*")):
+        if source.suffix in (".py", ".cu", ".cuh"):
+            digest.update(source.read_bytes())
     for package in ("numpy", "scipy", "numba"):
         digest.update(version(package).encode())
     digest.update(_processor().encode())

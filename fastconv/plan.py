@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from fastconv.backends import TF32_ERROR, Run, Unsupported, get
+from fastconv.backends import TF32_ERROR, Run, Unsupported, device, get, owner, put, wait
 from fastconv.spec import Op, Shape, Spec, type_name
 from fastconv.threads import get_num_threads
 
@@ -212,7 +212,7 @@ def plan(
 
     plans = {name: replace(made, algorithm=name, run=run) for name, run in runs.items()}
     times = measured.seconds(
-        (spec, op, backend, precision, workspace_limit, prepared),
+        (spec, op, backend, device(backend), precision, workspace_limit, prepared),
         spec.shapes(op)[: -made._results],
         {name: partial(_bound, plan, prepared) for name, plan in plans.items()},
     )
@@ -221,10 +221,19 @@ def plan(
 
 def _bound(made: Plan, prepared: bool, operands: Sequence[Any]) -> Callable[[], Any]:
     """A call of a plan on these operands, with the weight packed ahead where it is `prepared`."""
+    placed = [put(made.backend, array) for array in operands]
+    call = partial(made, *placed)
     if prepared:
-        data, weight = operands
-        return partial(made.run_packed, data, made.pack(weight))
-    return partial(made, *operands)
+        data, weight = placed
+        call = partial(made.run_packed, data, made.pack(weight))
+    if owner(made.backend) == "numpy":
+        return call
+
+    def finished() -> None:
+        call()
+        wait(made.backend)
+
+    return finished
 
 
 def _check_transform(run: Run, spec: Spec, algorithm: str, precision: str) -> None:

@@ -28,6 +28,10 @@ FILE = Path(__file__).with_suffix(".json")
 
 ARCHITECTURES = ("sm_80", "sm_86", "sm_89", "sm_90a", "sm_100", "sm_120")
 
+# Where instructions are read too: disassembling takes three times as long as compiling, and what a kernel is made of
+# hardly differs between them.
+DISASSEMBLED = "sm_90a"
+
 # Layers that ask for the tiles of large problems, which no edge problem does.
 LARGE = (
     "n32 c256x56x56 k256x3x3 s1 p1 f32",
@@ -73,7 +77,8 @@ class Cost(NamedTuple):
     opcodes: tuple[str, ...]
 
     def __str__(self) -> str:
-        return f"{self.registers} registers, {self.shared} shared; {' '.join(self.opcodes)}"
+        opcodes = f"; {' '.join(self.opcodes)}" if self.opcodes else ""
+        return f"{self.registers} registers, {self.shared} shared{opcodes}"
 
 
 def cost(kernel: Kernel, arch: str) -> Cost:
@@ -84,7 +89,7 @@ def cost(kernel: Kernel, arch: str) -> Cost:
         file.write(cubin(kernel, arch))
         file.flush()
         usage = _output(folder / "cuobjdump", "--dump-resource-usage", file.name)
-        assembly = _output(folder / "nvdisasm", "-c", file.name)
+        assembly = _output(folder / "nvdisasm", "-c", file.name) if arch == DISASSEMBLED else ""
     numbers = {name: int(value) for name, value in re.findall(r"(REG|SHARED|LOCAL|STACK):(\d+)", usage)}
     opcodes = set(re.findall(r"^\s+/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z0-9_.]+)", assembly, re.M))
     telling = sorted({found[0] for opcode in opcodes if (found := TELLING.match(opcode))})
@@ -133,9 +138,20 @@ def kernels() -> tuple[Kernel, ...]:
     return tuple(sorted(found, key=str))
 
 
-def costs(archs: tuple[str, ...]) -> dict[str, dict[str, Cost]]:
-    """Of every kernel on each of the architectures; NVRTC works on two at a time."""
-    jobs = [(kernel, arch) for kernel in kernels() for arch in archs]
+def plain() -> tuple[Kernel, ...]:
+    """Those of float32 that know no padding but zeros: one or two of each source, enough for every run of the tests."""
+    types = ("IN", "SUM", "OUT", "GRAD", "TYPE")
+    return tuple(
+        kernel
+        for kernel in kernels()
+        if all(value == "float32" for name, value in kernel.defines if name in types)
+        and dict(kernel.defines).get("PADDING", 0) == 0
+    )
+
+
+def costs(archs: tuple[str, ...], chosen: tuple[Kernel, ...] | None = None) -> dict[str, dict[str, Cost]]:
+    """Of kernels (all of them by default) on each of the architectures; NVRTC works on two at a time."""
+    jobs = [(kernel, arch) for kernel in chosen or kernels() for arch in archs]
     with ThreadPoolExecutor(2) as pool:
         made = list(pool.map(lambda job: cost(*job), jobs))
     found: dict[str, dict[str, Cost]] = {}

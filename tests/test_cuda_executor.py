@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import json
 import pickle
 import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
 import fastconv as fc
-from fastconv import testing
+from benchmarks import gpu as gpu_benchmark
+from fastconv import disk, testing
 from fastconv.backends import _BACKENDS, _Row
 from fastconv.backends.cupy import compile as compiler
 from fastconv.backends.cupy import run as executor
 from fastconv.backends.cupy.launch import Kernel
+from fastconv.compare import Comparison, measure, problems, report
+from fastconv.compare.machine import describe
 from fastconv.plan import plan
 from tests import emulator
 from tests.emulator.device import Module, ndarray
@@ -123,3 +128,66 @@ def test_a_plan_is_checked_on_the_device(device: Module, problem: str) -> None:
     agreements = list(testing.checks(["cupy"], [problem]))
     assert agreements
     assert all(agreement.ok for agreement in agreements)
+
+
+def test_a_comparison_has_rows_of_the_device(device: Module) -> None:
+    """Timed to the end of the stream, transfers apart."""
+    (case,) = problems(["n1 c2x8x8 k3x3x3 s1 p1 f32"])
+    rows = list(measure.time_case(case, ["cupy", "im2col"], 2, measure.Progress()))
+    there = {row.algorithm: row for row in rows if row.backend == "cupy"}
+    assert set(there) == {"implicit_gemm", "im2col"}
+    assert all(row.agrees and row.transfer and row.seconds for row in there.values())
+    assert all(row.transfer is None for row in rows if row.backend == "im2col")
+    assert [row.chosen for row in there.values()] == [True, False]
+    run = Comparison(describe(), "", rows)
+    assert "operands there and results back take" in " ".join(report.summary(run))
+
+
+def test_the_page_of_a_card_shows_losses() -> None:
+    layer = {
+        "problem": "n32 c64x56x56 k64x3x3 s1 p1 f32",
+        "chosen": "implicit_gemm",
+        "workspace": {"implicit_gemm": 0},
+        "seconds": {"implicit_gemm": 4e-4, "cuDNN": 2e-4, "cuDNN channels_last": 3e-4},
+        "copy": 1e-4,
+        "checked": True,
+    }
+    card = {"name": "A card", "driver": 13000, "commit": "0123456789abcdef", "copy": 4.3e12}
+    text = gpu_benchmark.page({"card": card, "batch": 32, "layers": [layer]})
+    assert (
+        "0.50 times as fast as cuDNN's faster layout (geometric mean of 1 layers, 1 of them slower)" in text
+    )
+    assert "| 400.0 | 200.0 | 300.0 | - | 25% | 0 |" in text
+
+
+def test_the_page_says_that_nothing_was_measured() -> None:
+    committed = gpu_benchmark.PAGE.read_text(encoding="utf-8")
+    results = json.loads(gpu_benchmark.RESULTS.read_text()) if gpu_benchmark.RESULTS.exists() else None
+    assert committed == gpu_benchmark.page(results)
+
+
+def test_a_result_that_overlaps_an_operand(device: Module) -> None:
+    x = np.rint(4 * random(1, 2, 6, 6))
+    w = np.rint(4 * random(2, 2, 3, 3))
+    memory = ndarray(x.copy())
+    made = fc.conv2d(memory, ndarray(w), padding=1, out=memory)
+    assert made is memory
+    np.testing.assert_array_equal(made.host, fc.conv2d(x, w, padding=1, backend="im2col"))
+
+
+def test_arrays_of_another_device_are_refused(device: Module, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(device.cuda.runtime, "getDevice", lambda: 1)
+    x = ndarray(random(1, 1, 3, 3))
+    with pytest.raises(
+        ValueError, match=r"device: got an array of shape .* on device 0, expected all on the current one, 1"
+    ):
+        fc.conv2d(x, x)
+
+
+def test_the_fastest_is_measured_on_the_device(
+    device: Module, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(disk, "root", lambda: tmp_path)
+    x, w = ndarray(random(1, 2, 5, 5)), ndarray(random(3, 2, 3, 3))
+    made = fc.explain(lambda: fc.conv2d(x, w, algorithm="measure"))
+    assert set(made.measured) == {"implicit_gemm", "im2col"}

@@ -1,7 +1,7 @@
 """Where things are computed: backend names, the modules behind them, and what a planner is.
 
 A backend is a module with two names: ``PLANNERS``, a table ``Op -> planners, best first``, and ``empty``,
-which allocates an array of its kind. One that owns arrays of a device has three more: ``put``, ``fetch`` and ``wait``.
+which allocates an array of its kind. One that owns arrays of a device has four more: ``put``, ``fetch``, ``wait`` and ``device``.
 It is imported when it is first needed. A planner is a plain function
 ``(spec, precision, workspace_limit) -> Run`` that raises :class:`Unsupported` with a reason when it
 declines; its ``__name__`` is the algorithm's name.
@@ -114,7 +114,7 @@ class Planner(Protocol):
 
 
 class Backend(Protocol):
-    """What a backend module holds; the last three only where its arrays are not NumPy's."""
+    """What a backend module holds; the last four only where its arrays are not NumPy's."""
 
     PLANNERS: Mapping[Op, tuple[Planner, ...]]
 
@@ -129,6 +129,9 @@ class Backend(Protocol):
 
     @staticmethod
     def wait() -> None: ...
+
+    @staticmethod
+    def device() -> str: ...
 
 
 class _Row(NamedTuple):
@@ -207,6 +210,11 @@ def wait(name: str) -> None:
     """Return once everything backend `name` has been asked for is computed: at once on the host."""
     if owner(name) != "numpy":
         get(name).wait()
+
+
+def device(name: str) -> str:
+    """What backend `name` computes on, where that is not this machine's processor."""
+    return "" if owner(name) == "numpy" else get(name).device()
 
 
 def algorithms(name: str, op: Op) -> tuple[str, ...]:

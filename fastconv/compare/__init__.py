@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from fastconv.backends import backends
 from fastconv.compare import measure
 from fastconv.compare.machine import Machine, describe
 from fastconv.compare.measure import Progress, Row
@@ -52,6 +53,8 @@ class Comparison:
         Comparisons with the definition, and the commands that repeat those that failed.
     tracker : str
         How memory was measured.
+    absent : dict of str to str
+        Backends that could not take part, each with the reason.
     seconds : float
     interrupted : bool
         Stopped by Ctrl-C: what had been measured by then is here.
@@ -63,6 +66,7 @@ class Comparison:
     checked: int = 0
     disagreements: list[str] = field(default_factory=list)
     tracker: str = ""
+    absent: dict[str, str] = field(default_factory=dict)
     seconds: float = 0.0
     interrupted: bool = False
 
@@ -134,7 +138,8 @@ def compare(
     if threads is not None:
         set_num_threads(threads)
     report(0.0, 1.0, "measuring this machine")
-    run = Comparison(describe(), workload, tracker=tracker())
+    absent = {name: state for name, state in backends().items() if state != "available"}
+    run = Comparison(describe(), workload, tracker=tracker(), absent={} if only else absent)
     progress = Progress(report)
     try:
         made = list(cases() if callable(cases) else cases)

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from fastconv import testing
-from fastconv.backends import Unsupported, backends, owner
+from fastconv.backends import Unsupported, backends, fetch, put, wait
 from fastconv.compare.memory import Request, peaks
 from fastconv.compare.workloads import Case, in_float64, is_float, shrunk
 from fastconv.plan import Plan, plan
@@ -61,6 +61,8 @@ class Row:
         Whether every element was within the derived tolerance.
     peak, predicted : int or None
         Bytes of scratch: measured, and what the plan says.
+    transfer : float or None
+        Seconds to copy operands to the device and results back, which no other time holds; None on the host.
     """
 
     case: str
@@ -83,6 +85,7 @@ class Row:
     agrees: bool = True
     peak: int | None = None
     predicted: int | None = None
+    transfer: float | None = None
 
     @property
     def key(self) -> tuple[str, str, str, str]:
@@ -115,7 +118,7 @@ class Progress:
 
 def candidates(case: Case, only: Sequence[str] | None = None) -> list[Plan]:
     """One plan for each backend and algorithm that takes the case."""
-    names = [name for name, state in backends().items() if state == "available" and owner(name) == "numpy"]
+    names = [name for name, state in backends().items() if state == "available"]
     made = []
     for name in names:
         if only is None or name in only:
@@ -153,23 +156,35 @@ class _Runner:
     plan: Plan
     operands: tuple[Any, ...]
     timed: Case
+    placed: tuple[Any, ...] = ()
     first_call: float = 0.0
+    transfer: float | None = None
     result: Any = None
     times: list[float] = field(default_factory=list)
 
     def start(self) -> None:
-        """Plan anew and call once: what a first call in a session costs."""
+        """Plan anew and call once: what a first call in a session costs. Operands have been carried there before."""
+        backend = self.plan.backend
         begin = time.perf_counter()
-        plan.__wrapped__(self.timed.spec, self.plan.op, self.plan.backend, self.plan.algorithm)
-        self.result = self.plan(*self.operands)
-        self.first_call = time.perf_counter() - begin
+        self.placed = tuple(put(backend, array) for array in self.operands)
+        wait(backend)
+        there = time.perf_counter()
+        plan.__wrapped__(self.timed.spec, self.plan.op, backend, self.plan.algorithm)
+        made = self.plan(*self.placed)
+        wait(backend)
+        done = time.perf_counter()
+        self.result = tuple(fetch(backend, array) for array in (made if isinstance(made, tuple) else (made,)))
+        self.first_call = done - there
+        if self.placed and self.placed[0] is not self.operands[0]:
+            self.transfer = there - begin + time.perf_counter() - done
 
     def time(self, repeat: int) -> bool:
         """Time one call; False once there are enough."""
         if len(self.times) >= repeat or (len(self.times) >= 2 and sum(self.times) > BUDGET_SECONDS):
             return False
         begin = time.perf_counter()
-        self.plan(*self.operands)
+        self.plan(*self.placed)
+        wait(self.plan.backend)
         self.times.append(time.perf_counter() - begin)
         return True
 
@@ -211,7 +226,7 @@ def _row(case: Case, made: Plan, runner: _Runner, answer: Any) -> Row:
     if not whole:
         wide = in_float64(runner.timed)
         answer = plan(wide.spec, op, "im2col", "auto", "highest")(*wide.operands())
-    result = runner.result[0] if isinstance(runner.result, tuple) else runner.result
+    result = runner.result[0]
     expected = answer[0] if isinstance(answer, tuple) else answer
     allowed = testing.tolerance(runner.plan, runner.operands)
     _, detail = testing.compare(result, expected, allowed)
@@ -239,6 +254,7 @@ def _row(case: Case, made: Plan, runner: _Runner, answer: Any) -> Row:
         error=error,
         agrees=not detail,
         predicted=runner.plan.workspace,
+        transfer=runner.transfer,
     )
 
 

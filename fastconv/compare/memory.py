@@ -19,6 +19,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from fastconv.backends import owner, put
 from fastconv.plan import plan
 from fastconv.spec import Op, parse
 from fastconv.testing import operands, poisoned
@@ -87,9 +88,9 @@ def _prepared_call(request: Request) -> Callable[[], Any]:
         set_num_threads(request.threads)
     spec, op = parse(request.problem), Op(request.op)
     made = plan(spec, op, request.backend, request.algorithm, "default", request.workspace_limit)
-    given = operands(spec, op)
+    given = tuple(put(request.backend, array) for array in operands(spec, op))
     shapes = spec.shapes(op)[len(given) :]
-    outs = tuple(map(poisoned, shapes))
+    outs = tuple(put(request.backend, poisoned(shape)) for shape in shapes)
     out = outs if len(outs) == 2 else outs[0]
     return lambda: made(*given, out=out)
 
@@ -97,6 +98,17 @@ def _prepared_call(request: Request) -> Callable[[], Any]:
 def peak(call: Callable[[], Any]) -> int:
     """The most bytes that were allocated at a time by `call`, which is called often."""
     return (_by_memray if importlib.util.find_spec("memray") else _by_high_water)(call)
+
+
+def _by_pool(call: Callable[[], Any]) -> int:
+    """The most bytes of the device's memory: what a pool of its own has grown to."""
+    import cupy
+
+    call()  # loads kernels
+    pool = cupy.cuda.MemoryPool()
+    with cupy.cuda.using_allocator(pool.malloc):
+        call()
+    return int(pool.total_bytes())
 
 
 def _by_memray(call: Callable[[], Any]) -> int:
@@ -128,6 +140,8 @@ def _by_high_water(call: Callable[[], Any]) -> int:
 def main() -> None:
     """Answer requests from standard input until it closes."""
     for line in sys.stdin:
-        answer = peak(_prepared_call(Request(**json.loads(line))))
+        request = Request(**json.loads(line))
+        by = peak if owner(request.backend) == "numpy" else _by_pool
+        answer = by(_prepared_call(request))
         sys.stdout.write(json.dumps(answer) + "\n")
         sys.stdout.flush()

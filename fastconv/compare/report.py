@@ -306,6 +306,13 @@ def summary(run: Comparison) -> list[str]:
             f"with {size(large.peak)} of scratch."
         )
     said += _predictions(run)
+    carried = [row.transfer for row in run.rows if row.transfer is not None]
+    if carried:
+        said.append(
+            f"Times on the device end when it has finished; operands there and results back take {seconds(min(carried))} "
+            f"to {seconds(max(carried))} more."
+        )
+    said += [f"{name} was not compared: {why}." for name, why in run.absent.items()]
     if run.interrupted:
         said.append("The run was interrupted: what had been measured by then is shown.")
     return said

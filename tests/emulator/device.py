@@ -51,6 +51,14 @@ class ndarray:  # noqa: N801 - CuPy's name
     def __array__(self, *_: Any, **__: Any) -> Any:
         raise TypeError("implicit conversion to a NumPy array is not allowed")
 
+    def __array_function__(self, function: Any, kinds: Any, args: Any, keywords: Any) -> Any:
+        assert function is np.may_share_memory  # which CuPy answers from addresses alone
+        return function(*(array.host for array in args), **keywords)
+
+    @property
+    def device(self) -> Any:
+        return SimpleNamespace(id=0)
+
     @property
     def data(self) -> Memory:
         return Memory(self.host.ctypes.data, self.host)
@@ -122,7 +130,9 @@ class Module:
             Device=lambda: SimpleNamespace(id=0, compute_capability="90"),
             get_current_stream=lambda: SimpleNamespace(ptr=0, synchronize=lambda: None),
             runtime=SimpleNamespace(
-                memsetAsync=lambda at, byte, count, stream: ctypes.memset(at, byte, count)
+                memsetAsync=lambda at, byte, count, stream: ctypes.memset(at, byte, count),
+                getDevice=lambda: 0,
+                getDeviceProperties=lambda number: {"name": b"a stand-in"},
             ),
         )
 

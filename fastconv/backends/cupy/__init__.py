@@ -47,6 +47,13 @@ def wait() -> None:
     cupy.cuda.get_current_stream().synchronize()
 
 
+def device() -> str:
+    """The current device's name."""
+    import cupy
+
+    return str(cupy.cuda.runtime.getDeviceProperties(cupy.cuda.Device().id)["name"].decode())
+
+
 PLANNERS: dict[Op, tuple[Planner, ...]] = {
     Op.CONV: (implicit_gemm_mma, implicit_gemm, depthwise.depthwise, columns.im2col),
     Op.CONV_INPUT_GRAD: (gradients.input_grad, depthwise.input_grad, columns.input_grad),

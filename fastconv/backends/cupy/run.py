@@ -39,7 +39,26 @@ class OnDevice:
 
     def __call__(self, *arrays: Array) -> None:
         """Run on CuPy arrays: operands, a bias or None, results."""
+        check_device(arrays)
         run(self.build(*(None if a is None else view(a, a.data.ptr) for a in arrays)), arrays)
+
+
+def check_device(arrays: tuple[Array, ...]) -> None:
+    """Refuse arrays of another device than the current one, where kernels run and scratch lies.
+
+    Raises
+    ------
+    ValueError
+    """
+    import cupy
+
+    current = cupy.cuda.runtime.getDevice()
+    for array in arrays:
+        if array is not None and array.device.id != current:
+            raise ValueError(
+                f"device: got an array of shape {array.shape} on device {array.device.id}, expected all on the current "
+                f"one, {current}; compute inside `with cupy.cuda.Device({array.device.id}):`"
+            )
 
 
 def run(program: Program, arrays: tuple[Array, ...]) -> None:

@@ -28,7 +28,7 @@ struct __align__(16) Quad { SUM of[4]; };
 #define PITCH_M (TILE_M + 4)
 #define PITCH_N (TILE_N + 4)
 
-extern "C" __global__ void __launch_bounds__(THREADS, LANES ? 1 : 2)
+extern "C" __global__ void __launch_bounds__(THREADS, LANES || sizeof(IN) < 4 ? 1 : 2)
     implicit_gemm(const __grid_constant__ GatheredProduct p) {
     __shared__ __align__(16) SUM dense_tile[2][TILE_K][PITCH_M];
     __shared__ __align__(16) SUM gathered_tile[2][TILE_K][PITCH_N];

@@ -25,7 +25,7 @@ struct PoolGradient {
     Window axis[AXES];
 };
 
-extern "C" __global__ void __launch_bounds__(ELEMENT_THREADS) pool_grad(const __grid_constant__ PoolGradient p) {
+extern "C" __global__ void __launch_bounds__(ELEMENT_THREADS, 1) pool_grad(const __grid_constant__ PoolGradient p) {
     const int number = blockIdx.x * ELEMENT_THREADS + threadIdx.x;
     if (number >= p.count) return;
     const Element e = element(number, p.box);

@@ -22,7 +22,7 @@ struct Columns {
     Box box;                             // of the image; unfold: its channels
 };
 
-extern "C" __global__ void __launch_bounds__(ELEMENT_THREADS) unfold(const __grid_constant__ Columns p) {
+extern "C" __global__ void __launch_bounds__(ELEMENT_THREADS, 1) unfold(const __grid_constant__ Columns p) {
     const int number = blockIdx.x * ELEMENT_THREADS + threadIdx.x;
     if (number >= p.count) return;
 #if FOLD
