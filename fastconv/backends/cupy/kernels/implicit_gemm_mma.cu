@@ -80,7 +80,8 @@ __device__ __forceinline__ void keep_chunk(unsigned char* to, const Chunk& kept)
     if (!WHOLE && sizeof(IN) == 2) *(Chunk*)to = kept;
 }
 
-extern "C" __global__ void __launch_bounds__(THREADS, DENSE_WHOLE && GATHERED_WHOLE ? 2 : 1)
+// Two blocks on a multiprocessor leave a thread 128 registers, in which only whole 16-bit vectors fit without spilling.
+extern "C" __global__ void __launch_bounds__(THREADS, DENSE_WHOLE && GATHERED_WHOLE && sizeof(IN) == 2 ? 2 : 1)
     implicit_gemm_mma(const __grid_constant__ GatheredProduct p) {
     DYNAMIC_SHARED(stages);
     __shared__ Place rows[2][TILE_K / PLACED];
