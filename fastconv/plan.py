@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from fastconv.backends import Run, Unsupported, check_indices, device, get, owner, put, wait
+from fastconv.backends import TF32_ERROR, Run, Unsupported, check_indices, device, get, owner, put, wait
 from fastconv.spec import Op, Shape, Spec, type_name
 from fastconv.threads import get_num_threads
 
@@ -232,8 +232,9 @@ def _check_transform(run: Run, spec: Spec, algorithm: str, precision: str) -> No
         raise Unsupported("it is a transform, and precision='highest' asks for the plain sum")
     if run.error and spec.dtype == "float64" and algorithm in CHOICES:
         raise Unsupported("it is a transform, which float64 takes only by name")
-    if run.error > MAX_ERROR and algorithm in CHOICES:
-        raise Unsupported(f"its error bound is {run.error:.1e}, needs {MAX_ERROR:.0e}")
+    allowed = TF32_ERROR if precision == "tf32" else MAX_ERROR
+    if run.error > allowed and algorithm in CHOICES:
+        raise Unsupported(f"its error bound is {run.error:.1e}, needs {allowed:.0e}")
 
 
 def _nobody(

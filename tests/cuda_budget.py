@@ -45,7 +45,8 @@ LARGE = (
 
 # Instructions worth knowing about; LDL and STL, spills, are not even looked up: their bytes must be 0.
 TELLING = re.compile(
-    r"(?:FFMA2?|DFMA|HMMA|IMMA|DMMA|HGMMA|LDSM|LDGSTS|LDG\.E\.128|LDS\.128|BAR|SHFL|ATOMG?|REDG?|MUFU)\b"
+    r"(?:FFMA2?|DFMA|HMMA|IMMA|DMMA|HGMMA|LDSM|LDGSTS(?:[\w.]*\.128)?|LDG\.E\.128|LDS\.128|BAR|SHFL|ATOMG?|REDG?"
+    r"|MUFU)\b"
 )
 
 

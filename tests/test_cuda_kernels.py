@@ -11,8 +11,16 @@ import pytest
 
 from fastconv import disk, gpu
 from fastconv.backends import cupy
-from fastconv.backends.cupy import columns, depthwise, geometry, gradients, pooling, product
+from fastconv.backends.cupy import (
+    columns,
+    depthwise,
+    geometry,
+    gradients,
+    pooling,
+    product,
+)
 from fastconv.backends.cupy import compile as compiler
+from fastconv.backends.cupy.implicit_gemm_mma import PACKED_WEIGHT
 from fastconv.backends.cupy.launch import Kernel
 from fastconv.spec import parse
 from tests import cuda_budget, emulator
@@ -80,6 +88,7 @@ LAYOUTS = [
     (geometry.BOX, "elements.cuh", "Box"),
     (pooling.WINDOW, "windows.cuh", "Window"),
     (product.GATHERED_PRODUCT, "product.cuh", "GatheredProduct"),
+    (PACKED_WEIGHT, "pack_weight.cu", "PackedWeight"),
     (product.PARTIAL_SUMS, "sum_parts.cu", "PartialSums"),
     (gradients.PADDED, "fold_padding.cu", "Padded"),
     (columns.COLUMNS, "unfold.cu", "Columns"),

@@ -35,6 +35,9 @@ T = TypeVar("T", bound=Callable[..., Any])
 
 PRECISIONS = ("default", "highest", "tf32")
 
+# What precision="tf32" may cost: each operand is rounded to the 11 significant bits of tensor cores.
+TF32_ERROR = 2.0**-11
+
 
 class BackendUnavailable(RuntimeError):
     """The backend cannot run on this machine; the message says why and what to do."""

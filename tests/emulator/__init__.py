@@ -17,24 +17,33 @@ from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from fastconv import disk
 from fastconv.backends import Planner, Run, cupy
-from fastconv.backends.cupy.compile import sources
 from fastconv.backends.cupy.launch import WORKSPACE, Fill, Kernel, Launch, Operand, Program, view
 from fastconv.backends.cupy.run import OnDevice
 from fastconv.testing import numpy_dtype
 
-__all__ = ["backend", "build", "missing", "run"]
+__all__ = ["Build", "backend", "build", "missing", "run"]
 
 HERE = Path(__file__).parent
 KERNELS = Path(cupy.__file__).parent / "kernels"
 
 # Optimised enough to run, little enough to compile in half a second.
 FLAGS = ("-std=c++17", "-O1", "-fPIC", "-fno-strict-aliasing", "-w")
+
+
+class Build(NamedTuple):
+    """How kernels are built: where their sources are, and more flags for g++."""
+
+    folder: Path = KERNELS
+    flags: tuple[str, ...] = ()
+
+
+AS_THEY_ARE = Build()
 
 
 @cache
@@ -49,19 +58,22 @@ def folder() -> Path:
 
 
 @cache
-def build(kernel: Kernel, flags: tuple[str, ...] = ()) -> Path:
+def build(kernel: Kernel, how: Build = AS_THEY_ARE) -> Path:
     """The kernel as a shared library."""
     defines = [f"-D{name}={value}" for name, value in kernel.defines]
-    source = f'-DSOURCE="{KERNELS / kernel.source}"'
-    command = [*defines, source, f"-DENTRY={kernel.name}", f"-I{KERNELS}", str(HERE / "entry.cpp")]
-    texts = [text for name, text in sources().items() if name == kernel.source or name.endswith(".cuh")]
-    return compiled([*FLAGS, *flags, "-shared", *command, str(machine(flags))], ".so", texts)
+    source = f'-DSOURCE="{how.folder / kernel.source}"'
+    command = [*defines, source, f"-DENTRY={kernel.name}", f"-I{how.folder}", str(HERE / "entry.cpp")]
+    texts = [
+        (how.folder / kernel.source).read_text(),
+        *(h.read_text() for h in sorted(how.folder.glob("*.cuh"))),
+    ]
+    return compiled([*FLAGS, *how.flags, "-shared", *command, str(machine())], ".so", texts)
 
 
 @cache
-def machine(flags: tuple[str, ...] = ()) -> Path:
+def machine() -> Path:
     """The scheduler, which all kernels share."""
-    return compiled([*FLAGS, *flags, "-c", str(HERE / "machine.cpp")], ".o", ())
+    return compiled([*FLAGS, "-c", str(HERE / "machine.cpp")], ".o", ())
 
 
 def compiled(arguments: Sequence[str], suffix: str, texts: Iterable[str]) -> Path:
@@ -88,15 +100,15 @@ def build_all(kernels: Iterable[Kernel]) -> None:
 
 
 @cache
-def entry(kernel: Kernel) -> Callable[..., None]:
+def entry(kernel: Kernel, how: Build = AS_THEY_ARE) -> Callable[..., None]:
     """The kernel, to be called with its struct, grid, block, shared bytes and a seed."""
-    function = ctypes.CDLL(str(build(kernel))).emulate
+    function = ctypes.CDLL(str(build(kernel, how))).emulate
     function.argtypes = [ctypes.c_void_p, *(ctypes.c_uint,) * 3, ctypes.c_ulonglong]
     function.restype = None
     return function
 
 
-def run(program: Program, arrays: tuple[Any, ...], seed: int = 0) -> None:
+def run(program: Program, arrays: tuple[Any, ...], seed: int = 0, how: Build = AS_THEY_ARE) -> None:
     """Every step of a program on NumPy arrays; scratch begins as NaN."""
     scratch = np.full(program.workspace, 0xFF, np.uint8)
     places = [0 if array is None else array.ctypes.data for array in arrays]
@@ -108,7 +120,7 @@ def run(program: Program, arrays: tuple[Any, ...], seed: int = 0) -> None:
                 params[field] = (
                     places[array] + offset if array == WORKSPACE or arrays[array] is not None else 0
                 )
-            entry(step.kernel)(params.ctypes.data, step.grid, step.block, step.shared, seed)
+            entry(step.kernel, how)(params.ctypes.data, step.grid, step.block, step.shared, seed)
         elif isinstance(step, Fill):
             ctypes.memset(places[step.array] + step.offset, step.byte, step.nbytes)
         else:
@@ -130,31 +142,35 @@ def _matrix(operand: Operand, arrays: tuple[Any, ...], scratch: Any) -> Any:
 class Emulated:
     """The ``call`` of a run, on NumPy arrays instead of CuPy's."""
 
-    def __init__(self, given: OnDevice) -> None:
+    def __init__(self, given: OnDevice, how: Build) -> None:
         self.build = given.build
+        self.how = how
         self.seed = 0
 
     def __call__(self, *arrays: Any) -> None:
         self.seed += 1
         views = (None if array is None else view(array, array.ctypes.data) for array in arrays)
-        run(self.build(*views), arrays, self.seed)
+        run(self.build(*views), arrays, self.seed, self.how)
 
 
-def emulated(planner: Planner) -> Planner:
+def emulated(planner: Planner, how: Build) -> Planner:
     """The planner of the CuPy engine whose plans run here."""
 
     def plan(spec: Any, precision: str, workspace_limit: int | None) -> Run:
         made = planner(spec, precision, workspace_limit)
         assert isinstance(made.call, OnDevice)
-        return replace(made, call=Emulated(made.call))
+        return replace(made, call=Emulated(made.call, how))
 
     plan.__name__ = planner.__name__
     return plan
 
 
-def backend() -> Any:
+def backend(how: Build = AS_THEY_ARE) -> Any:
     """What stands in for a backend's module."""
     return SimpleNamespace(
-        PLANNERS={op: tuple(map(emulated, planners)) for op, planners in cupy.PLANNERS.items()},
+        PLANNERS={
+            op: tuple(emulated(planner, how) for planner in planners)
+            for op, planners in cupy.PLANNERS.items()
+        },
         empty=lambda shape, dtype: np.empty(shape, numpy_dtype(dtype)),
     )

@@ -4,7 +4,7 @@
 #include <algorithm>
 #include <cstdio>
 #include <cstdlib>
-#include <cstring>
+#include <deque>
 #include <ucontext.h>
 #include <vector>
 
@@ -14,11 +14,26 @@ uint3 threadIdx, blockIdx, blockDim, gridDim;
 extern "C" char __start_shared_memory[] __attribute__((weak, visibility("hidden")));
 extern "C" char __stop_shared_memory[] __attribute__((weak, visibility("hidden")));
 
+// Of ThreadSanitizer, where it is loaded.
+#define WEAK __attribute__((weak))
+extern "C" {
+WEAK void* __tsan_get_current_fiber();
+WEAK void* __tsan_create_fiber(unsigned flags);
+WEAK void __tsan_destroy_fiber(void* fiber);
+WEAK void __tsan_switch_to_fiber(void* fiber, unsigned flags);
+WEAK void __tsan_acquire(void* at);
+WEAK void __tsan_release(void* at);
+}
+
 namespace emulator {
 
 struct Fiber {
     ucontext_t context;
     std::vector<char> stack;
+    std::deque<Copy> copies;     // asked for, not waited for
+    std::deque<unsigned> groups;  // copies in each closed group
+    unsigned open = 0;            // copies in none yet
+    void* watched = nullptr;      // ThreadSanitizer's name for it
     bool done = true;
     bool ready = false;    // may run
     bool in_warp = false;  // waits for its warp, not for the block
@@ -27,13 +42,13 @@ struct Fiber {
 struct Warp {
     unsigned char slots[WARP][64];
     unsigned arrived = 0;  // lanes, one bit each
+    char barrier = 0;      // its address is what ThreadSanitizer knows __syncwarp by
 };
 
 unsigned char* dynamic_memory;
 
 static std::vector<Fiber> fibers;
 static std::vector<Warp> warps;
-static std::vector<unsigned char> dynamic;
 static unsigned current;
 static ucontext_t scheduler;
 static unsigned long long state;
@@ -44,57 +59,103 @@ static unsigned draw() {  // xorshift64*: Vigna, An experimental exploration of 
     return (unsigned)(state * 2685821657736338717ull >> 32);
 }
 
-static void to_scheduler() { swapcontext(&fibers[current].context, &scheduler); }
+// What happened before a release is before what follows an acquire of the same address; a switch alone orders nothing.
+static const unsigned NO_ORDER = 1;
+static void* watched_scheduler;
+static char barrier, end;
+static void release(char& at) { if (__tsan_release) __tsan_release(&at); }
+static void acquire(char& at) { if (__tsan_acquire) __tsan_acquire(&at); }
 
-static void fail(const char* why) {
-    std::fprintf(stderr, "emulator: %s (block %u)\n", why, blockIdx.x);
+static void to_scheduler() {
+    if (__tsan_switch_to_fiber) __tsan_switch_to_fiber(watched_scheduler, NO_ORDER);
+    swapcontext(&fibers[current].context, &scheduler);
+}
+
+[[noreturn]] void fail(const char* why) {
+    std::fprintf(stderr, "emulator: %s (block %u, thread %u)\n", why, blockIdx.x, threadIdx.x);
     std::abort();
 }
 
-unsigned char* slot(unsigned of) { return warps[threadIdx.x / WARP].slots[of]; }
-
-// The block goes on once every fiber that has not returned waits at a barrier.
-void wait_for_block() {
-    fibers[current].ready = false, fibers[current].in_warp = false;
-    to_scheduler();
+// Sanitizers watch memcpy and memset wherever they are called from.
+static void copy_unseen(volatile unsigned char* to, const volatile unsigned char* from, unsigned bytes) {
+    for (unsigned i = 0; i < bytes; ++i) to[i] = from[i];
+}
+static void fill_unseen(volatile unsigned char* to, const volatile unsigned char* end) {
+    while (to != end) *to++ = 0xff;
 }
 
-void wait_for_warp() {
+void bring(const void* mine, unsigned bytes) {
+    copy_unseen(warps[threadIdx.x / WARP].slots[lane()], (const unsigned char*)mine, bytes);
+}
+void take(unsigned from, void* value, unsigned bytes) {
+    copy_unseen((unsigned char*)value, warps[threadIdx.x / WARP].slots[from], bytes);
+}
+
+void queue(const Copy& copy) { fibers[current].copies.push_back(copy), ++fibers[current].open; }
+void close_group() { fibers[current].groups.push_back(fibers[current].open), fibers[current].open = 0; }
+bool due(unsigned groups, Copy& next) {
+    Fiber& fiber = fibers[current];
+    while (fiber.groups.size() > groups) {
+        if (fiber.groups.front()) {
+            --fiber.groups.front(), next = fiber.copies.front(), fiber.copies.pop_front();
+            return true;
+        }
+        fiber.groups.pop_front();
+    }
+    return false;
+}
+
+// The block goes on once every fiber waits here.
+void wait_for_block() {
+    release(barrier);
+    fibers[current].ready = false, fibers[current].in_warp = false;
+    to_scheduler();
+    acquire(barrier);
+}
+
+void wait_for_warp(bool orders_memory) {
     const unsigned first = threadIdx.x / WARP * WARP;
     const unsigned last = std::min<unsigned>(first + WARP, blockDim.x);
     Warp& mine = warps[threadIdx.x / WARP];
+    if (orders_memory) release(mine.barrier);
     mine.arrived |= 1u << lane();
-    unsigned expected = 0;
-    for (unsigned t = first; t < last; ++t) expected |= (unsigned)!fibers[t].done << (t - first);
+    const unsigned expected = last - first == WARP ? ~0u : (1u << (last - first)) - 1;
     if (mine.arrived == expected) {
         mine.arrived = 0;
         for (unsigned t = first; t < last; ++t)
-            if (!fibers[t].done && fibers[t].in_warp) fibers[t].ready = true, fibers[t].in_warp = false;
-        return;
+            if (fibers[t].in_warp) fibers[t].ready = true, fibers[t].in_warp = false;
+    } else {
+        fibers[current].ready = false, fibers[current].in_warp = true;
+        to_scheduler();
     }
-    fibers[current].ready = false, fibers[current].in_warp = true;
-    to_scheduler();
+    if (orders_memory) acquire(mine.barrier);
 }
 
 static void fiber_main() {
     run_thread();
     fibers[current].done = true, fibers[current].ready = false;
-    swapcontext(&fibers[current].context, &scheduler);
+    release(end);
+    to_scheduler();
 }
 
 static void resume(unsigned thread) {
     current = thread;
     threadIdx = {thread, 0, 0};
+    if (__tsan_switch_to_fiber) __tsan_switch_to_fiber(fibers[thread].watched, NO_ORDER);
     swapcontext(&scheduler, &fibers[thread].context);
 }
 
 // One block: pick a random warp with something to do, let its ready lanes run in a random order, until all are done.
-static void run_block(unsigned threads) {
-    if (__start_shared_memory) std::memset(__start_shared_memory, 0xff, __stop_shared_memory - __start_shared_memory);
-    std::memset(dynamic.data(), 0xff, dynamic.size());
+static void run_block(unsigned threads, unsigned shared) {
+    if (__start_shared_memory)
+        fill_unseen((unsigned char*)__start_shared_memory, (unsigned char*)__stop_shared_memory);
+    fill_unseen(dynamic_memory, dynamic_memory + shared);
+    if (__tsan_get_current_fiber) watched_scheduler = __tsan_get_current_fiber();
     for (unsigned t = 0; t < threads; ++t) {
         Fiber& fiber = fibers[t];
         fiber.done = false, fiber.ready = true, fiber.in_warp = false;
+        fiber.copies.clear(), fiber.groups.clear(), fiber.open = 0;
+        if (__tsan_create_fiber) fiber.watched = __tsan_create_fiber(0);
         getcontext(&fiber.context);
         fiber.context.uc_stack.ss_sp = fiber.stack.data();
         fiber.context.uc_stack.ss_size = fiber.stack.size();
@@ -116,14 +177,18 @@ static void run_block(unsigned threads) {
             }
         }
         if (ran) continue;
-        bool waiting = false;
+        unsigned returned = 0;
         for (unsigned t = 0; t < threads; ++t) {
-            if (fibers[t].done) continue;
-            if (fibers[t].in_warp) fail("a warp waits for lanes that wait elsewhere");
-            waiting = fibers[t].ready = true;
+            threadIdx = {t, 0, 0};
+            if (fibers[t].in_warp) fail("deadlock: a warp waits for lanes that wait elsewhere or have returned");
+            returned += fibers[t].done, fibers[t].ready = !fibers[t].done;
         }
-        if (!waiting) return;
+        if (returned == threads) break;
+        if (returned) fail("deadlock: threads wait at a barrier that others have returned without");
     }
+    acquire(end);
+    for (unsigned t = 0; t < threads; ++t)
+        if (__tsan_destroy_fiber) __tsan_destroy_fiber(fibers[t].watched);
 }
 
 void run_grid(void (*thread)(), unsigned grid, unsigned threads, unsigned shared, unsigned long long seed) {
@@ -134,13 +199,14 @@ void run_grid(void (*thread)(), unsigned grid, unsigned threads, unsigned shared
     if (fibers.size() < threads) fibers.resize(threads);
     for (Fiber& fiber : fibers) fiber.stack.resize(64 * 1024);
     warps.resize((threads + WARP - 1) / WARP);
-    dynamic.resize(shared + 15);
-    dynamic_memory = dynamic.data() + (16 - (unsigned long long)dynamic.data() % 16) % 16;
+    // Of just this size, so that AddressSanitizer knows where it ends.
+    dynamic_memory = (unsigned char*)std::malloc(shared);
     const unsigned first = draw() % grid;
     for (unsigned b = 0; b < grid; ++b) {
         blockIdx = {(first + b) % grid, 0, 0};
-        run_block(threads);
+        run_block(threads, shared);
     }
+    std::free(dynamic_memory);
 }
 
 }  // namespace emulator

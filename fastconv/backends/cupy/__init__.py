@@ -11,6 +11,7 @@ from typing import Any
 from fastconv.backends import Planner
 from fastconv.backends.cupy import columns, depthwise, gradients, pooling
 from fastconv.backends.cupy.implicit_gemm import implicit_gemm
+from fastconv.backends.cupy.implicit_gemm_mma import implicit_gemm_mma
 from fastconv.spec import Op
 
 
@@ -54,7 +55,7 @@ def device() -> str:
 
 
 PLANNERS: dict[Op, tuple[Planner, ...]] = {
-    Op.CONV: (implicit_gemm, depthwise.depthwise, columns.im2col),
+    Op.CONV: (implicit_gemm_mma, implicit_gemm, depthwise.depthwise, columns.im2col),
     Op.CONV_INPUT_GRAD: (gradients.input_grad, depthwise.input_grad, columns.input_grad),
     Op.CONV_WEIGHT_GRAD: (gradients.weight_grad, depthwise.weight_grad, columns.weight_grad),
     Op.UNFOLD: (columns.unfold,),

@@ -63,6 +63,10 @@ PARTIAL_SUMS = np.dtype(
 
 TILE_K = 8
 
+# On tensor cores: what one copy brings, and what a stage of shared memory holds of one row of an operand.
+VECTOR_BYTES = 16
+ROW_BYTES = 64
+
 # Blocks that keep a large card busy: two on each of an H200's 132 multiprocessors.
 BLOCKS = 264
 
@@ -88,6 +92,24 @@ class Tile(NamedTuple):
     def threads(self) -> int:
         """Threads of a block."""
         return self.m // self.per * (self.n // self.per)
+
+
+class WarpTile(NamedTuple):
+    """What a block makes on tensor cores, and how many stages of both operands it holds in shared memory."""
+
+    m: int
+    n: int
+    stages: int
+
+    @property
+    def threads(self) -> int:
+        """Threads of a block: a warp makes 32 columns of half of its rows."""
+        return 2 * self.n
+
+    @property
+    def shared(self) -> int:
+        """Bytes of dynamic shared memory."""
+        return self.stages * (self.m + self.n) * ROW_BYTES
 
 
 class Placed(NamedTuple):
@@ -160,7 +182,18 @@ def tile_for(shape: Shape, sums: str) -> Tile:
     return Tile(64, 64, 8)
 
 
-def parts_for(shape: Shape, tile: Tile, sums: str, limit: int | None) -> int:
+def warp_tile_for(shape: Shape) -> WarpTile:
+    """The tile of a product on tensor cores, chosen as :func:`tile_for` does.
+
+    Three stages of the large one are 48 KiB: two blocks fit on a multiprocessor of 100 KiB (sm_86, 89, 120).
+    """
+    blocks = tiles(shape.m, 128) * tiles(shape.n, 128) * shape.groups
+    if shape.m > 64 and blocks >= BLOCKS // 2:
+        return WarpTile(128, 128, 3)
+    return WarpTile(64, 64, 4)
+
+
+def parts_for(shape: Shape, tile: Tile | WarpTile, sums: str, limit: int | None) -> int:
     """Into how many parts k is cut so that the blocks fill a card, as far as `limit` bytes hold their sums."""
     blocks = tiles(shape.m, tile.m) * tiles(shape.n, tile.n) * shape.groups
     wanted = min(tiles(BLOCKS, max(blocks, 1)), max(shape.k // LEAST_PART, 1))
@@ -201,6 +234,40 @@ def product(
     return _launched(kernel, grid, tile.threads, TILE_K, shape, types, mode, parts, places)
 
 
+def tensor_product(
+    shape: Shape,
+    types: Types,
+    *,
+    tile: WarpTile,
+    lanes: int,
+    whole: tuple[bool, bool],
+    mode: str = "zeros",
+    parts: int = 1,
+    **places: Unpack[Places],
+) -> Program:
+    """The same product on tensor cores.
+
+    Parameters
+    ----------
+    whole : tuple of bool
+        Whether 16 bytes of k are neighbours in memory, from a multiple of 16 bytes on: of the dense and of the gathered
+        array.
+    """
+    defines = (
+        ("TILE_M", tile.m),
+        ("TILE_N", tile.n),
+        ("STAGES", tile.stages),
+        ("PADDING", padding(mode)),
+        ("LANES", lanes),
+        ("DENSE_WHOLE", int(whole[0])),
+        ("GATHERED_WHOLE", int(whole[1])),
+    )
+    kernel = Kernel("implicit_gemm_mma.cu", "implicit_gemm_mma", defines)
+    grid = tiles(shape.m, tile.m), tiles(shape.n, tile.n)
+    step = ROW_BYTES // DTYPES[types.stored].itemsize
+    return _launched(kernel, grid, tile.threads, step, shape, types, mode, parts, places, tile.shared)
+
+
 def thin_product(
     shape: Shape, types: Types, *, mode: str = "zeros", parts: int = 1, **places: Unpack[Places]
 ) -> Program:
@@ -221,6 +288,7 @@ def _launched(
     mode: str,
     parts: int,
     places: Places,
+    shared: int = 0,
 ) -> Program:
     """The launches of a product by this kernel, whose blocks take `step` k at a time."""
     columns, result, bias = places["columns"], places["result"], places.get("bias")
@@ -245,6 +313,7 @@ def _launched(
         kernel=kernel._replace(defines=(*names, *kernel.defines)),
         grid=blocks,
         block=threads,
+        shared=shared,
         params=fill(
             GATHERED_PRODUCT,
             dense_row=dense.row,

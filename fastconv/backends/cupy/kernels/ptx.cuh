@@ -87,3 +87,146 @@ __device__ __forceinline__ double root(double value) {
     return __builtin_sqrt(value);
 #endif
 }
+
+// Shared memory whose size a launch gives, beginning at a multiple of 16 bytes.
+#ifdef __CUDACC_RTC__
+#define DYNAMIC_SHARED(name) extern __shared__ __align__(16) unsigned char name[]
+#else
+#define DYNAMIC_SHARED(name) unsigned char* const name = emulator::dynamic_memory
+#endif
+
+// Copies of 16 or 4 bytes from global to shared memory that pass no register: zeros arrive where nothing is `there`.
+// Both addresses are multiples of the size. What a thread asks for, until it closes a group, lands together.
+template <int BYTES>
+__device__ __forceinline__ void copy_async(void* shared, const void* global, bool there) {
+    static_assert(BYTES == 16 || BYTES == 4, "asynchronous copies are of 16 or 4 bytes");
+#ifdef __CUDACC_RTC__
+    const unsigned to = (unsigned)__cvta_generic_to_shared(shared);
+    // Whole vectors pass the first-level cache by (.cg): the block has them once, in shared memory.
+    if (BYTES == 16)
+        asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(global), "r"(there ? 16 : 0)
+                     : "memory");
+    else
+        asm volatile("cp.async.ca.shared.global [%0], [%1], 4, %2;" ::"r"(to), "l"(global), "r"(there ? 4 : 0)
+                     : "memory");
+#else
+    emulator::copy_later(shared, global, BYTES, there ? BYTES : 0);
+#endif
+}
+
+__device__ __forceinline__ void close_copies() {
+#ifdef __CUDACC_RTC__
+    asm volatile("cp.async.commit_group;" ::: "memory");
+#else
+    emulator::close_group();
+#endif
+}
+
+// Until all but the last GROUPS groups of this thread have landed; a barrier then shows them to the block.
+template <int GROUPS>
+__device__ __forceinline__ void wait_for_copies() {
+#ifdef __CUDACC_RTC__
+    asm volatile("cp.async.wait_group %0;" ::"n"(GROUPS) : "memory");
+#else
+    emulator::wait_for_copies(GROUPS);
+#endif
+}
+
+// Four matrices of eight rows of 16 bytes: lane 8 i + r brings the address of row r of matrix i, and gets the word
+// lane % 4 of row lane / 4 of each.
+__device__ __forceinline__ void load_matrices(unsigned (&words)[4], const void* row) {
+#ifdef __CUDACC_RTC__
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(words[0]), "=r"(words[1]), "=r"(words[2]), "=r"(words[3])
+                 : "r"((unsigned)__cvta_generic_to_shared(row))
+                 : "memory");
+#else
+    if ((unsigned long long)row % 16) emulator::fail("a row of a matrix begins at no multiple of 16 bytes");
+    emulator::collective(row, [&](auto of) {
+        const unsigned lane = emulator::lane();
+        for (unsigned i = 0; i < 4; ++i) words[i] = ((const unsigned*)of(i * 8 + lane / 4))[lane % 4];
+        return 0;
+    });
+#endif
+}
+
+// A float32 number as tensor cores take it: 11 significant bits, to nearest, ties away from zero.
+__device__ __forceinline__ unsigned round_to_tf32(unsigned bits) {
+#ifdef __CUDACC_RTC__
+    unsigned rounded;
+    asm("cvt.rna.tf32.f32 %0, %1;" : "=r"(rounded) : "f"(bits_to_float(bits)));
+    return rounded;
+#else
+    const unsigned magnitude = bits & 0x7fffffff;
+    if (magnitude > 0x7f800000) return 0x7fffffff;  // NaN
+    return magnitude == 0x7f800000 ? bits : (bits + 0x1000) & 0xffffe000;
+#endif
+}
+
+// sums += left @ right, by a warp: 16 x 8 sums, 32 bytes of k in words of two 16-bit numbers or one of 32 bits.
+//
+// Word i of the left fragment holds row lane / 4 (+ 8 for odd i) and word lane % 4 (+ 4 for i > 1) of its k; the right
+// one column lane / 4 alike; sum i is of row lane / 4 (+ 8 for i > 1) and column lane % 4 * 2 (+ 1 for odd i).
+#ifdef __CUDACC_RTC__
+#define MULTIPLY_FRAGMENTS(type)                                                                                  \
+    asm volatile("mma.sync.aligned." type                                                                          \
+                 " {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"                                \
+                 : "+f"(sums[0]), "+f"(sums[1]), "+f"(sums[2]), "+f"(sums[3])                                      \
+                 : "r"(left[0]), "r"(left[1]), "r"(left[2]), "r"(left[3]), "r"(right[0]), "r"(right[1]))
+#else
+namespace emulator {
+struct Fragments {
+    unsigned left[4], right[2];
+};
+// `number(word, i)` is the i-th of the `packed` numbers in a word. Products and sums are exact to binary64 and rounded
+// once; hardware rounds sums by rules of its own, at least as finely as one float32 addition each.
+template <typename Number>
+void multiply(float (&sums)[4], const unsigned* left, const unsigned* right, unsigned packed, Number number) {
+    const Fragments mine = {{left[0], left[1], left[2], left[3]}, {right[0], right[1]}};
+    collective(mine, [&](auto of) {
+        for (unsigned i = 0; i < 4; ++i) {
+            const unsigned row = lane() / 4, column = lane() % 4 * 2 + i % 2;
+            double sum = sums[i];
+            for (unsigned word = 0; word < 8; ++word) {
+                const unsigned a = of(row * 4 + word % 4).left[i / 2 + word / 4 * 2];
+                const unsigned b = of(column * 4 + word % 4).right[word / 4];
+                for (unsigned half = 0; half < packed; ++half) sum += (double)number(a, half) * number(b, half);
+            }
+            sums[i] = (float)sum;
+        }
+        return 0;
+    });
+}
+}  // namespace emulator
+#endif
+
+__device__ __forceinline__ void multiply_float16(float (&sums)[4], const unsigned (&left)[4], const unsigned* right) {
+#ifdef __CUDACC_RTC__
+    MULTIPLY_FRAGMENTS("m16n8k16.row.col.f32.f16.f16.f32");
+#else
+    emulator::multiply(sums, left, right, 2, [](unsigned word, unsigned half) {
+        return half_to_float((unsigned short)(word >> 16 * half));
+    });
+#endif
+}
+
+__device__ __forceinline__ void multiply_bfloat16(float (&sums)[4], const unsigned (&left)[4], const unsigned* right) {
+#ifdef __CUDACC_RTC__
+    MULTIPLY_FRAGMENTS("m16n8k16.row.col.f32.bf16.bf16.f32");
+#else
+    emulator::multiply(sums, left, right, 2, [](unsigned word, unsigned half) {
+        return bits_to_float(word >> 16 * half << 16);
+    });
+#endif
+}
+
+// The lower 13 bits of each word are not looked at.
+__device__ __forceinline__ void multiply_tf32(float (&sums)[4], const unsigned (&left)[4], const unsigned* right) {
+#ifdef __CUDACC_RTC__
+    MULTIPLY_FRAGMENTS("m16n8k8.row.col.f32.tf32.tf32.f32");
+#else
+    emulator::multiply(sums, left, right, 1, [](unsigned word, unsigned) {
+        return bits_to_float(word & 0xffffe000);
+    });
+#endif
+}

@@ -1,0 +1,146 @@
+"""Forward convolution on tensor cores: the product of ``implicit_gemm.py`` in float16, bfloat16 or tf32.
+
+Images with channels last, C / groups a multiple of 16 bytes, come by whole vectors; their weights are packed ahead of the
+product, channels last too. Everything else is gathered number by number.
+
+Split in three (3xtf32) float32 operands would lose nothing but ``3 * 2**-22`` of each product: twelve roundoffs, where
+float32's own rules grant a sum of K products ``min(K, 10 sqrt(K))`` (docs/numerics.md). So short sums would break the rules,
+and float32 comes here only where tf32 is asked for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from fastconv.backends import TF32_ERROR, Run, Unsupported
+from fastconv.backends.cupy.geometry import (
+    DIVISOR,
+    ELEMENT_THREADS,
+    check_counts,
+    divisor,
+    fill,
+    lifted,
+    tiles,
+    volume,
+)
+from fastconv.backends.cupy.implicit_gemm import check_positions, forward_axes, types_of
+from fastconv.backends.cupy.launch import WORKSPACE, Address, Kernel, Launch, Program, View, kept
+from fastconv.backends.cupy.product import (
+    VECTOR_BYTES,
+    Placed,
+    Shape,
+    parts_for,
+    pixels_of,
+    taps_of,
+    tensor_product,
+    warp_tile_for,
+    workspace_of,
+)
+from fastconv.backends.cupy.run import OnDevice
+from fastconv.spec import DTYPES, ConvSpec
+
+PACKED_WEIGHT = np.dtype(
+    [("weight", "u8"), ("result", "u8"), ("count", "i4"), ("channels", DIVISOR), ("taps", DIVISOR)],
+    align=True,
+)
+
+# Operations a second that planners compare by: a quarter of what an H200 reaches in bfloat16 (790e12), half of that in
+# tf32. Not measured.
+RATE = {"float16": 200e12, "bfloat16": 200e12, "float32": 100e12}
+
+
+def implicit_gemm_mma(spec: ConvSpec, precision: str, workspace_limit: int | None) -> Run:
+    """Forward on tensor cores; sums are float32."""
+    if spec.dtype not in RATE:
+        raise Unsupported(
+            f"{spec.dtype} is no type of tensor cores here: float16, bfloat16, or float32 as tf32"
+        )
+    if spec.dtype == "float32" and precision != "tf32":
+        raise Unsupported(f"float32 on tensor cores is tf32, which precision={precision!r} does not allow")
+    check_positions(spec)
+    out_channels, in_channels = spec.out_channels // spec.groups, spec.in_channels // spec.groups
+    axes, types, taps = forward_axes(spec), types_of(spec), volume(spec.kernel_size)
+    shape = Shape(out_channels, spec.batch * volume(spec.out_size), in_channels * taps, spec.groups)
+    vector = VECTOR_BYTES // DTYPES[spec.dtype].itemsize
+    packed = packed_bytes(spec, vector, workspace_limit)
+    tile = warp_tile_for(shape)
+    parts = parts_for(shape, tile, types.sums, None if workspace_limit is None else workspace_limit - packed)
+    partial = tiles(workspace_of(shape, parts, types.sums), VECTOR_BYTES) * VECTOR_BYTES if packed else 0
+    linear = spec.padding_mode == "zeros"
+
+    @kept
+    def build(x: View, w: View, bias: View | None, y: View) -> Program:
+        xs, ws, ys = lifted(x.strides, 0), lifted(w.strides, 0), lifted(y.strides, 0)
+        whole = x.channels_last and in_channels % vector == 0 and in_vectors(x, vector)
+        pack = whole and packed > 0
+        ordered = taps == 1 or pack or not x.channels_last  # neighbours in memory are neighbours in k
+        if pack:
+            ws = (shape.k, 1, *(stride * in_channels for stride in ws[2:]))
+        program = tensor_product(
+            shape,
+            types,
+            rows=taps_of(
+                axes, in_channels, xs[1:], ws[1:], linear=linear, channels_first=not x.channels_last
+            ),
+            columns=pixels_of(axes, spec.batch, (xs[0], *xs[2:]), (ys[0], *ys[2:]), linear=linear),
+            axes=axes,
+            gathered=Placed(0, 0, group=in_channels * xs[1]),
+            gathered_strides=xs[2:],
+            dense=Placed(
+                WORKSPACE if pack else 1,
+                partial // DTYPES[spec.dtype].itemsize if pack else 0,
+                row=shape.k,
+                group=out_channels * shape.k,
+            ),
+            result=Placed(3, 0, row=ys[1], group=out_channels * ys[1]),
+            bias=bias and Placed(2, 0, row=bias.strides[0], group=out_channels * bias.strides[0]),
+            mode=spec.padding_mode,
+            lanes=int(x.channels_last),
+            whole=(ordered and shape.k % vector == 0 and (pack or w.aligned), whole),
+            tile=tile,
+            parts=parts,
+        )
+        if not pack or not program.steps:
+            return program
+        packing = packed_weight(spec, taps, partial)
+        return Program(steps=(packing, *program.steps), workspace=partial + packed)
+
+    blocks = tiles(shape.m, tile.m) * tiles(shape.n, tile.n) * shape.groups * parts
+    return Run(
+        call=OnDevice(build),
+        seconds=spec.flops() / RATE[spec.dtype],
+        shared=max(workspace_of(shape, parts, types.sums), partial + packed),
+        note=f"{blocks} blocks of {tile.m}x{tile.n}, {tile.stages} stages"
+        + f", k in {parts} parts" * (parts > 1),
+        error=TF32_ERROR if spec.dtype == "float32" else 0.0,
+    )
+
+
+def packed_bytes(spec: ConvSpec, vector: int, limit: int | None) -> int:
+    """Bytes of the packed weight; 0 where none is wanted, or the limit holds none."""
+    in_channels, taps = spec.in_channels // spec.groups, volume(spec.kernel_size)
+    nbytes = spec.out_channels * in_channels * taps * DTYPES[spec.dtype].itemsize
+    wanted = taps > 1 and in_channels % vector == 0 and (limit is None or nbytes <= limit)
+    return nbytes if wanted else 0
+
+
+def packed_weight(spec: ConvSpec, taps: int, offset: int) -> Launch:
+    """The launch that writes the weight with channels last to `offset` bytes of the workspace."""
+    in_channels = spec.in_channels // spec.groups
+    count = spec.out_channels * in_channels * taps
+    check_counts(**{"elements of the weight": count})
+    return Launch(
+        kernel=Kernel("pack_weight.cu", "pack_weight", (("IN", spec.dtype),)),
+        grid=tiles(count, ELEMENT_THREADS),
+        block=ELEMENT_THREADS,
+        params=fill(PACKED_WEIGHT, count=count, channels=divisor(in_channels), taps=divisor(taps)),
+        addresses=(Address("weight", 1), Address("result", WORKSPACE, offset)),
+    )
+
+
+def in_vectors(x: View, vector: int) -> bool:
+    """Whether every position's channels begin at a multiple of a vector."""
+    steps: Sequence[int] = (x.strides[0], *x.strides[2:])
+    return x.aligned and all(step % vector == 0 for step in steps)

@@ -1,0 +1,224 @@
+// The product of implicit_gemm.cu on tensor cores: 16-bit numbers, or float32 rounded to tf32; sums are float32.
+//
+// A block makes a TILE_M x TILE_N tile of one group and one part of k, two rows of warps by TILE_N / 32, each warp
+// TILE_M / 2 x 32. Of each operand a stage of shared memory holds rows of 64 bytes, four chunks of 16: TILE_K numbers of
+// one m or one j. Chunk c of row r lies at c ^ (r / 2 % 4), so that the eight rows that ldmatrix reads, and the eight
+// chunks that a quarter of a warp writes, fill all 32 banks. STAGES - 1 stages are under way while one is multiplied;
+// one barrier a step.
+//
+// A chunk comes whole by one asynchronous copy where VECTOR numbers of k are neighbours in memory (DENSE_WHOLE,
+// GATHERED_WHOLE: channels last, C a multiple of VECTOR), else number by number: of four bytes by copies too, of two
+// through registers.
+//
+// Compiled in: IN (float16, bfloat16, float32), SUM (float32), OUT, TILE_M, TILE_N, STAGES, PADDING (gather.cuh), LANES
+// (implicit_gemm.cu), DENSE_WHOLE, GATHERED_WHOLE.
+#include "product.cuh"
+#include "types.cuh"
+
+#define VECTOR (16 / (int)sizeof(IN))
+#define CHUNKS 4
+#define ROW_BYTES (16 * CHUNKS)
+#define TILE_K (CHUNKS * VECTOR)
+#define THREADS (TILE_N * 2)
+#define STAGE_BYTES ((TILE_M + TILE_N) * ROW_BYTES)
+#define DENSE (TILE_M * CHUNKS / THREADS)  // chunks of each operand that one thread fetches a step
+#define GATHERED (TILE_N * CHUNKS / THREADS)
+#define FRAGMENTS_M (TILE_M / 32)
+#define FRAGMENTS_N 4
+#define PLACED (DENSE_WHOLE && GATHERED_WHOLE ? VECTOR : 1)  // every so many-th k of a step has its place looked up
+
+struct __align__(16) Chunk { unsigned words[4]; };
+
+__device__ __forceinline__ int swizzled(int row, int chunk) {
+    return row * ROW_BYTES + (chunk ^ (row / 2 % CHUNKS)) * 16;
+}
+
+__device__ __forceinline__ unsigned bits_of(float16 value) { return value.bits; }
+__device__ __forceinline__ unsigned bits_of(bfloat16 value) { return value.bits; }
+__device__ __forceinline__ unsigned bits_of(float32 value) { return float_to_bits(value); }
+
+__device__ __forceinline__ void round_words(float16, unsigned (&)[4]) {}
+__device__ __forceinline__ void round_words(bfloat16, unsigned (&)[4]) {}
+__device__ __forceinline__ void round_words(float32, unsigned (&words)[4]) {
+#pragma unroll
+    for (int i = 0; i < 4; ++i) words[i] = round_to_tf32(words[i]);
+}
+
+__device__ __forceinline__ void multiply(float16, float (&sums)[4], const unsigned (&left)[4], const unsigned* right) {
+    multiply_float16(sums, left, right);
+}
+__device__ __forceinline__ void multiply(bfloat16, float (&sums)[4], const unsigned (&left)[4], const unsigned* right) {
+    multiply_bfloat16(sums, left, right);
+}
+__device__ __forceinline__ void multiply(float32, float (&sums)[4], const unsigned (&left)[4], const unsigned* right) {
+    multiply_tf32(sums, left, right);
+}
+
+// One chunk on its way to shared memory; numbers of two bytes stay in `kept`. `find(i)` is where its i-th number lies,
+// null where that is a zero; `valid` is any address a copy may name.
+template <bool WHOLE, typename Find>
+__device__ __forceinline__ void fetch_chunk(unsigned char* to, Chunk& kept, const IN* valid, Find find) {
+    if (WHOLE) {
+        const IN* const from = find(0);
+        copy_async<16>(to, from ? from : valid, from);
+        return;
+    }
+#pragma unroll
+    for (int i = 0; i < VECTOR; ++i) {
+        const IN* const from = find(i);
+        if (sizeof(IN) == 4) {
+            copy_async<4>(to + 4 * i, from ? from : valid, from);
+        } else {
+            const unsigned bits = from ? bits_of(*from) : 0;
+            kept.words[i / 2] = i % 2 ? kept.words[i / 2] | bits << 16 : bits;
+        }
+    }
+}
+
+template <bool WHOLE>
+__device__ __forceinline__ void keep_chunk(unsigned char* to, const Chunk& kept) {
+    if (!WHOLE && sizeof(IN) == 2) *(Chunk*)to = kept;
+}
+
+// Two blocks on a multiprocessor leave a thread 128 registers, in which only whole 16-bit vectors fit without spilling.
+extern "C" __global__ void __launch_bounds__(THREADS, DENSE_WHOLE && GATHERED_WHOLE && sizeof(IN) == 2 ? 2 : 1)
+    implicit_gemm_mma(const __grid_constant__ GatheredProduct p) {
+    DYNAMIC_SHARED(stages);
+    __shared__ Place rows[2][TILE_K / PLACED];
+
+    const int thread = threadIdx.x, lane = thread % 32, warp = thread / 32;
+    int block = blockIdx.x;
+    int rest = divide(block, p.tiles_m);
+    const int first_m = (block - rest * (int)p.tiles_m.divisor) * TILE_M;
+    block = rest, rest = divide(block, p.tiles_n);
+    const int first_j = (block - rest * (int)p.tiles_n.divisor) * TILE_N;
+    block = rest;
+    const int group = divide(block, p.parts);
+    const int part = block - group * (int)p.parts.divisor;
+    const int first_k = part * p.part;
+    const int last_k = min(first_k + p.part, p.K);
+
+    const IN* const gathered = (const IN*)p.gathered + group * p.gathered_group + p.start;
+    const IN* const dense = (const IN*)p.dense + group * p.dense_group;
+
+    // Which chunks this thread fetches: neighbours take chunks of one row, or of the gathered tile by LANES neighbouring rows.
+    const int dense_row = thread / CHUNKS, dense_chunk = thread % CHUNKS;
+    const int gathered_row = LANES ? thread / CHUNKS : thread % TILE_N;
+    const int gathered_chunk = LANES ? thread % CHUNKS : thread / TILE_N;
+    const int step_row = LANES ? THREADS / CHUNKS : 0, step_chunk = LANES ? 0 : THREADS / TILE_N;
+    Place columns[LANES ? GATHERED : 1];
+#pragma unroll
+    for (int i = 0; i < (LANES ? GATHERED : 1); ++i) {
+        columns[i] = locate(min(first_j + gathered_row + i * step_row, p.N - 1), p.column);
+#pragma unroll
+        for (int axis = 0; axis < AXES; ++axis) columns[i].position[axis] += p.origin[axis];
+    }
+
+    Chunk next_dense[DENSE], next_gathered[GATHERED];
+    auto fetch = [&](int step) {
+        unsigned char* const stage = stages + step % STAGES * STAGE_BYTES;
+        const Place(&places)[TILE_K / PLACED] = rows[step % 2];
+        const int k = first_k + step * TILE_K;
+#pragma unroll
+        for (int i = 0; i < DENSE; ++i) {
+            const int row = dense_row + i * (THREADS / CHUNKS), m = first_m + row;
+            fetch_chunk<DENSE_WHOLE>(stage + swizzled(row, dense_chunk), next_dense[i], (const IN*)p.dense, [&](int at) {
+                const int inner = dense_chunk * VECTOR + at;
+                return k + inner < last_k && m < p.M ? dense + m * p.dense_row + places[inner / PLACED].other : nullptr;
+            });
+        }
+        unsigned char* const tile = stage + TILE_M * ROW_BYTES;
+#pragma unroll
+        for (int i = 0; i < GATHERED; ++i) {
+            const int row = gathered_row + i * step_row, chunk = gathered_chunk + i * step_chunk;
+            fetch_chunk<GATHERED_WHOLE>(tile + swizzled(row, chunk), next_gathered[i], (const IN*)p.gathered, [&](int at) {
+                const int inner = chunk * VECTOR + at;
+                long long distance;
+                const bool inside =
+                    reach<PADDING>(places[inner / PLACED], columns[LANES ? i : 0], p.size, p.axis_stride, distance);
+                return inside && k + inner < last_k && first_j + row < p.N ? gathered + distance : nullptr;
+            });
+        }
+    };
+    auto keep = [&](int step) {
+        unsigned char* const stage = stages + step % STAGES * STAGE_BYTES;
+#pragma unroll
+        for (int i = 0; i < DENSE; ++i)
+            keep_chunk<DENSE_WHOLE>(stage + swizzled(dense_row + i * (THREADS / CHUNKS), dense_chunk), next_dense[i]);
+#pragma unroll
+        for (int i = 0; i < GATHERED; ++i) {
+            const int row = gathered_row + i * step_row, chunk = gathered_chunk + i * step_chunk;
+            keep_chunk<GATHERED_WHOLE>(stage + TILE_M * ROW_BYTES + swizzled(row, chunk), next_gathered[i]);
+        }
+    };
+    // Digits of k are the same for all rows of a tile: a few threads find them for everybody, a step ahead.
+    auto find_rows = [&](int step) {
+        if (thread < TILE_K / PLACED)
+            rows[step % 2][thread] = locate(min(first_k + step * TILE_K + thread * PLACED, p.K - 1), p.row);
+    };
+
+    const int steps = (last_k - first_k + TILE_K - 1) / TILE_K;
+    find_rows(0);
+    __syncthreads();
+#pragma unroll
+    for (int step = 0; step < STAGES - 1; ++step) {
+        if (step < steps) fetch(step), keep(step);
+        close_copies();
+        find_rows(step + 1);
+        __syncthreads();
+    }
+
+    const int warp_m = warp % 2 * (TILE_M / 2), warp_n = warp / 2 * 32;
+    float sums[FRAGMENTS_M][FRAGMENTS_N][4] = {};
+    for (int step = 0; step < steps; ++step) {
+        wait_for_copies<STAGES - 2>();
+        __syncthreads();
+        const int next = step + STAGES - 1;
+        if (next < steps) fetch(next);
+        close_copies();
+        find_rows(next + 1);
+
+        const unsigned char* const dense_tile = stages + step % STAGES * STAGE_BYTES;
+        const unsigned char* const gathered_tile = dense_tile + TILE_M * ROW_BYTES;
+#pragma unroll
+        for (int chunk = 0; chunk < CHUNKS; chunk += 2) {
+            unsigned left[FRAGMENTS_M][4], right[FRAGMENTS_N / 2][4];
+#pragma unroll
+            for (int i = 0; i < FRAGMENTS_M; ++i) {
+                load_matrices(left[i], dense_tile + swizzled(warp_m + i * 16 + lane % 16, chunk + lane / 16));
+                round_words(IN(), left[i]);
+            }
+#pragma unroll
+            for (int j = 0; j < FRAGMENTS_N / 2; ++j) {
+                const int row = warp_n + j * 16 + lane / 16 * 8 + lane % 8;
+                load_matrices(right[j], gathered_tile + swizzled(row, chunk + lane / 8 % 2));
+                round_words(IN(), right[j]);
+            }
+#pragma unroll
+            for (int i = 0; i < FRAGMENTS_M; ++i)
+#pragma unroll
+                for (int j = 0; j < FRAGMENTS_N; ++j) multiply(IN(), sums[i][j], left[i], right[j / 2] + j % 2 * 2);
+        }
+        if (next < steps) keep(next);
+    }
+
+    OUT* const result = (OUT*)p.result + group * p.result_group + part * p.result_split;
+    const OUT* const bias = (const OUT*)p.bias + group * p.bias_group;
+    const int top = first_m + warp_m + lane / 4, left_most = first_j + warp_n + lane % 4 * 2;
+#pragma unroll
+    for (int j = 0; j < FRAGMENTS_N; ++j)
+#pragma unroll
+        for (int odd = 0; odd < 2; ++odd) {
+            const int column = left_most + j * 8 + odd;
+            if (column >= p.N) continue;
+            const long long distance = locate(column, p.column).other;
+#pragma unroll
+            for (int i = 0; i < FRAGMENTS_M * 2; ++i) {
+                const int m = top + i * 8;
+                if (m >= p.M) continue;
+                const float sum = sums[i / 2][j][i % 2 * 2 + odd];
+                result[m * p.result_row + distance] =
+                    convert<OUT>(p.bias ? sum + convert<float>(bias[m * p.bias_row]) : sum);
+            }
+        }
+}

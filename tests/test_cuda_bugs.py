@@ -1,0 +1,158 @@
+"""The emulation finds bugs: eight seeded ones are each caught, the unchanged sources pass the same checks.
+
+Every check runs in a process of its own: built plainly (wrong results, NaN of shared memory nobody wrote, deadlocks), with
+AddressSanitizer and UndefinedBehaviorSanitizer, or with ThreadSanitizer, to which every CUDA thread is a thread.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from functools import cache
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+from tests import emulator
+
+pytestmark = pytest.mark.skipif(emulator.missing() is not None, reason=str(emulator.missing()))
+
+# How kernels are built, and the libraries that must be there before any other.
+CHECKS = {
+    "plain": ("", ()),
+    "address": (
+        "-g -fsanitize=address,undefined -fno-sanitize-recover=all -fsanitize-sections=shared_memory",
+        ("libasan.so", "libubsan.so"),
+    ),
+    "thread": ("-g -fsanitize=thread", ("libtsan.so",)),
+}
+
+TENSOR_CORES = (
+    "implicit_gemm_mma L n1 c16x5x6 k9x3x3 s1 p1 f16"  # five steps of k in four stages, ragged m and j
+)
+
+
+class Bug(NamedTuple):
+    """One line of a kernel changed, the check that finds it, and words of its report."""
+
+    file: str
+    line: str
+    changed: str
+    check: str
+    report: str
+
+
+BUGS = {
+    "missing barrier": Bug(
+        "implicit_gemm_mma.cu",
+        "wait_for_copies<STAGES - 2>();\n        __syncthreads();",
+        "wait_for_copies<STAGES - 2>();",
+        "thread",
+        "data race",
+    ),
+    "wait off by one": Bug(
+        "implicit_gemm_mma.cu",
+        "wait_for_copies<STAGES - 2>();",
+        "wait_for_copies<STAGES - 1>();",
+        "plain",
+        "nan location mismatch",
+    ),
+    "stage overwritten": Bug(
+        "implicit_gemm_mma.cu",
+        "wait_for_copies<STAGES - 2>();\n        __syncthreads();\n        const int next = step + STAGES - 1;\n"
+        "        if (next < steps) fetch(next);",
+        "wait_for_copies<STAGES - 2>();\n        const int next = step + STAGES - 1;\n"
+        "        if (next < steps) fetch(next);\n        __syncthreads();",
+        "thread",
+        "data race",
+    ),
+    "missing h bound": Bug(
+        "gather.cuh",
+        "inside = inside && (unsigned)position",
+        "inside = inside && (axis == 1 ? 0u : (unsigned)position)",
+        "address",
+        "heap-buffer-overflow",
+    ),
+    "missing K bound": Bug(
+        "implicit_gemm_mma.cu",
+        "min(first_k + p.part, p.K)",
+        "first_k + p.part",
+        "plain",
+        "no multiple of its size",
+    ),
+    "unguarded store": Bug(
+        "implicit_gemm_mma.cu", "if (m >= p.M) continue;", "", "address", "heap-buffer-overflow"
+    ),
+    "wrong swizzle": Bug(
+        "implicit_gemm_mma.cu",
+        "gathered_tile + swizzled(row, chunk + lane / 8 % 2)",
+        "gathered_tile + row * ROW_BYTES + (chunk + lane / 8 % 2) * 16",
+        "plain",
+        "Mismatched elements",
+    ),
+    "early exit": Bug(
+        "implicit_gemm_mma.cu",
+        "    float sums[FRAGMENTS_M]",
+        "    if (first_m + warp_m >= p.M) return;\n    float sums[FRAGMENTS_M]",
+        "plain",
+        "deadlock",
+    ),
+}
+
+
+@cache
+def library(name: str) -> str:
+    """Where g++ keeps one of its libraries."""
+    found = subprocess.run(["g++", f"-print-file-name={name}"], capture_output=True, text=True, check=True)
+    return found.stdout.strip()
+
+
+def checked(folder: Path, check: str, *calls: str) -> subprocess.CompletedProcess[str]:
+    """These calls of the kernels in `folder` under one of the checks."""
+    flags, libraries = CHECKS[check]
+    paths = [library(name) for name in libraries]
+    if not all(Path(path).is_absolute() for path in paths):
+        pytest.skip(f"g++ has no {' or '.join(libraries)}")
+    environment = {
+        **os.environ,
+        "LD_PRELOAD": " ".join(paths),
+        "ASAN_OPTIONS": "detect_leaks=0",  # Python's own, at exit
+        "UBSAN_OPTIONS": "print_stacktrace=1",
+        "TSAN_OPTIONS": "halt_on_error=1",
+        "OPENBLAS_NUM_THREADS": "1",
+    }
+    command = [sys.executable, "-m", "tests.emulator", str(folder), flags, *calls]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+
+
+@pytest.mark.parametrize("bug", BUGS)
+def test_a_seeded_bug_is_caught(bug: str, tmp_path: Path) -> None:
+    file, line, changed, check, report = BUGS[bug]
+    folder = tmp_path / "kernels"
+    shutil.copytree(emulator.KERNELS, folder)
+    text = (folder / file).read_text()
+    assert text.count(line) == 1, f"{file} no longer has the line to break: {line}"
+    (folder / file).write_text(text.replace(line, changed))
+    found = checked(folder, check, TENSOR_CORES)
+    assert found.returncode != 0, "nobody noticed"
+    assert report in found.stderr, found.stderr
+    if check != "plain":
+        assert ".cu:" in found.stderr, "the report names no line of a kernel"
+
+
+@pytest.mark.parametrize("check", CHECKS)
+def test_the_unchanged_kernels_pass(check: str) -> None:
+    found = checked(
+        emulator.KERNELS,
+        check,
+        TENSOR_CORES,
+        "implicit_gemm_mma C n2 c10x5x6 k12x3x2 s2x1 p1 g2 bf16",
+        "implicit_gemm_mma C n1 c5x5x6 k9x3x3 s1 p1 f32",
+        "implicit_gemm L n1 c5x5x6 k9x3x3 s1 p1 f32",
+        "depthwise C n1 c4x7x6 k4x3x3 s1 p1 g4 f32",
+        "every C max n1 c2x7x6 k3x3 s2 p1 indices f32",
+    )
+    assert found.returncode == 0, found.stderr

@@ -1,0 +1,122 @@
+"""``implicit_gemm_mma`` in its three types, run on the CPU: ragged shapes, layouts, groups, parts of k, refusals."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+
+from fastconv.backends import _BACKENDS, TF32_ERROR, Unsupported, _Row
+from fastconv.plan import Plan, plan
+from fastconv.spec import Op, parse
+from fastconv.testing import assert_agrees, compare, operands, poisoned, reference, tolerance
+from tests import emulator
+
+pytestmark = pytest.mark.skipif(emulator.missing() is not None, reason=str(emulator.missing()))
+
+
+@pytest.fixture(autouse=True)
+def emulated(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The CuPy engine's planners for NumPy arrays."""
+    monkeypatch.setitem(sys.modules, "emulated_cupy", emulator.backend())
+    monkeypatch.setitem(_BACKENDS, "emulated", _Row("emulated_cupy", "numpy"))
+    plan.cache_clear()
+    yield
+    plan.cache_clear()
+
+
+def made(problem: str, limit: int | None = None) -> Plan:
+    return plan(parse(problem), Op.CONV, "emulated", "implicit_gemm_mma", "tf32", workspace_limit=limit)
+
+
+def channels_last(x: Any) -> Any:
+    return np.moveaxis(np.moveaxis(x, 1, -1).copy(), -1, 1)
+
+
+def off(x: Any) -> Any:
+    """Channels last, but no vector of 16 bytes begins where the array does."""
+    base = np.empty(x.size + 1, x.dtype)
+    base[1:] = np.moveaxis(x, 1, -1).ravel()
+    return np.moveaxis(base[1:].reshape(*x.shape[:1], *x.shape[2:], x.shape[1]), -1, 1)
+
+
+# Out channels, positions and k are no multiples of a tile anywhere.
+RAGGED = (
+    "n1 c5x7x6 k9x3x3 s1 p1",  # nothing in vectors
+    "n2 c32x5x4 k70x3x2 s2x1 p1 g2",  # whole vectors, packed weights, two tiles of m in each group
+    "n3 c24x5x5 k17x1x1 s1 p0",  # whole vectors, weights as they lie
+    "n1 c8x6x7 k3x3x3 s1 p2 d2 reflect",
+    "n1 c8x9 k5x4 s3 p1",
+    "n1 c4x3x4x5 k3x2x2x2 s1 p1 circular",
+)
+
+
+@pytest.mark.parametrize("dtype", ["f16", "bf16", "f32"])
+@pytest.mark.parametrize("problem", RAGGED)
+def test_agrees_with_the_definition(problem: str, dtype: str) -> None:
+    given = made(f"{problem} {dtype}")
+    assert given.run.error == (TF32_ERROR if dtype == "f32" else 0)
+    for order in (np.asarray, channels_last, off):
+        for kind in ("integers", "normal"):
+            x, w = operands(given.spec, Op.CONV, kind)
+            result = poisoned(given.spec.shapes(Op.CONV)[-1])
+            given(order(x), w, out=result)
+            # Small whole numbers are exact in tf32 too.
+            allowed = 0.0 if kind == "integers" else tolerance(given, (x, w))
+            error, detail = compare(result, reference(given.spec, Op.CONV, (x, w)), allowed)
+            assert not detail, f"{order.__name__}, {kind}: off by {error}, {detail}"
+
+
+@pytest.mark.parametrize("dtype", ["bf16", "f32"])
+def test_k_is_cut_into_parts(dtype: str) -> None:
+    """Long k and few tiles: parts are added in a fixed order, the bias once."""
+    given = made(f"n1 c160x2x3 k3x3x3 s1 p1 {dtype}")
+    assert "parts" in given.run.note
+    assert_agrees(given)
+    x, w = operands(given.spec, Op.CONV)
+    assert given(channels_last(x), w).tobytes() == given(channels_last(x), w).tobytes()
+
+
+def test_without_room_for_it_the_weight_is_read_as_it_lies() -> None:
+    problem = "n1 c16x5x5 k9x3x3 s1 p1 f16"
+    assert made(problem).workspace == 9 * 16 * 9 * 2
+    given = made(problem, limit=100)
+    assert given.workspace == 0
+    x, w = operands(given.spec, Op.CONV, "integers")
+    assert compare(given(channels_last(x), w), reference(given.spec, Op.CONV, (x, w)), 0.0) == (0.0, "")
+
+
+def test_tf32_is_as_far_off_as_its_rounding() -> None:
+    """Not the float32 that was given: the error is above float32's, and below the bound."""
+    given = made("n1 c16x8x8 k8x3x3 s1 p1 f32")
+    x, w = operands(given.spec, Op.CONV)
+    exact = reference(given.spec, Op.CONV, (x, w))
+    error = np.abs(given(x, w) - exact).max() / np.abs(exact).max()
+    assert 2.0**-20 < error < TF32_ERROR
+
+
+@pytest.mark.parametrize(
+    ("dtype", "precision", "words"),
+    [
+        ("f32", "default", "float32 on tensor cores is tf32, which precision='default' does not allow"),
+        ("f32", "highest", "which precision='highest' does not allow"),
+        ("f64", "tf32", "float64 is no type of tensor cores here"),
+    ],
+)
+def test_declines_in_words(dtype: str, precision: str, words: str) -> None:
+    with pytest.raises(Unsupported, match=words):
+        plan(parse(f"n1 c8x5x5 k8x3x3 s1 p1 {dtype}"), Op.CONV, "emulated", "implicit_gemm_mma", precision)
+
+
+def test_auto_takes_tensor_cores_where_they_are_allowed() -> None:
+    for dtype, precision, algorithm in (
+        ("f16", "default", "implicit_gemm_mma"),
+        ("bf16", "default", "implicit_gemm_mma"),
+        ("f32", "tf32", "implicit_gemm_mma"),
+        ("f32", "default", "implicit_gemm"),
+    ):
+        spec = parse(f"n8 c64x28x28 k64x3x3 s1 p1 {dtype}")
+        assert plan(spec, Op.CONV, "emulated", "auto", precision).algorithm == algorithm
