@@ -71,7 +71,8 @@ class Docstrings(Extension):
 
         def link(found: re.Match[str]) -> str:
             name = found[1]
-            if "." not in name:  # a neighbour: in the class, in the package, in the module, or else a public name
+            if "." not in name:
+                # A neighbour: in the class, in the package, in the module, or else a public name.
                 package = ".".join(obj.path.split(".")[:2])
                 around = [obj.path, package, obj.path.rpartition(".")[0], "fastconv"]
                 home = next((path for path in around if hasattr(pydoc.locate(path), name)), "fastconv")
