@@ -29,7 +29,7 @@ struct Depthwise {
     Correlated axis[AXES];
 };
 
-extern "C" __global__ void __launch_bounds__(ELEMENT_THREADS) depthwise(const __grid_constant__ Depthwise p) {
+extern "C" __global__ void __launch_bounds__(ELEMENT_THREADS, 1) depthwise(const __grid_constant__ Depthwise p) {
     const int number = blockIdx.x * ELEMENT_THREADS + threadIdx.x;
     if (number >= p.count) return;
     const Element e = element(number, p.box);

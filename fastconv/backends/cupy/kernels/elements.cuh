@@ -2,6 +2,8 @@
 #pragma once
 #include "geometry.cuh"
 
+// Launch bounds that ask for one such block at least: told nothing, ptxas holds itself to 32 or 48 registers on sm_90a and
+// later, and spills.
 #define ELEMENT_THREADS 256
 
 // How element numbers of (n, c, d, h, w) in C order fall apart; there are fewer than 2**31 in a launch.

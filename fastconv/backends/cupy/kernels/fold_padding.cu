@@ -20,7 +20,7 @@ struct Padded {
     Box box;  // of the result
 };
 
-extern "C" __global__ void __launch_bounds__(ELEMENT_THREADS) fold_padding(const __grid_constant__ Padded p) {
+extern "C" __global__ void __launch_bounds__(ELEMENT_THREADS, 1) fold_padding(const __grid_constant__ Padded p) {
     const int number = blockIdx.x * ELEMENT_THREADS + threadIdx.x;
     if (number >= p.count) return;
     const Element e = element(number, p.box);

@@ -26,7 +26,7 @@ struct Pool {
     Window axis[AXES];
 };
 
-extern "C" __global__ void __launch_bounds__(ELEMENT_THREADS) pool(const __grid_constant__ Pool p) {
+extern "C" __global__ void __launch_bounds__(ELEMENT_THREADS, 1) pool(const __grid_constant__ Pool p) {
     const int number = blockIdx.x * ELEMENT_THREADS + threadIdx.x;
     if (number >= p.count) return;
     const Element e = element(number, p.box);

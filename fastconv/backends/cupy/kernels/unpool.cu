@@ -35,7 +35,7 @@ __device__ __forceinline__ long long at(const Divisor (&size)[AXES], int flat, c
     return sum;
 }
 
-extern "C" __global__ void __launch_bounds__(ELEMENT_THREADS) unpool(const __grid_constant__ Unpool p) {
+extern "C" __global__ void __launch_bounds__(ELEMENT_THREADS, 1) unpool(const __grid_constant__ Unpool p) {
     const int number = blockIdx.x * ELEMENT_THREADS + threadIdx.x;
     if (number >= p.count) return;
     const Element e = element(number, p.box);
