@@ -313,7 +313,7 @@ def _layers(model: nn.Layer, start: nn.Layer, split: Split) -> Section:
             begun[name],
             texture[name].accuracy,
             texture[name].shuffled,
-            texture[name].score,
+            "-" if np.isnan(texture[name].score) else texture[name].score,  # means that tell no class
         )
         for name in trained
     ]

@@ -155,6 +155,8 @@ def _store_pieces(builder: ir.IRBuilder, e: Element, value: Any, pointer: Any, b
         function = ir.Function(builder.module, kind, name)
         function.linkage = "internal"
         function.attributes.add("noinline")
+        # Whoever calls it keeps what vector registers hold, sums mostly: it takes care of those it uses itself.
+        function.calling_convention = "preserve_allcc"
         b = ir.IRBuilder(function.append_basic_block("entry"))
         vector, to, wanted = function.args
 
@@ -176,7 +178,9 @@ def _store_pieces(builder: ir.IRBuilder, e: Element, value: Any, pointer: Any, b
         piece(0, e.lanes)
         b.ret_void()
     word = bits if bits.type == I64 else builder.zext(bits, I64)
-    builder.call(function, [value, builder.bitcast(pointer, e.llvm.as_pointer()), word])
+    builder.call(
+        function, [value, builder.bitcast(pointer, e.llvm.as_pointer()), word], cconv="preserve_allcc"
+    )
 
 
 def first_lanes(builder: ir.IRBuilder, e: Element, count: Any) -> Any:
