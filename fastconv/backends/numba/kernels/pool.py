@@ -174,7 +174,7 @@ def _emit(module: ir.Module, e: Element, op: int, stride: int, masked: bool, nam
             with whole:
                 store(b, e, value, b.gep(y, [at]))
             with part:
-                masked_store(b, e, value, b.gep(y, [at]), mask)
+                masked_store(b, e, value, b.gep(y, [at]), mask, in_loop=True)
         if op == ARGMAX:
             store_places(b, e, where[u], b.gep(indices, [at]), mask)
     b.ret_void()

@@ -134,9 +134,14 @@ def multiply_add(builder: ir.IRBuilder, e: Element, a: Any, b: Any, c: Any) -> A
     return builder.call(fma, [a, b, c])
 
 
-def masked_store(builder: ir.IRBuilder, e: Element, value: Any, pointer: Any, bits: Any) -> None:
-    """Store the lanes whose bits are set in an integer, and touch no other byte."""
-    if not host().masks:
+def masked_store(
+    builder: ir.IRBuilder, e: Element, value: Any, pointer: Any, bits: Any, in_loop: bool = False
+) -> None:
+    """Store the lanes whose bits are set in an integer, and touch no other byte.
+
+    Where a loop around it holds vectors in registers (`in_loop`), it is one instruction everywhere: a call would spill.
+    """
+    if not (host().masks or in_loop):
         _store_pieces(builder, e, value, pointer, bits)
         return
     mask, address = flags(builder, e, bits), builder.bitcast(pointer, e.vector.as_pointer())
@@ -155,8 +160,6 @@ def _store_pieces(builder: ir.IRBuilder, e: Element, value: Any, pointer: Any, b
         function = ir.Function(builder.module, kind, name)
         function.linkage = "internal"
         function.attributes.add("noinline")
-        # Whoever calls it keeps what vector registers hold, sums mostly: it takes care of those it uses itself.
-        function.calling_convention = "preserve_allcc"
         b = ir.IRBuilder(function.append_basic_block("entry"))
         vector, to, wanted = function.args
 
@@ -178,9 +181,7 @@ def _store_pieces(builder: ir.IRBuilder, e: Element, value: Any, pointer: Any, b
         piece(0, e.lanes)
         b.ret_void()
     word = bits if bits.type == I64 else builder.zext(bits, I64)
-    builder.call(
-        function, [value, builder.bitcast(pointer, e.llvm.as_pointer()), word], cconv="preserve_allcc"
-    )
+    builder.call(function, [value, builder.bitcast(pointer, e.llvm.as_pointer()), word])
 
 
 def first_lanes(builder: ir.IRBuilder, e: Element, count: Any) -> Any:

@@ -218,7 +218,14 @@ def gather_rows(
                         for r, value in enumerate(made):
                             skip = const(r * e.lanes)
                             left = b.sub(b.sub(w, i), skip)
-                            masked_store(b, e, value, b.gep(dx, [b.add(to, skip)]), first_lanes(b, e, left))
+                            masked_store(
+                                b,
+                                e,
+                                value,
+                                b.gep(dx, [b.add(to, skip)]),
+                                first_lanes(b, e, left),
+                                in_loop=True,
+                            )
 
     def codegen(context: Any, builder: Any, signature: Any, values: Any) -> Any:
         elements, words = e.llvm.as_pointer(), I64.as_pointer()

@@ -248,7 +248,15 @@ def _rows(m: Kernel, first: Any, stop: Any, k: int, pair: bool) -> None:
                     q = b.add(q, b.sub(ow, const(half)))
                     there = b.icmp_signed("<", b.add(j, const(1)), end)
                     mask = b.select(there, b.shl(written, const(half)), const(0))
-                masked_store(b, e, value, b.gep(y0, [q]), mask)
+                if pair or k > STRIDE:
+                    masked_store(b, e, value, b.gep(y0, [q]), mask, in_loop=True)
+                else:  # vectors of 2 x 2 windows are whole in all rows that are as long as one
+                    full = b.icmp_unsigned("==", mask, const((1 << e.lanes) - 1))
+                    with b.if_else(full, likely=True) as (whole, part):
+                        with whole:
+                            store(b, e, value, b.gep(y0, [q]))
+                        with part:
+                            masked_store(b, e, value, b.gep(y0, [q]), mask, in_loop=True)
                 if op == ARGMAX:
                     place = b.gep(indices0, [q])
                     store_places(b, e, where, place, mask)
@@ -350,7 +358,7 @@ def _flat(m: Kernel, first: Any, stop: Any) -> None:
             written = const((1 << e.lanes) - 1)
             if careful:
                 written = b.sub(b.shl(const(1), m.least(b.sub(total, q), const(e.lanes))), const(1))
-                masked_store(b, e, value, b.gep(y0, [q]), written)
+                masked_store(b, e, value, b.gep(y0, [q]), written, in_loop=True)
             else:
                 store(b, e, value, b.gep(y0, [q]))
             if op == ARGMAX:
