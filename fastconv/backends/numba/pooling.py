@@ -326,14 +326,14 @@ def flat(spec: PoolSpec, precision: str, workspace_limit: int | None) -> Run:
     if h * w < lanes or w < windows.FLAT:
         raise Unsupported(f"needs planes of {lanes} elements and rows of {windows.FLAT}")
     group = math.lcm(h * w, lanes) // (h * w)  # planes after which vectors begin where a plane does
-    nbytes = group * h * w * (2 * windows.SIDES / lanes + (DTYPES[wide].itemsize if op == SUM else 0))
+    nbytes = group * h * w * (4 * windows.SIDES / lanes + (DTYPES[wide].itemsize if op == SUM else 0))
     if nbytes > TABLE_BYTES:
         raise Unsupported(f"its table of masks would take {nbytes:.0f} bytes, more than {TABLE_BYTES}")
     row, column = np.divmod(np.arange(group * h * w) % (h * w), w)
     there = np.stack([row > 0, row < h - 1, column > 0, column < w - 1])
     masks = there.reshape(windows.SIDES, -1, lanes) @ (1 << np.arange(lanes))
     # One vector more than there are is looked at.
-    tables = {"masks": np.append(masks, masks[:, :1], axis=1).T.astype(np.uint16, "C")}
+    tables = {"masks": np.append(masks, masks[:, :1], axis=1).T.astype(np.uint32, "C")}
     step = 0
     for name, values in quotient(spec).items():
         step = 0 if (values == values.flat[0]).all() else lanes

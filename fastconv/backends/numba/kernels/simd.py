@@ -144,7 +144,8 @@ def masked_store(
     if not (host().masks or in_loop):
         _store_pieces(builder, e, value, pointer, bits)
         return
-    mask, address = flags(builder, e, bits), builder.bitcast(pointer, e.vector.as_pointer())
+    mask = bits if isinstance(bits.type, ir.VectorType) else flags(builder, e, bits)
+    address = builder.bitcast(pointer, e.vector.as_pointer())
     signature = ir.FunctionType(ir.VoidType(), [e.vector, address.type, I32, mask.type])
     name = f"llvm.masked.store.v{e.lanes}{e.short}.p0"
     function = cgutils.get_or_insert_function(builder.module, signature, name)
@@ -199,7 +200,8 @@ def flags(builder: ir.IRBuilder, e: Element, mask: Any) -> Any:
             builder.trunc(mask, ir.IntType(e.lanes)), ir.VectorType(ir.IntType(1), e.lanes)
         )
     # Without registers for masks LLVM would take the bits out one by one, 40 instructions for 8 lanes; these are 3.
-    wide = ir.VectorType(ir.IntType(8 * e.size), e.lanes)
+    # A word of 32 bits in memory is spread over the lanes from there.
+    wide = ir.VectorType(I32 if mask.type == I32 else ir.IntType(8 * e.size), e.lanes)
     bits = ir.Constant(wide, [1 << lane for lane in range(e.lanes)])
     word = mask if mask.type.width >= e.lanes else builder.zext(mask, wide.element)
     resize = builder.trunc if word.type.width > wide.element.width else builder.zext

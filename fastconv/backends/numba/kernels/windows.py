@@ -28,7 +28,6 @@ from numba.extending import intrinsic, register_jitable
 from .pool import ARGMAX, FIELD, OPS, RECORD, SUM, find, lowest, store_places
 from .simd import (
     ELEMENTS,
-    I16,
     I32,
     I64,
     Element,
@@ -300,7 +299,7 @@ def _flat(m: Kernel, first: Any, stop: Any) -> None:
     b, e, op = m.b, m.e, m.op
     x0, y0, indices0 = m.field("x", e.llvm), m.field("y", e.llvm), m.field("indices", I64)
     plane, planes, w, group, ahead = map(m.field, ("plane", "planes", "w", "group", "ahead"))
-    masks, divisors, step = m.field("masks", I16), m.field("divisors", e.llvm), m.field("divisors_step")
+    masks, divisors, step = m.field("masks", I32), m.field("divisors", e.llvm), m.field("divisors_step")
     total, neutral, size = b.mul(plane, planes), m.neutral(), m.spread(plane)
     above, below = m.spread(b.sub(const(0), w)), m.spread(w)
     lane, minus, plus = (m.constants(values) for values in (range(e.lanes), [-1] * e.lanes, [1] * e.lanes))
@@ -358,7 +357,9 @@ def _flat(m: Kernel, first: Any, stop: Any) -> None:
             written = const((1 << e.lanes) - 1)
             if careful:
                 written = b.sub(b.shl(const(1), m.least(b.sub(total, q), const(e.lanes))), const(1))
-                masked_store(b, e, value, b.gep(y0, [q]), written, in_loop=True)
+                masked_store(
+                    b, e, value, b.gep(y0, [q]), lane_range(b, e, const(0), b.sub(total, q)), in_loop=True
+                )
             else:
                 store(b, e, value, b.gep(y0, [q]))
             if op == ARGMAX:
