@@ -10,6 +10,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from fastconv import progress
 from fastconv.backends import BackendUnavailable, backends
@@ -32,7 +33,9 @@ Problem = Annotated[
 
 
 def _usage(error: Exception) -> NoReturn:
-    Console(stderr=True).print(f"fastconv: {error}", style="red", highlight=False, soft_wrap=True)
+    Console(stderr=True).print(
+        f"fastconv: {error}", style="red", highlight=False, markup=False, soft_wrap=True
+    )
     raise typer.Exit(USAGE)
 
 
@@ -132,7 +135,7 @@ def compare(
                 ) from None
     console.print(report.terminal(run, console.width))
     for sentence in report.summary(run):
-        console.print(f"- {sentence}", highlight=False)
+        console.print(f"- {sentence}", highlight=False, markup=False)
     pictures = comparing.pictures() if cases is comparing.default else ()
     written = report.write(run, output, json, pictures)
     console.print("wrote " + ", ".join(map(str, written)), highlight=False, soft_wrap=True)
@@ -331,7 +334,7 @@ def explore(
             raise typer.Exit(STOPPED) from None
         page.write(made, output)
     for sentence in made.summary:
-        console.print(f"- {sentence}", highlight=False)
+        console.print(f"- {sentence}", highlight=False, markup=False)
     console.print(f"wrote {output}", highlight=False, soft_wrap=True)
 
 
@@ -427,5 +430,5 @@ def info() -> None:
         table.add_row(name, version)
     table.add_row("default backend", get_backend())
     for name, state in backends().items():
-        table.add_row(f"backend {name}", state)
+        table.add_row(f"backend {name}", Text(state))  # an extra's brackets are no markup
     console.print(table, highlight=False)
