@@ -254,6 +254,11 @@ def panel_from() -> int:
     return 32 if host().masks else 1
 
 
+def panel_terms() -> int:
+    """Products of a sum whose vectors a panel holds."""
+    return PANEL_BYTES // (VECTORS * host().width)
+
+
 def panel_bytes(g: Geometry, itemsize: int, channels: int, at: int) -> int:
     """What a panel of so many input channels, and what lies before it, take of scratch that it begins at byte `at`."""
     vector = VECTORS * host().width
@@ -263,7 +268,7 @@ def panel_bytes(g: Geometry, itemsize: int, channels: int, at: int) -> int:
 
 def panel_channels(g: Geometry, itemsize: int, o_step: int, at: int, room: int | None) -> int:
     """Input channels whose vectors make a panel: they and their weights stay in the cache, and in `room` bytes."""
-    K = min(PANEL_BYTES // (VECTORS * host().width), WEIGHT_BYTES // (o_step * itemsize))
+    K = min(panel_terms(), WEIGHT_BYTES // (o_step * itemsize))
     for share in shares(g.c):
         if share * g.taps <= K and (room is None or panel_bytes(g, itemsize, share, at) <= room):
             return share
@@ -291,8 +296,7 @@ def panel_fields(
 def choose_flat(spec: ConvSpec, g: Geometry, packed: bool) -> Cut:
     """The cheapest cut into vectors of positions and blocks of channels."""
     vectors, left = split_positions(g, cost.lanes(spec.dtype), packed)
-    panel = PANEL_BYTES // (VECTORS * host().width)
-    most = WEIGHT_BYTES // (min(g.K, panel) * DTYPES[spec.dtype].itemsize)
+    most = WEIGHT_BYTES // (min(g.K, panel_terms()) * DTYPES[spec.dtype].itemsize)
     best = None
     tiles = max(-(-vectors // VECTORS), 1)
     for o_step, group_step in channel_steps(spec, g, most):
