@@ -95,7 +95,7 @@ def pytest_runtest_call(item: pytest.Item) -> Iterator[None]:
         raise
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")  # while it is open an event loop runs, and nobody else's asyncio.run can
 def browser() -> Iterator[Any]:
     """An installed Chromium, for the pages that people open."""
     if CHROMIUM is None:
