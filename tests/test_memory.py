@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import tracemalloc
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -26,23 +27,48 @@ needs_memray = pytest.mark.skipif(
 )
 
 
+def taken(plans: Sequence[Plan], threads: int) -> Iterator[tuple[str, int, int]]:
+    """Each plan in words, what it predicts for so many threads, and what it takes."""
+    before = fc.get_num_threads()
+    fc.set_num_threads(threads)
+    try:
+        predicted = [made.workspace for made in plans]
+    finally:
+        fc.set_num_threads(before)
+    requests = [
+        Request(str(made.spec), made.op.value, made.backend, made.algorithm, None, threads) for made in plans
+    ]
+    for made, expected, peak in zip(plans, predicted, peaks(requests), strict=True):
+        assert peak is not None
+        yield (
+            f"{made.algorithm} {made.op} of {made.spec}: predicted {expected}, measured {peak}",
+            expected,
+            peak,
+        )
+
+
 @needs_memray
-def test_prediction_and_measurement_agree_within_a_tenth() -> None:
-    """For every im2col row of the default report, forward and backward, for unpools and long lines."""
+@pytest.mark.parametrize("threads", [1, 2])
+def test_prediction_and_measurement_agree_within_a_tenth(threads: int) -> None:
+    """For every im2col row of the default report, forward and backward, for unpools and long lines.
+
+    One gradient is left out that takes 7 s a call, and kernels of 9 x 9 are there. Two threads, with the quicker
+    half of the plans, take no more than predicted, and less where others keep the machine so busy that they never meet
+    at their largest.
+    """
     spec = parse("max n4 c64x128x128 k2x2 indices f32")
     plans = [plan(spec, op, "im2col") for op in (Op.UNPOOL, Op.UNPOOL_INPUT_GRAD)]
     lines = ("n1 c16x20000 k16x9 s1 p4 f32", "n1 c16x20000 k16x9 s1 p4 f64", "n1 c2x99999 k3x301 s1 f32")
     plans += [plan(parse(text), Op.CONV, "im2col", "fft") for text in lines]
     for case in with_gradients(default()):
-        plans += [made for made in testing.plans(case.spec, case.op, "im2col") if isinstance(made, Plan)]
-    requests = [Request(str(made.spec), made.op.value, made.backend, made.algorithm) for made in plans]
-    wrong = []
-    for made, peak in zip(plans, peaks(requests), strict=True):
-        assert peak is not None
-        if abs(peak - made.workspace) > 0.1 * made.workspace:
-            wrong.append(
-                f"{made.algorithm} {made.op} of {made.spec}: predicted {made.workspace}, measured {peak}"
-            )
+        found = (made for made in testing.plans(case.spec, case.op, "im2col") if isinstance(made, Plan))
+        plans += [
+            made for made in found if not (made.algorithm == "col2im" and made.spec.kernel_size == (31, 31))
+        ]
+    least = 0.9
+    if threads == 2:
+        least, plans = 0, [made for made in plans if made.run.seconds < 0.03]
+    wrong = [text for text, expected, peak in taken(plans, threads) if not least <= peak / expected <= 1.1]
     assert not wrong, "\n".join(wrong)
 
 
@@ -86,22 +112,10 @@ def test_compiled_plans_take_what_they_predict(threads: int) -> None:
     for spec, op in [*forward, *((parse(text), op) for text, op in COMPILED_BACK)]:
         found = (made for made in testing.plans(spec, op, "numba") if isinstance(made, Plan))
         plans += [made for made in found if made.algorithm != "fft"]  # im2col's, and measured there
-    requests = [
-        Request(str(made.spec), made.op.value, "numba", made.algorithm, None, threads) for made in plans
-    ]
-    before = fc.get_num_threads()
-    fc.set_num_threads(threads)
-    try:
-        predicted = [made.workspace for made in plans]
-    finally:
-        fc.set_num_threads(before)
-    wrong = []
-    for made, expected, peak in zip(plans, predicted, peaks(requests), strict=True):
-        assert peak is not None
-        if abs(peak - expected) > 0.1 * expected + 1024:
-            wrong.append(f"{made.algorithm} {made.op} of {made.spec}: predicted {expected}, measured {peak}")
+    found = list(taken(plans, threads))
+    wrong = [text for text, expected, peak in found if abs(peak - expected) > 0.1 * expected + 1024]
     assert not wrong, "\n".join(wrong)
-    assert max(predicted) > 1 << 22
+    assert max(expected for _, expected, _ in found) > 1 << 22
 
 
 @needs_memray

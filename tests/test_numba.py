@@ -20,6 +20,7 @@ import pytest
 import fastconv as fc
 from fastconv import testing
 from fastconv.backends import Unsupported, algorithms
+from fastconv.backends.numba.kernels.simd import host
 from fastconv.plan import plan
 from fastconv.spec import ConvSpec, Op, parse
 
@@ -185,8 +186,16 @@ def run(code: str, **variables: str) -> str:
     return done.stdout
 
 
+SSE = "-avx,-avx2,-fma,-avx512f,-avx512vl,-avx512bw,-avx512dq"
+
+
 @on_x86
-def test_avx2_and_portable_vectors_give_the_same_answers(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("name", "cpu", "features"), [("avx2", "haswell", "+avx,+avx2,+fma"), ("portable", "x86-64", SSE)]
+)
+def test_narrower_vectors_give_the_same_answers(name: str, cpu: str, features: str, tmp_path: Path) -> None:
+    if name == host().name:
+        pytest.skip("what all tests here compute with")
     code = """
         import numpy as np
         from fastconv import testing
@@ -211,10 +220,8 @@ def test_avx2_and_portable_vectors_give_the_same_answers(tmp_path: Path) -> None
                     pass
         print("agree")
     """
-    sse = "-avx,-avx2,-fma,-avx512f,-avx512vl,-avx512bw,-avx512dq"
-    for name, cpu, features in (("avx2", "haswell", "+avx,+avx2,+fma"), ("portable", "x86-64", sse)):
-        made = run(code, NUMBA_CPU_NAME=cpu, NUMBA_CPU_FEATURES=features, NUMBA_CACHE_DIR=str(tmp_path))
-        assert made.split() == [name, "agree"]
+    made = run(code, NUMBA_CPU_NAME=cpu, NUMBA_CPU_FEATURES=features, NUMBA_CACHE_DIR=str(tmp_path))
+    assert made.split() == [name, "agree"]
 
 
 LAYER = """
@@ -292,7 +299,7 @@ def test_ctrl_c_is_heard(threads: int) -> None:
     import os, signal, threading, time
     import numpy as np, fastconv as fc
     fc.set_num_threads({threads})
-    x, w = np.ones((16, 256, 112, 112), "f4"), np.ones((512, 256, 3, 3), "f4")
+    x, w = np.ones((16, 512, 112, 112), "f4"), np.ones((512, 512, 3, 3), "f4")
     fc.conv2d(x[:1, :, :8, :8], w[:8], backend="numba", precision="highest")
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell ignores it for what runs in the background
     threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGINT)).start()
@@ -306,7 +313,7 @@ def test_ctrl_c_is_heard(threads: int) -> None:
     """)
     word, seconds = made.rsplit(" ", 1)
     assert word == "interrupted"
-    assert float(seconds) < 2.5
+    assert float(seconds) < 4  # 0.6 to 0.9 alone; a machine busy with other tests takes its time
 
 
 SMALL = """

@@ -25,8 +25,8 @@ from fastconv.spec import Op, parse
 from fastconv.testing import operands, poisoned
 from fastconv.threads import set_num_threads
 
-# Untracked calls first: a thread's first product makes BLAS allocate 32 MB it keeps for ever.
-WARM_UP = 4
+# Untracked calls first, fewer of slow ones: a thread's first product makes BLAS allocate 32 MB it keeps for ever.
+WARM_UP, WARM_SECONDS = 4, 0.5
 
 # Tracked calls, fewer of slow ones. The second largest counts: threads do not always reach their peaks at the
 # same moment, so the largest are the truest; but now and then Python opens a 1 MB arena for its own objects.
@@ -114,10 +114,14 @@ def _by_pool(call: Callable[[], Any]) -> int:
 def _by_memray(call: Callable[[], Any]) -> int:
     import memray
 
+    start = time.perf_counter()
     for _ in range(WARM_UP):
         begin = time.perf_counter()
         call()
-        slow = time.perf_counter() - begin > SLOW_SECONDS
+        end = time.perf_counter()
+        slow = end - begin > SLOW_SECONDS
+        if end - start > WARM_SECONDS:
+            break
     found = []
     with tempfile.TemporaryDirectory() as folder:
         for number in range(SLOW_ROUNDS if slow else ROUNDS):
