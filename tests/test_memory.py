@@ -112,10 +112,10 @@ def test_compiled_plans_take_what_they_predict(threads: int) -> None:
     for spec, op in [*forward, *((parse(text), op) for text, op in COMPILED_BACK)]:
         found = (made for made in testing.plans(spec, op, "numba") if isinstance(made, Plan))
         plans += [made for made in found if made.algorithm != "fft"]  # im2col's, and measured there
-    found = list(taken(plans, threads))
-    wrong = [text for text, expected, peak in found if abs(peak - expected) > 0.1 * expected + 1024]
+    rows = list(taken(plans, threads))
+    wrong = [text for text, expected, peak in rows if abs(peak - expected) > 0.1 * expected + 1024]
     assert not wrong, "\n".join(wrong)
-    assert max(expected for _, expected, _ in found) > 1 << 22
+    assert max(expected for _, expected, _ in rows) > 1 << 22
 
 
 @needs_memray
