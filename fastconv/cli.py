@@ -376,13 +376,13 @@ def _explored_digits(name: str, split: Any, epochs: int, rate: float, seed: int)
 
 def _explored_photo(name: str, image: Path, weights: Path) -> Any:
     from fastconv import nn
-    from fastconv.explore import page
+    from fastconv.explore import page, photograph
     from fastconv.nn import files, models
 
     files.check(weights, files.READ)
     small = name in models.MODELS
     size, channels = page.SMALL if small else page.LARGE
-    x = page.photograph(image, size, channels)
+    x = photograph(image, size, channels)
     network = models.MODELS[name]() if small else page.PHOTO_MODELS[name](init=0.0)
     nn.load(network, weights)
     with _saying(None) as say:

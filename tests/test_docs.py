@@ -127,7 +127,7 @@ def test_readme_is_short() -> None:
     "command",
     [
         'python3 -m venv .venv && .venv/bin/pip install -q -e ".[learn,bench]" && .venv/bin/fastconv compare',
-        'python3 -m venv .venv && .venv/bin/pip install -q -e ".[dev]" && .venv/bin/python -m pytest',
+        'python3 -m venv .venv && .venv/bin/pip install -q -e ".[dev]" && .venv/bin/python -m pytest -n 2 --dist loadfile',
     ],
 )
 def test_readme_commands_are_single_lines(command: str) -> None:

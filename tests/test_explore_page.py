@@ -124,20 +124,20 @@ def test_places_have_names() -> None:
 @pytest.fixture(scope="module")
 def photo(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("photo") / "photo.png"
-    pixels = np.random.default_rng(0).integers(0, 256, (60, 90, 3)).astype("uint8")
-    pixels[:, :15], pixels[:, 75:] = 0, 255  # cut off: the middle of 90 is 60 wide
+    pixels = np.random.default_rng(0).integers(0, 256, (69, 105, 3)).astype("uint8")
+    pixels[:, :18], pixels[:, 87:] = 0, 255  # cut off: the middle of 105 is 69 wide
     Image.fromarray(pixels).save(path)
     return path
 
 
 def test_a_photograph_is_cut_and_standardised(photo: Path) -> None:
-    x = page.photograph(photo, 60, 3)
-    pixels = np.asarray(Image.open(photo))[:, 15:75] / 255
+    x = explore.photograph(photo, 60, 3)
+    pixels = np.asarray(Image.open(photo))[4:64, 22:82] / 255  # 60 of 69
     expected = ((pixels - np.array(MEAN)) / np.array(DEVIATION)).transpose(2, 0, 1)[None]
     # A division, a difference and another division, each rounded once, of numbers up to 3.
     assert np.abs(x - expected).max() <= 3 * 3 * np.finfo("f4").eps
     assert x.dtype == np.float32
-    grey = page.photograph(photo, 28, 1)
+    grey = explore.photograph(photo, 28, 1)
     assert grey.shape == (1, 1, 28, 28)
     assert abs(grey.mean()) < 1e-5
     assert grey.std() == pytest.approx(1, abs=1e-5)
@@ -145,7 +145,7 @@ def test_a_photograph_is_cut_and_standardised(photo: Path) -> None:
 
 def test_the_page_of_a_photograph(photo: Path) -> None:
     model = nn.vgg16(8, width=4, rng=0)
-    x = page.photograph(photo, 64, 3)
+    x = explore.photograph(photo, 64, 3)
     said: list[str] = []
     made = page.of_photo("VGG16", model, x, "photo.png", said.append)
     read = Reader(page.html(made))
@@ -218,7 +218,7 @@ def test_bad_requests_are_one_line(arguments: tuple[str, ...], words: str, photo
 def test_what_is_no_picture_is_refused(tmp_path: Path) -> None:
     (tmp_path / "words.png").write_text("words")
     with pytest.raises(ValueError, match=r"image: got .*words\.png', expected a picture"):
-        page.photograph(tmp_path / "words.png", 28, 1)
+        explore.photograph(tmp_path / "words.png", 28, 1)
 
 
 # ---------------------------------------------------------------------------- in a browser

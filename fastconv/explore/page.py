@@ -20,7 +20,6 @@ from fastconv.explore.attribution import deconvnet, grad_cam, occlusion
 from fastconv.explore.filters import filters, plot_filters, total_variation
 from fastconv.explore.hand_made import baselines, gabor_fit
 from fastconv.explore.maps import dead_filters, plot_feature_maps, sparsity
-from fastconv.explore.photographs import DEVIATION, MEAN
 from fastconv.explore.probes import Split, probe_layers, texture_scores
 from fastconv.explore.sanity import parts, randomisation_test, randomised
 from fastconv.explore.taps import convolutions, feature_maps
@@ -397,7 +396,7 @@ def of_photo(name: str, model: nn.Layer, x: Array, picture: str, report: Report 
         What to call the network.
     model : Layer
     x : array, shape (1, C, H, W)
-        As :func:`photograph` makes it.
+        As :func:`fastconv.explore.photograph` makes it.
     picture : str
         What to call the picture.
     report : callable
@@ -480,44 +479,6 @@ def _kept(model: nn.Layer, images: Array) -> str:
         + ". ".join(said)
         + "."
     )
-
-
-def photograph(path: str | Path, size: int, channels: int) -> Array:
-    """A picture as a network takes it: its middle, scaled to `size` x `size`.
-
-    Parameters
-    ----------
-    path : str or Path
-    size : int
-        Height and width.
-    channels : {1, 3}
-        Three colours are standardised as torchvision's weights expect it; one is grey, of mean 0 and variance 1.
-
-    Returns
-    -------
-    array, shape (1, channels, size, size)
-
-    Raises
-    ------
-    ValueError
-        If the file is no picture that can be read.
-    ImportError
-        Without pillow.
-    """
-    try:
-        from PIL import Image, ImageOps, UnidentifiedImageError
-    except ImportError as error:
-        raise ImportError(f'{error}; pictures need pillow: pip install "fastconv[learn]"') from None
-    try:
-        with Image.open(path) as opened:
-            ready = ImageOps.fit(opened.convert("RGB" if channels == 3 else "L"), (size, size))
-    except (OSError, UnidentifiedImageError) as error:
-        raise ValueError(f"image: got {str(path)!r}, expected a picture that can be read ({error})") from None
-    x = np.asarray(ready, "float32").reshape(size, size, channels).transpose(2, 0, 1)[None] / np.float32(255)
-    if channels == 3:
-        mean, deviation = (np.array(values, "float32").reshape(1, 3, 1, 1) for values in (MEAN, DEVIATION))
-        return (x - mean) / deviation
-    return (x - x.mean()) / max(x.std(), np.float32(1e-6))
 
 
 # ---------------------------------------------------------------------------- parts of it

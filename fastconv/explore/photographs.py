@@ -18,37 +18,50 @@ MEAN, DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 LAKESIDE, VALLEY, MASHED_POTATO = 975, 979, 935
 
 
-def photograph(path: str | Path, size: int = 224) -> Array:
-    """A photograph as networks trained on ImageNet take it: the square in its middle, standardised.
+def photograph(path: str | Path, size: int = 224, channels: int = 3) -> Array:
+    """A picture as a network takes it: the square in its middle, standardised.
 
     Parameters
     ----------
     path : str or Path
         Of any kind that Pillow reads.
     size : int
-        Height and width; the shorter side is scaled to 8/7 of it first, as 256 to 224.
+        Height and width.
+    channels : {1, 3}
+        Three colours are scaled to 8/7 of `size` and cut to it, as 256 to 224, and standardised as torchvision's weights
+        expect it; one is grey, whole, of mean 0 and variance 1.
 
     Returns
     -------
-    float32 array, shape (1, 3, size, size)
+    float32 array, shape (1, channels, size, size)
 
     Raises
     ------
+    ValueError
+        If the file is no picture that can be read, or there are to be other than 1 or 3 channels.
     ImportError
         Without Pillow.
     """
     try:
-        from PIL import Image
+        from PIL import Image, ImageOps
     except ImportError as error:
         raise ImportError(f'{error}; photographs need Pillow: pip install "fastconv[learn]"') from None
-    size = integer("size", size, 1)
-    with Image.open(path) as opened:
-        image = opened.convert("RGB")
-    scale = round(size * 8 / 7) / min(image.size)
-    image = image.resize((round(image.width * scale), round(image.height * scale)), Image.Resampling.BILINEAR)
-    left, top = (image.width - size) // 2, (image.height - size) // 2
-    pixels = np.asarray(image.crop((left, top, left + size, top + size)), "float32") / 255
-    made: Array = np.moveaxis((pixels - MEAN) / DEVIATION, 2, 0)[None].astype("float32")
+    size, channels = integer("size", size, 1), integer("channels", channels, 1)
+    if channels not in (1, 3):
+        raise ValueError(f"channels: got {channels}, expected 1 or 3")
+    scaled = size if channels == 1 else round(size * 8 / 7)
+    begin = (scaled - size) // 2
+    try:
+        with Image.open(path) as opened:
+            image = ImageOps.fit(
+                opened.convert("L" if channels == 1 else "RGB"), (scaled, scaled), Image.Resampling.BILINEAR
+            )
+    except OSError as error:
+        raise ValueError(f"image: got {str(path)!r}, expected a picture that can be read ({error})") from None
+    image = image.crop((begin, begin, begin + size, begin + size))
+    pixels = np.asarray(image, "float32").reshape(size, size, channels) / 255
+    mean, deviation = (MEAN, DEVIATION) if channels == 3 else (pixels.mean(), max(float(pixels.std()), 1e-6))
+    made: Array = np.moveaxis((pixels - mean) / deviation, 2, 0)[None].astype("float32")
     return made
 
 
