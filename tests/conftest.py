@@ -11,6 +11,9 @@ import pytest
 from hypothesis import HealthCheck, is_hypothesis_test, settings
 
 from fastconv.backends import Unsupported, backends
+from fastconv.backends.numba import threads
+
+ALL_THREADS = 1e-9
 
 # Tests that run only where -m names them.
 ON_REQUEST = {
@@ -56,7 +59,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """`-m nightly` runs the tests hypothesis makes problems for, and no others, with its profile."""
+    """`-m nightly` runs the tests hypothesis makes problems for, and no others, with its profile.
+
+    Tests' problems are small: they run on every thread all the same.
+    """
+    threads.SHARE_SECONDS = ALL_THREADS
     config.addinivalue_line("markers", "nightly: hypothesis makes its problems, ten times as many this way")
     if config.option.markexpr == "nightly":
         settings.load_profile("nightly")

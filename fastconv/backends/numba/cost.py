@@ -55,8 +55,10 @@ def tiles(dtype: str, vectors: int, o: int, K: int) -> float:
     """`vectors` vectors of output positions, for `o` output channels, each a sum of K products."""
     NS = scalars(host())
     full, rest = divmod(vectors, VECTORS)
-    step = NS / FMAS * (full * VECTORS * NARROW[VECTORS] + rest * NARROW[rest]) * SLOWER[dtype]
-    cycles = K * step + (full + (rest > 0)) * TILE_CYCLES
+    if full and rest == 1:  # two tiles of two
+        full, rest = full - 1, 4
+    step = NS / FMAS * (full * VECTORS * NARROW[VECTORS] + rest * NARROW[min(rest, 2)]) * SLOWER[dtype]
+    cycles = K * step + (full + -(-rest // 2)) * TILE_CYCLES
     return -(-o // NS) * cycles * CYCLE
 
 

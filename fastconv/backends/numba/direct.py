@@ -213,22 +213,29 @@ def needs_no_masks(lanes: int, g: Geometry) -> bool:
     return g.is_pointwise and math.prod(g.out) >= lanes
 
 
+def tile_begins(vectors: int) -> Array:
+    """The first vector of every tile: three each, but of the last four two."""
+    begins = np.arange(0, max(vectors, 1), VECTORS)
+    if vectors % VECTORS == 1 and vectors > 1:
+        begins[-1] -= 1
+    return begins
+
+
 def flat_masks(g: Geometry, lanes: int) -> Array:
     """Which lanes of every vector lie inside the input, for every tap: uint16 (tiles, taps, VECTORS)."""
     positions = math.prod(g.out)
+    begins = tile_begins(-(-positions // lanes))
     if g.is_pointwise:  # of the last tile: all others are whole
-        positions = (positions - 1) % (lanes * VECTORS) + 1
-        g = g._replace(out=(1, 1, positions), size=(1, 1, positions))
-    tiles = -(-positions // (lanes * VECTORS))
-    place = np.full(tiles * VECTORS * lanes, False)
-    place[:positions] = True
-    inside = np.ones((g.taps, place.size), bool) & place
-    coordinates = np.unravel_index(np.minimum(np.arange(place.size), positions - 1), g.out)
+        positions -= int(begins[-1]) * lanes
+        g, begins = g._replace(out=(1, 1, positions), size=(1, 1, positions)), begins[:1]
+    place = (begins[:, None] * lanes + np.arange(VECTORS * lanes)).ravel()
+    inside = np.ones((g.taps, place.size), bool) & (place < positions)
+    coordinates = np.unravel_index(np.minimum(place, positions - 1), g.out)
     for tap, steps in enumerate(itertools.product(*map(range, g.kernel))):
         for axis in range(3):
             at = coordinates[axis] + steps[axis] * g.dilation[axis] - g.before[axis]
             inside[tap] &= (at >= 0) & (at < g.size[axis])
-    bits = inside.reshape(g.taps, tiles, VECTORS, lanes) @ (1 << np.arange(lanes))
+    bits = inside.reshape(g.taps, len(begins), VECTORS, lanes) @ (1 << np.arange(lanes))
     return np.ascontiguousarray(bits.transpose(1, 0, 2).astype(np.uint16))
 
 
@@ -236,11 +243,13 @@ def split_positions(g: Geometry, lanes: int, packed: bool) -> tuple[int, int]:
     """Vectors of a plane, and positions left for sums with vectors along k.
 
     A tile of one vector takes 5 cycles for each k, a sum along k half a cycle. It wants rows of weights, which
-    packing turns: large planes are packed, and have few positions left.
+    packing turns: large planes are packed, and have few positions left. Where there are panels only planes of no
+    more than that are summed so.
     """
     positions = math.prod(g.out)
     left = positions % lanes
-    if not packed and g.o < panel_from() and g.is_pointwise and 0 < left <= lanes * 3 // 8:
+    alone = positions < lanes or g.o < panel_from()
+    if not packed and alone and g.is_pointwise and 0 < left <= lanes * 3 // 8:
         return positions // lanes, left
     return -(-positions // lanes), 0
 
@@ -282,15 +291,14 @@ def panel_seconds(vectors: int, K: int, o_step: int) -> float:
 
 def panel_fields(
     g: Geometry, itemsize: int, o_step: int, at: int, room: int | None
-) -> tuple[dict[str, int], Array, int]:
-    """The arguments about panels, for scratch that one begins at byte `at` of; their table of offsets; their bytes."""
+) -> tuple[dict[str, int], int]:
+    """The arguments about panels, for scratch that one begins at byte `at` of; and its bytes."""
     if o_step < panel_from():
-        return {}, np.empty(0, np.int32), 0
-    block, vector = panel_channels(g, itemsize, o_step, at, room), VECTORS * host().width
-    ramp = np.arange(block * g.taps, dtype=np.int32) * (vector // itemsize)
+        return {}, 0
+    block = panel_channels(g, itemsize, o_step, at, room)
     nbytes = panel_bytes(g, itemsize, block, at)
-    begin = at + nbytes - (block * g.taps + 1) * vector
-    return {"panel_at": begin, "c_block": block, "ramp": address(ramp)}, ramp, nbytes
+    begin = at + nbytes - (block * g.taps + 1) * VECTORS * host().width
+    return {"panel_at": begin, "c_block": block}, nbytes
 
 
 def choose_flat(spec: ConvSpec, g: Geometry, packed: bool) -> Cut:
@@ -343,7 +351,9 @@ def plan_flat(spec: ConvSpec, g: Geometry, packed: bool, limit: int | None) -> P
     plane = math.prod(g.size)
     nbytes = -(-(128 + left * g.K * DTYPES[spec.dtype].itemsize) // 64) * 64
     room = None if limit is None else limit - nbytes - ALIGNMENT
-    panel, ramp, more = panel_fields(g, DTYPES[spec.dtype].itemsize, cut.o_step, nbytes, room)
+    panel, more = (
+        panel_fields(g, DTYPES[spec.dtype].itemsize, cut.o_step, nbytes, room) if vectors else ({}, 0)
+    )
     nbytes += more
     channels, taps, c_step = g.c, g.taps, plane
     if not more and g.is_pointwise and (needs_no_masks(lanes, g) or left):
@@ -373,7 +383,7 @@ def plan_flat(spec: ConvSpec, g: Geometry, packed: bool, limit: int | None) -> P
         weights_stay=math.prod(spec.weight_shape) > int(a["o_tasks"][0]) * spec.in_channels * plane,
     )  # fmt: skip
     tasks = v_tasks * int(a["o_tasks"][0] * a["group_tasks"][0])
-    return Planned(a, (offsets, masks, ramp), nbytes, tasks, cut.seconds, 0, spec.batch)
+    return Planned(a, (offsets, masks), nbytes, tasks, cut.seconds, 0, spec.batch)
 
 
 def slots_bytes(box: Triple, lanes: int) -> int:
@@ -511,7 +521,7 @@ def plan_slab(spec: ConvSpec, limit: int | None, packed: bool) -> Planned:
     stage_at = nbytes - lanes * host().width
     held_bytes = cut.copied * spec.in_channels * pitch_c * itemsize + ALIGNMENT + host().width
     room = None if limit is None else limit - nbytes - held_bytes
-    panel, ramp, more = panel_fields(g, itemsize, cut.o_step, nbytes, room)
+    panel, more = panel_fields(g, itemsize, cut.o_step, nbytes, room)
     nbytes += more
     copied_n = spec.in_channels * pitch_c
     plane = math.prod(g.size)
@@ -537,7 +547,7 @@ def plan_slab(spec: ConvSpec, limit: int | None, packed: bool) -> Planned:
         fetched=g.K <= FETCHED_K and math.prod(spec.output_shape) * itemsize > FETCHED_BYTES,
     )  # fmt: skip
     tasks = math.prod(counts) * int(a["o_tasks"][0] * a["group_tasks"][0])
-    tables = (offsets, all_maps, all_phases, ramp)
+    tables = (offsets, all_maps, all_phases)
     copied = cut.copied * copied_n * itemsize + host().width if cut.copied else 0
     return Planned(a, tables, nbytes, tasks, cut.seconds, copied, cut.copied or spec.batch)
 

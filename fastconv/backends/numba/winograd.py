@@ -177,7 +177,6 @@ def plan_form(spec: ConvSpec, cut: Layout, packed: bool, limit: int | None) -> R
     before = direct.lift(tuple(before for before, _ in spec.padding), 0)
     lanes = cost.lanes(spec.dtype)
     K = spec.in_channels * form.rh * form.rw
-    offsets = (np.arange(cut.c_round) * cut.block).astype(np.int32)
     c_tasks = cut.c_round // lanes
     all_rows = spec.batch * cut.tiles_h
     rows_step = max(min(cut.rows, -(-cut.rows * c_tasks // 64)), 1)
@@ -189,7 +188,7 @@ def plan_form(spec: ConvSpec, cut: Layout, packed: bool, limit: int | None) -> R
     nbytes = cut.scratch(packed)
     shared = cut.places * cut.v_step * cut.itemsize + ALIGNMENT
     values = {
-        "offsets": address(offsets), "scratch_size": nbytes,
+        "scratch_size": nbytes,
         "x_n": spec.in_channels * math.prod(size), "x_c": math.prod(size), "x_h": size[2], "x_w": 1,
         "y_n": spec.out_channels * math.prod(out), "y_c": math.prod(out),
         "c": spec.in_channels, "o": spec.out_channels, "K": K, "c_round": cut.c_round,
@@ -240,8 +239,6 @@ def plan_form(spec: ConvSpec, cut: Layout, packed: bool, limit: int | None) -> R
             )
         if a[FIELD["spoiled"]]:
             exact.call(x, given, bias, y)
-
-    call.tables = offsets  # type: ignore[attr-defined]
 
     def pack(weight: Array) -> Transformed:
         held, at = scratch(cut.blocks * cut.u_bytes)

@@ -26,7 +26,7 @@ from numba import carray, from_dtype, types
 from numba.extending import register_jitable
 
 from .simd import copy_phases, element, fetch, host, next_task, pointer, store_transposed
-from .tile import SLOT, VECTORS, dots, panel, panel_rows, scalars, tile
+from .tile import BY_OFFSETS, IN_A_ROW, MASKED, SLOT, VECTORS, dots, panel, panel_rows, scalars, tile
 
 # One struct for plan and kernels. Every field is an int64; addresses are in bytes, strides in elements.
 FIELDS = (
@@ -40,7 +40,7 @@ FIELDS = (
     "batch o c taps groups "  # images, channels of a group, window elements, groups
     "w_group w_row w_j w_k "  # strides of the weights: a group, a block of NS rows, a row, a term
     "o_step o_tasks o_block "  # output channels of a task, tasks along them, channels kept in cache
-    "panel_at c_block ramp "  # where a worker's panel begins, or 0; input channels of one, and its table of offsets
+    "panel_at c_block "  # where a worker's panel begins, or 0; input channels of one
     "group_step group_tasks "  # groups of a task, tasks along them
     "positions vectors v_step v_tasks "  # flat: output positions, vectors in all, of a task, and tasks
     "weights_stay "  # flat: whether images change before channels do
@@ -231,9 +231,15 @@ def fill_segments(a, segments, p, stop, nh, nw):  # type: ignore[no-untyped-def]
 
 
 @register_jitable
+def next_tile(left):  # type: ignore[no-untyped-def]
+    """Vectors of the next tile where `left` are left: of the last four two, as one alone takes as long as two."""
+    return 2 if left == 4 else min(left, VECTORS)
+
+
+@register_jitable
 def fill_own(slots, lanes, y, left):  # type: ignore[no-untyped-def]
     """Slots of a panel's vectors for the next `left` positions, from y on. Returns how many there are."""
-    mv = min((left + lanes - 1) // lanes, VECTORS)
+    mv = next_tile((left + lanes - 1) // lanes)
     for m in range(mv):
         slots[m, 0], slots[m, 1], slots[m, 2] = (
             m * lanes,
@@ -245,13 +251,14 @@ def fill_own(slots, lanes, y, left):  # type: ignore[no-untyped-def]
 
 
 @register_jitable
-def sum_panel(T, NS, size, a, mv, c0, count, at_panel, y, w, bias, o0, o1):  # type: ignore[no-untyped-def]
+def sum_panel(T, NS, size, lanes, a, mv, c0, count, at_panel, y, w, bias, o0, o1):  # type: ignore[no-untyped-def]
     """A panel's sums over input channels c0 to c0 + count - 1, for output channels o0 to o1 - 1."""
     last = c0 + count == a.c
     w += size * c0 * a.taps * a.w_k
     for o in range(o0, o1, NS):
         tile(
-            NS, 0, T, mv, 1, count * a.taps, 0, at_panel, a.ramp, 0, at_panel - SLOTS_BYTES,
+            NS, IN_A_ROW, T, mv, 1, count * a.taps, VECTORS * lanes, at_panel, 0, 0,
+            at_panel - SLOTS_BYTES,
             w + size * (o // NS) * a.w_row, a.w_j, a.w_k, y + size * o * a.y_c, a.y_c, min(NS, o1 - o),
             bias + size * o if bias and last else 0, c0 > 0,
         )  # fmt: skip
@@ -333,14 +340,18 @@ def slab(T: Any) -> Any:
                     for c0 in range(0, a.c, a.c_block):
                         some = min(a.c_block, a.c - c0)
                         at_c = at_slab + size * c0 * a.pitch_c
-                        for p in range(0, positions, VECTORS * lanes):
-                            stop = min(p + VECTORS * lanes, positions)
+                        p = 0
+                        while p < positions:
+                            mv = fill_own(own, lanes, y0 + p, positions - p)
+                            stop = min(p + mv * lanes, positions)
                             rows = fill_segments(a, segments, p, stop, nh, nw)
                             panel_rows(
                                 T, some, a.taps, a.pitch_c, at_c, a.offsets, at_segments, rows, at_panel
                             )
-                            mv = fill_own(own, lanes, y0 + p, positions - p)
-                            sum_panel(T, NS, size, a, mv, c0, some, at_panel, at_y, at_w, at_bias, o0, o1)
+                            p = stop
+                            sum_panel(
+                                T, NS, size, lanes, a, mv, c0, some, at_panel, at_y, at_w, at_bias, o0, o1
+                            )
                     continue
                 for o2 in range(o0, o1, a.o_block):
                     for m in range(0, count, VECTORS):
@@ -355,7 +366,7 @@ def slab(T: Any) -> Any:
                                         fetch(ahead + size * lanes * v)
                                     ahead += size * a.y_c
                             tile(
-                                NS, 0, T, min(count - m, VECTORS), a.c, a.taps, a.pitch_c, at_slab, a.offsets, 0,
+                                NS, BY_OFFSETS, T, min(count - m, VECTORS), a.c, a.taps, a.pitch_c, at_slab, a.offsets, 0,
                                 at_slots + 8 * SLOT * m, w, a.w_j, a.w_k, to, a.y_c, rows, b, 0,
                             )  # fmt: skip
 
@@ -370,6 +381,12 @@ def gather(T, size, lanes, a, to, x, offsets):  # type: ignore[no-untyped-def]
         at = x + size * (a.vectors * lanes + p)
         for k in range(a.K):
             column[p * a.K + k] = element(at + size * offsets[k], T)
+
+
+@register_jitable
+def masks_of(v, taps):  # type: ignore[no-untyped-def]
+    """How many bytes into the table the masks of the tile lie that begins with vector v: v is 3 i, or the last, 3 i - 1."""
+    return 2 * VECTORS * taps * ((v + 2) // VECTORS)
 
 
 def flat(T: Any) -> Any:
@@ -422,38 +439,24 @@ def flat(T: Any) -> Any:
                     for c0 in range(0, a.c, a.c_block):
                         some = min(a.c_block, a.c - c0)
                         at_c = at_x + size * c0 * a.pitch_c
-                        for v in range(v0, v1, VECTORS):
+                        v = v0
+                        while v < v1:
                             mv = fill_own(own, lanes, v * lanes, min(v1 * lanes, a.positions) - v * lanes)
                             whole = a.last_masked and (v + VECTORS) * lanes <= a.positions
-                            masks = a.masks + (0 if a.last_masked else 2 * VECTORS * a.taps * (v // VECTORS))
-                            if not whole:
-                                panel(
-                                    1,
-                                    T,
-                                    some,
-                                    a.taps,
-                                    a.pitch_c,
-                                    at_c + size * v * lanes,
-                                    a.offsets,
-                                    masks,
-                                    at_panel,
-                                )
+                            masks = a.masks + (0 if a.last_masked else masks_of(v, a.taps))
+                            at_v = at_c + size * v * lanes
+                            if whole:
+                                panel(0, T, some, a.taps, a.pitch_c, at_v, a.offsets, 0, at_panel)
                             else:
-                                panel(
-                                    0,
-                                    T,
-                                    some,
-                                    a.taps,
-                                    a.pitch_c,
-                                    at_c + size * v * lanes,
-                                    a.offsets,
-                                    0,
-                                    at_panel,
-                                )
-                            sum_panel(T, NS, size, a, mv, c0, some, at_panel, at_y, at_w, at_bias, o0, o1)
+                                panel(1, T, some, a.taps, a.pitch_c, at_v, a.offsets, masks, at_panel)
+                            v += mv
+                            sum_panel(
+                                T, NS, size, lanes, a, mv, c0, some, at_panel, at_y, at_w, at_bias, o0, o1
+                            )
                     continue
-                for v in range(v0, v1, VECTORS):
-                    mv = min(v1 - v, VECTORS)
+                v = v0
+                while v < v1:
+                    mv = next_tile(v1 - v)
                     for m in range(mv):
                         at = (v + m) * lanes
                         left = a.positions - at
@@ -463,19 +466,20 @@ def flat(T: Any) -> Any:
                         else:
                             slots[m, 0], slots[m, 1], slots[m, 2] = at, at, (1 << min(left, lanes)) - 1
                         slots[m, 3], slots[m, 4] = 0, 0
-                    masks = a.masks + 2 * VECTORS * a.taps * (v // VECTORS)
+                    masks = a.masks + masks_of(v, a.taps)
+                    v += mv
                     for o in range(o0, o1, NS):
                         rows = min(NS, o1 - o)
                         to, w = at_y + size * o * a.y_c, at_w + size * (o // NS) * a.w_row
                         b = at_bias + size * o if at_bias else 0
                         if a.masks:
                             tile(
-                                NS, 1, T, mv, a.c, a.taps, a.pitch_c, at_x, a.offsets, masks,
+                                NS, MASKED, T, mv, a.c, a.taps, a.pitch_c, at_x, a.offsets, masks,
                                 at_slots, w, a.w_j, a.w_k, to, a.y_c, rows, b, 0,
                             )  # fmt: skip
                         else:
                             tile(
-                                NS, 0, T, mv, a.c, a.taps, a.pitch_c, at_x, a.offsets, 0,
+                                NS, BY_OFFSETS, T, mv, a.c, a.taps, a.pitch_c, at_x, a.offsets, 0,
                                 at_slots, w, a.w_j, a.w_k, to, a.y_c, rows, b, 0,
                             )  # fmt: skip
 

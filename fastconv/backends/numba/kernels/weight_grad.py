@@ -39,7 +39,7 @@ from .simd import (
     store,
     transpose,
 )
-from .tile import SLOT, VECTORS, scalars, tile
+from .tile import BY_OFFSETS, SLOT, VECTORS, scalars, tile
 
 WEIGHT_FIELDS = (
     "next stop "
@@ -232,7 +232,7 @@ def weight_products(T: Any) -> Any:
                     fresh = not a.begun and block == first
                     to, step = (total, width) if fresh else (at_stage, most)
                     tile(
-                        NS, 0, T, mv, images, count, a.groups * a.vectors * a.held_c * lanes, x, a.offsets + 4 * q, 0,
+                        NS, BY_OFFSETS, T, mv, images, count, a.groups * a.vectors * a.held_c * lanes, x, a.offsets + 4 * q, 0,
                         at_slots, w, wj, wk, to, step, rows, 0, 0,
                     )  # fmt: skip
                     if fresh:

@@ -38,7 +38,7 @@ from .simd import (
     store,
     store_transposed,
 )
-from .tile import SLOT, VECTORS, scalars, tile
+from .tile import IN_A_ROW, SLOT, VECTORS, scalars, tile
 
 Matrix = tuple[tuple[Fraction, ...], ...]
 
@@ -254,7 +254,7 @@ def transform_output(
 FIELDS = (
     "next stop "  # the next task, and where to stop
     "x w bias y scratch "  # addresses; no bias is 0
-    "v offsets "  # addresses of the transformed tiles, and of the table of channels
+    "v "  # address of the transformed tiles
     "scratch_size "  # bytes of a worker's scratch
     "x_n x_c x_h x_w y_n y_c "  # strides: of the input, 1 along rows or along channels, and of the output
     "c o K c_round "  # input and output channels, elements of a kernel; channels in whole vectors
@@ -412,7 +412,7 @@ def products(F: int) -> Any:
                     for f in range(nn):
                         for t in range(p0, p1, NS):
                             tile(
-                                NS, 0, T, vectors, 1, a.c_round, 0, u + size * f * a.u_step, a.offsets, 0, at_slots,
+                                NS, IN_A_ROW, T, vectors, 1, a.c_round, block, u + size * f * a.u_step, 0, 0, at_slots,
                                 a.v + size * (f * a.v_step + t * a.c_round), a.c_round, 1,
                                 at_m + size * (f * a.m_step + (t - p0) * block), block, min(NS, p1 - t), 0, 0,
                             )  # fmt: skip
