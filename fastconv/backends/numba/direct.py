@@ -205,7 +205,7 @@ def is_flat(spec: ConvSpec, g: Geometry) -> bool:
     vectors = -(-math.prod(g.out) // lanes)
     if needs_no_masks(lanes, g):
         return True
-    return (host().masks or g.o >= panel_from()) and 2 * (vectors + VECTORS) * g.taps <= MASK_BYTES
+    return (host().masks or g.o >= panel_from(True)) and 2 * (vectors + VECTORS) * g.taps <= MASK_BYTES
 
 
 def needs_no_masks(lanes: int, g: Geometry) -> bool:
@@ -248,19 +248,20 @@ def split_positions(g: Geometry, lanes: int, packed: bool) -> tuple[int, int]:
     """
     positions = math.prod(g.out)
     left = positions % lanes
-    alone = positions < lanes or g.o < panel_from()
+    alone = positions < lanes or g.o < panel_from(True)
     if not packed and alone and g.is_pointwise and 0 < left <= lanes * 3 // 8:
         return positions // lanes, left
     return -(-positions // lanes), 0
 
 
-def panel_from() -> int:
+def panel_from(flat: bool) -> int:
     """Output channels from which a panel is worth its copying: 2 cycles a vector, which then takes 0.5 for each channel.
 
     Where there are masks a tile writes what lies in two rows at once; without them it does so in pieces, and two rows
-    become one in a panel.
+    become one in a panel. Rows of a slab are copied piece by piece: 14 x 14 gradients of 6 channels took 1.7 times as
+    long with a panel as without. What is read where it lies, without masks, is masked by its panel.
     """
-    return 32 if host().masks else 1
+    return 1 if flat and not host().masks else 32
 
 
 def panel_terms() -> int:
@@ -284,16 +285,18 @@ def panel_channels(g: Geometry, itemsize: int, o_step: int, at: int, room: int |
     return 1
 
 
-def panel_seconds(vectors: int, K: int, o_step: int) -> float:
+def panel_seconds(flat: bool, vectors: int, K: int, o_step: int) -> float:
     """What copying to panels takes."""
-    return (o_step >= panel_from()) * -(-vectors // VECTORS) * VECTORS * K * cost.PANEL_CYCLES * cost.CYCLE
+    return (
+        (o_step >= panel_from(flat)) * -(-vectors // VECTORS) * VECTORS * K * cost.PANEL_CYCLES * cost.CYCLE
+    )
 
 
 def panel_fields(
-    g: Geometry, itemsize: int, o_step: int, at: int, room: int | None
+    flat: bool, g: Geometry, itemsize: int, o_step: int, at: int, room: int | None
 ) -> tuple[dict[str, int], int]:
     """The arguments about panels, for scratch that one begins at byte `at` of; and its bytes."""
-    if o_step < panel_from():
+    if o_step < panel_from(flat):
         return {}, 0
     block = panel_channels(g, itemsize, o_step, at, room)
     nbytes = panel_bytes(g, itemsize, block, at)
@@ -308,12 +311,12 @@ def choose_flat(spec: ConvSpec, g: Geometry, packed: bool) -> Cut:
     best = None
     tiles = max(-(-vectors // VECTORS), 1)
     for o_step, group_step in channel_steps(spec, g, most):
-        if o_step < panel_from() and not (host().masks or needs_no_masks(cost.lanes(spec.dtype), g)):
+        if o_step < panel_from(True) and not (host().masks or needs_no_masks(cost.lanes(spec.dtype), g)):
             continue
         for side in shares(tiles):
             v_step = side * VECTORS
             each = cost.tiles(spec.dtype, min(v_step, vectors), o_step, g.K) * group_step
-            each += panel_seconds(min(v_step, vectors), g.K, o_step) * group_step
+            each += panel_seconds(True, min(v_step, vectors), g.K, o_step) * group_step
             each += left * (0.07 * o_step + 2) * g.K * group_step * cost.CYCLE * v_step / max(vectors, 1)
             count = (
                 max(-(-vectors // v_step), 1) * -(-g.o // o_step) * -(-spec.groups // group_step) * spec.batch
@@ -352,7 +355,7 @@ def plan_flat(spec: ConvSpec, g: Geometry, packed: bool, limit: int | None) -> P
     nbytes = -(-(128 + left * g.K * DTYPES[spec.dtype].itemsize) // 64) * 64
     room = None if limit is None else limit - nbytes - ALIGNMENT
     panel, more = (
-        panel_fields(g, DTYPES[spec.dtype].itemsize, cut.o_step, nbytes, room) if vectors else ({}, 0)
+        panel_fields(True, g, DTYPES[spec.dtype].itemsize, cut.o_step, nbytes, room) if vectors else ({}, 0)
     )
     nbytes += more
     channels, taps, c_step = g.c, g.taps, plane
@@ -419,7 +422,7 @@ def slab_bytes(g: Geometry, box: Triple, channels: int, itemsize: int) -> int:
 def vectors_of(g: Geometry, box: Triple, lanes: int) -> int:
     """About how many vectors a box takes; two short rows share one, and in a panel all rows are one."""
     d, h, w = box
-    if g.o >= panel_from():
+    if g.o >= panel_from(False):
         return -(-math.prod(box) // lanes)
     gap = g.slab(box)[-1] - w
     if gap >= lanes:
@@ -432,7 +435,7 @@ def choose_slab(spec: ConvSpec, g: Geometry, limit: int | None) -> Cut:
     itemsize, lanes = DTYPES[spec.dtype].itemsize, cost.lanes(spec.dtype)
     cuts: list[Cut] = []
     # Under a limit a panel may have to do with one channel.
-    panel = panel_bytes(g, itemsize, 1, 0) + 64 if g.o >= panel_from() else 0
+    panel = panel_bytes(g, itemsize, 1, 0) + 64 if g.o >= panel_from(False) else 0
     smallest = panel + slots_bytes((1, 1, 1), lanes) + slab_bytes(g, (1, 1, 1), g.c, itemsize)
     if limit is not None:
         limit -= ALIGNMENT
@@ -466,7 +469,7 @@ def choose_slab(spec: ConvSpec, g: Geometry, limit: int | None) -> Cut:
         own = copy_seconds(box, g.c)
         for o_step, group_step in channel_steps(spec, g, g.o):
             work = cost.tiles(spec.dtype, vectors, o_step, g.K) + cost.traffic(o_step * g.K * itemsize)
-            work += panel_seconds(vectors, g.K, o_step)
+            work += panel_seconds(False, vectors, g.K, o_step)
             count = boxes * -(-g.o // o_step) * -(-spec.groups // group_step)
             if may_copy:
                 each = group_step * (work + cost.traffic(slab))
@@ -521,7 +524,7 @@ def plan_slab(spec: ConvSpec, limit: int | None, packed: bool) -> Planned:
     stage_at = nbytes - lanes * host().width
     held_bytes = cut.copied * spec.in_channels * pitch_c * itemsize + ALIGNMENT + host().width
     room = None if limit is None else limit - nbytes - held_bytes
-    panel, more = panel_fields(g, itemsize, cut.o_step, nbytes, room)
+    panel, more = panel_fields(False, g, itemsize, cut.o_step, nbytes, room)
     nbytes += more
     copied_n = spec.in_channels * pitch_c
     plane = math.prod(g.size)

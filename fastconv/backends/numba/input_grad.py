@@ -29,6 +29,7 @@ from fastconv.backends.numba.operands import (
     contiguous,
     scratch,
 )
+from fastconv.backends.numba.pages import empty
 from fastconv.spec import DTYPES, ConvSpec
 
 TURN = jit.Kernel(kernels.turn)
@@ -84,7 +85,7 @@ class Part(NamedTuple):
         """(O, C / groups, taps) as (C, O / groups, taps turned round)."""
         weight = np.ascontiguousarray(weight)
         o, c = weight.shape[0] // groups, weight.shape[1]
-        result = np.empty(self.spec.weight_shape, weight.dtype)
+        result = empty(self.spec.weight_shape, weight.dtype.name)
         a = np.zeros(1, kernels.TURN)
         c_tasks = -(-c // kernels.TURNED)
         direct.fill(
@@ -307,12 +308,47 @@ def plan_folded(forward: Planner, spec: ConvSpec, precision: str, limit: int | N
     )
 
 
+def is_product(spec: ConvSpec) -> bool:
+    """Whether the window is as large as the image, so that each element of the input meets one tap."""
+    plain = spec.padding_mode == "zeros" and not any(map(any, spec.padding))
+    return plain and spec.groups == 1 and spec.kernel_size == spec.in_size and spec.batch > 0
+
+
+def plan_product(spec: ConvSpec, limit: int | None) -> Run:
+    """One matrix product, ``dx[n, (c, tap)] = sum_o dy[n, o] w[o, (c, tap)]``.
+
+    It is a pointwise convolution whose image is the weight, so nothing is turned. As a convolution of the output's
+    gradient, of one position, LeNet's third layer would add 24 zeros to every product.
+    """
+    small = ConvSpec(
+        batch=1,
+        in_channels=spec.out_channels,
+        out_channels=spec.batch,
+        in_size=(spec.in_channels * math.prod(spec.kernel_size),),
+        kernel_size=(1,),
+        dtype=spec.dtype,
+        out_dtype=spec.out_dtype,
+    )
+    inner = direct.run_direct(small, limit, packed=False)
+
+    def call(dy: Array, weight: Array, bias: Array | None, dx: Array) -> None:
+        image = np.ascontiguousarray(weight).reshape(small.input_shape)
+        rows = np.ascontiguousarray(dy).reshape(small.weight_shape)
+        inner.call(image, rows, None, dx.reshape(small.output_shape))
+        if bias is not None:
+            dx += bias.reshape(-1, *(1,) * spec.rank)
+
+    return replace(inner, call=call, note="one matrix product")
+
+
 def input_grad(forward: Planner) -> Planner:
     """The planner of the input's gradient by a forward planner."""
 
     @algorithm(forward.__name__)
     @cast_images
     def plan(spec: ConvSpec, precision: str, workspace_limit: int | None) -> Run:
+        if forward is direct.implicit_gemm and is_product(spec):
+            return plan_product(spec, workspace_limit)
         kind = plan_phases if spec.padding_mode == "zeros" else plan_folded
         return kind(forward, spec, precision, workspace_limit)
 

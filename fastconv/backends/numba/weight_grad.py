@@ -210,6 +210,9 @@ def plan_sums(spec: ConvSpec, precision: str, limit: int | None) -> Run:
     tasks = spec.groups * cut.taps * t_tasks * o_tasks
     parts = 1 if limit is not None else max(min(-(-TASKS // tasks), blocks_of_round), 1)
     part_step = sums_bytes(cut.vectors, cut.taps) // itemsize
+    # One part, of one tap, without lanes to spare, is the gradient itself.
+    in_place = parts == cut.taps == 1 and cut.vectors * lanes == (g.K if cut.in_columns else g.c)
+    sums_room = 0 if in_place else parts * part_step
     row = round_up(box[2], lanes)
     held_c = box[0] * box[1] * row if cut.in_columns else math.prod(cut.rows) + lanes
 
@@ -253,7 +256,7 @@ def plan_sums(spec: ConvSpec, precision: str, limit: int | None) -> Run:
     rounds = -(-spec.batch // images) * len(corners)
     copies = box[0] * box[1] if cut.in_columns else cut.vectors
     at_once = max(parts * tasks, images * spec.groups * copies)
-    shared = ALIGNMENT + cut.held + cut.packed + parts * part_step * itemsize + images * image + result
+    shared = ALIGNMENT + cut.held + cut.packed + sums_room * itemsize + images * image + result
     if limit is not None:
         at_once = max(min(at_once, (limit - shared) // per_worker), 1)
 
@@ -264,10 +267,10 @@ def plan_sums(spec: ConvSpec, precision: str, limit: int | None) -> Run:
         a = template.copy()
         fields = a.view(np.int64)
         workers = threads.workers(at_once)
-        sums = np.empty(parts * part_step, wide)
-        if not spec.batch:
-            sums[:] = 0
         target = dw if same_out else dw.view(wide) if dw.dtype == np.uint64 else np.empty(dw.shape, wide)
+        sums = target if in_place else np.empty(sums_room, wide)
+        if not spec.batch:
+            sums[...] = 0
         _memory, begin = scratch(cut.held + cut.packed + workers * per_worker)
         direct.fill(
             a, sums=address(sums), y=address(target), held=begin, packed=begin + cut.held if cut.packed else 0,
@@ -294,7 +297,8 @@ def plan_sums(spec: ConvSpec, precision: str, limit: int | None) -> Run:
                     PRODUCTS.address(wide), fields, parts * tasks, workers, cut.seconds / max(rounds, 1)
                 )
                 direct.fill(a, begun=1)
-        threads.launch(SUMS.address(wide), fields, spec.out_channels, workers, 0)
+        if not in_place:
+            threads.launch(SUMS.address(wide), fields, spec.out_channels, workers, 0)
         if target is not dw and dw.dtype != np.uint64:
             np.copyto(dw, target, casting="unsafe")
 
@@ -303,7 +307,7 @@ def plan_sums(spec: ConvSpec, precision: str, limit: int | None) -> Run:
     note = f"vectors of {what}; {images} image{'s' * (images != 1)} x {'x'.join(map(str, box))} positions at a time"
     return Run(
         call=call,
-        seconds=cut.seconds + rounds * 2 * cost.CALL_SECONDS + cost.traffic(2 * parts * part_step * itemsize),
+        seconds=cut.seconds + rounds * 2 * cost.CALL_SECONDS + cost.traffic(2 * sums_room * itemsize),
         workspace=per_worker,
         at_once=at_once,
         shared=shared,
