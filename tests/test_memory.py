@@ -52,7 +52,7 @@ def taken(plans: Sequence[Plan], threads: int) -> Iterator[tuple[str, int, int]]
 def test_prediction_and_measurement_agree_within_a_tenth(threads: int) -> None:
     """For every im2col row of the default report, forward and backward, for unpools and long lines.
 
-    One gradient is left out that takes 7 s a call, and kernels of 9 x 9 are there. Two threads, with the quicker
+    Left out are the gradient by columns of 31 x 31, 7 s a call, and FFTs of kernels of 3 x 3. Two threads, with the quicker
     half of the plans, take no more than predicted, and less where others keep the machine so busy that they never meet
     at their largest.
     """
@@ -160,7 +160,7 @@ PROBLEMS = [
     "n2 c4x14x14 k4x3x3 s1 p1 f16",
     "n1 c4x200 k4x9 s1 p4 f32",
     "n1 c3x7x8x6 k4x3x3x3 s1 p1 f32",
-    "n1 c2x20x20 k2x15x15 s1 p7 f32",
+    "n1 c2x12x12 k2x9x9 s1 p4 f32",
     "n2 c4x14x14 k4x3x3 s1 p1 s8",
     "max n2 c8x40x40 k3x3 s2 p1 f32",
     "max n2 c8x40x40 k3x3 s2 p1 indices f32",

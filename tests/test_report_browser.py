@@ -20,7 +20,9 @@ def page_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-@pytest.fixture(params=[(1280, "light"), (390, "light"), (1280, "dark"), (390, "dark")], ids=str)
+@pytest.fixture(
+    scope="module", params=[(1280, "light"), (390, "light"), (1280, "dark"), (390, "dark")], ids=str
+)
 def page(request: pytest.FixtureRequest, browser: Any, page_path: Path) -> Iterator[Any]:
     width, scheme = request.param
     context = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme)
