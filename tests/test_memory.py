@@ -52,9 +52,8 @@ def taken(plans: Sequence[Plan], threads: int) -> Iterator[tuple[str, int, int]]
 def test_prediction_and_measurement_agree_within_a_tenth(threads: int) -> None:
     """For every im2col row of the default report, forward and backward, for unpools and long lines.
 
-    Left out are the gradient by columns of 31 x 31, 7 s a call, and FFTs of kernels of 3 x 3. Two threads, with the quicker
-    half of the plans, take no more than predicted, and less where others keep the machine so busy that they never meet
-    at their largest.
+    Left out is the gradient by columns of 31 x 31, 7 s a call. Two threads, with the quicker half of the plans, take no
+    more than predicted, and less where others keep the machine so busy that they never meet at their largest.
     """
     spec = parse("max n4 c64x128x128 k2x2 indices f32")
     plans = [plan(spec, op, "im2col") for op in (Op.UNPOOL, Op.UNPOOL_INPUT_GRAD)]

@@ -86,6 +86,11 @@ class Geometry(NamedTuple):
         """Whether each output position reads the input at the same position and nothing else."""
         return self.taps == 1 and self.stride == (1, 1, 1) and not any(self.before + self.after)
 
+    @property
+    def is_whole(self) -> bool:
+        """Whether the window is as large as the image, so that there is one output position."""
+        return self.kernel == self.size and self.out == (1, 1, 1) and not any(self.before + self.after)
+
     def phases(self, axis: int) -> list[int]:
         """Which of an axis's `stride` phases any tap reads."""
         return sorted({k * self.dilation[axis] % self.stride[axis] for k in range(self.kernel[axis])})
@@ -122,9 +127,8 @@ def geometry(spec: ConvSpec) -> Geometry:
 
 def merged(g: Geometry) -> Geometry:
     """A window as large as the image is a product with all of it: channels and pixels become one axis."""
-    whole = g.kernel == g.size and g.out == (1, 1, 1) and not any(g.before + g.after)
     one = (1, 1, 1)
-    return Geometry(one, one, one, one, one, (0, 0, 0), (0, 0, 0), g.c * g.taps, g.o) if whole else g
+    return Geometry(one, one, one, one, one, (0, 0, 0), (0, 0, 0), g.c * g.taps, g.o) if g.is_whole else g
 
 
 def shares(length: int) -> Iterator[int]:
@@ -205,7 +209,7 @@ def is_flat(spec: ConvSpec, g: Geometry) -> bool:
     vectors = -(-math.prod(g.out) // lanes)
     if needs_no_masks(lanes, g):
         return True
-    return (host().masks or g.o >= panel_from(True)) and 2 * (vectors + VECTORS) * g.taps <= MASK_BYTES
+    return (host().masks or g.o >= panel_from(flat=True)) and 2 * (vectors + VECTORS) * g.taps <= MASK_BYTES
 
 
 def needs_no_masks(lanes: int, g: Geometry) -> bool:
@@ -214,7 +218,7 @@ def needs_no_masks(lanes: int, g: Geometry) -> bool:
 
 
 def tile_begins(vectors: int) -> Array:
-    """The first vector of every tile: three each, but of the last four two."""
+    """The first vector of every tile, as the kernels' ``next_tile`` cuts them: three each, but of the last four two."""
     begins = np.arange(0, max(vectors, 1), VECTORS)
     if vectors % VECTORS == 1 and vectors > 1:
         begins[-1] -= 1
@@ -248,13 +252,13 @@ def split_positions(g: Geometry, lanes: int, packed: bool) -> tuple[int, int]:
     """
     positions = math.prod(g.out)
     left = positions % lanes
-    alone = positions < lanes or g.o < panel_from(True)
+    alone = positions < lanes or g.o < panel_from(flat=True)
     if not packed and alone and g.is_pointwise and 0 < left <= lanes * 3 // 8:
         return positions // lanes, left
     return -(-positions // lanes), 0
 
 
-def panel_from(flat: bool) -> int:
+def panel_from(*, flat: bool) -> int:
     """Output channels from which a panel is worth its copying: 2 cycles a vector, which then takes 0.5 for each channel.
 
     Where there are masks a tile writes what lies in two rows at once; without them it does so in pieces, and two rows
@@ -288,7 +292,12 @@ def panel_channels(g: Geometry, itemsize: int, o_step: int, at: int, room: int |
 def panel_seconds(flat: bool, vectors: int, K: int, o_step: int) -> float:
     """What copying to panels takes."""
     return (
-        (o_step >= panel_from(flat)) * -(-vectors // VECTORS) * VECTORS * K * cost.PANEL_CYCLES * cost.CYCLE
+        (o_step >= panel_from(flat=flat))
+        * -(-vectors // VECTORS)
+        * VECTORS
+        * K
+        * cost.PANEL_CYCLES
+        * cost.CYCLE
     )
 
 
@@ -296,7 +305,7 @@ def panel_fields(
     flat: bool, g: Geometry, itemsize: int, o_step: int, at: int, room: int | None
 ) -> tuple[dict[str, int], int]:
     """The arguments about panels, for scratch that one begins at byte `at` of; and its bytes."""
-    if o_step < panel_from(flat):
+    if o_step < panel_from(flat=flat):
         return {}, 0
     block = panel_channels(g, itemsize, o_step, at, room)
     nbytes = panel_bytes(g, itemsize, block, at)
@@ -311,7 +320,7 @@ def choose_flat(spec: ConvSpec, g: Geometry, packed: bool) -> Cut:
     best = None
     tiles = max(-(-vectors // VECTORS), 1)
     for o_step, group_step in channel_steps(spec, g, most):
-        if o_step < panel_from(True) and not (host().masks or needs_no_masks(cost.lanes(spec.dtype), g)):
+        if o_step < panel_from(flat=True) and not (host().masks or needs_no_masks(cost.lanes(spec.dtype), g)):
             continue
         for side in shares(tiles):
             v_step = side * VECTORS
@@ -422,7 +431,7 @@ def slab_bytes(g: Geometry, box: Triple, channels: int, itemsize: int) -> int:
 def vectors_of(g: Geometry, box: Triple, lanes: int) -> int:
     """About how many vectors a box takes; two short rows share one, and in a panel all rows are one."""
     d, h, w = box
-    if g.o >= panel_from(False):
+    if g.o >= panel_from(flat=False):
         return -(-math.prod(box) // lanes)
     gap = g.slab(box)[-1] - w
     if gap >= lanes:
@@ -435,7 +444,7 @@ def choose_slab(spec: ConvSpec, g: Geometry, limit: int | None) -> Cut:
     itemsize, lanes = DTYPES[spec.dtype].itemsize, cost.lanes(spec.dtype)
     cuts: list[Cut] = []
     # Under a limit a panel may have to do with one channel.
-    panel = panel_bytes(g, itemsize, 1, 0) + 64 if g.o >= panel_from(False) else 0
+    panel = panel_bytes(g, itemsize, 1, 0) + 64 if g.o >= panel_from(flat=False) else 0
     smallest = panel + slots_bytes((1, 1, 1), lanes) + slab_bytes(g, (1, 1, 1), g.c, itemsize)
     if limit is not None:
         limit -= ALIGNMENT

@@ -309,9 +309,13 @@ def plan_folded(forward: Planner, spec: ConvSpec, precision: str, limit: int | N
 
 
 def is_product(spec: ConvSpec) -> bool:
-    """Whether the window is as large as the image, so that each element of the input meets one tap."""
-    plain = spec.padding_mode == "zeros" and not any(map(any, spec.padding))
-    return plain and spec.groups == 1 and spec.kernel_size == spec.in_size and spec.batch > 0
+    """Whether each element of the input meets one tap, of every image and output channel."""
+    return (
+        spec.padding_mode == "zeros"
+        and spec.groups == 1
+        and spec.batch > 0
+        and direct.geometry(spec).is_whole
+    )
 
 
 def plan_product(spec: ConvSpec, limit: int | None) -> Run:
