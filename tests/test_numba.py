@@ -38,7 +38,7 @@ EDGES = [
     *(f"n1 c2x{h}x{w} k3x4x4 s4 p2" for h, w in ((9, 9), (17, 35))),
     "n1 c3x9x8x7 k4x3x2x3 s1 p1", "n1 c2x6x9 k3x3x3 s3 p2 d2", "n2 c6x5x9 k4x3x2 s1 p0 g2", "n1 c3x12x11 k7x3x3 s1 p2 circular",
     *(f"n2 c{c}x{h}x{w} k{o}x3x3 s{s} p1" for c, h, w, o, s in ((16, 4, 4, 9, 1), (17, 7, 9, 8, 1), (35, 9, 17, 5, 2))),
-    "n2 c18x7x7 k18x3x3 s1 p1 g18", "n2 c33x5x7 k9x1x1 s1 p0", "max n2 c17x7x9 k3x3 s2 p1", "avg n1 c40x6x6 k2x2 s2 p0",
+    "n2 c18x7x7 k18x3x3 s1 p1 g18", "n2 c33x5x7 k9x1x1 s1 p0", "n3 c9x5x5 k34x1x1 s1 p0", "n2 c9x7x7 k40x1x1 s1 p0", "max n2 c17x7x9 k3x3 s2 p1", "avg n1 c40x6x6 k2x2 s2 p0",
     *(f"max n1 c2x{h}x{w} k{k}x{k} s{s} p{k // 2}" for h, w in ((3, 3), (7, 9), (9, 33)) for k, s in ((2, 2), (3, 2), (3, 1), (4, 3))),
     *(f"avg n1 c2x{h}x{w} k3x3 s2 p1 ceil" for h, w in ((4, 4), (9, 33))),
     "max n1 c2x9x18 k3x3 s2 p1 indices", "max n1 c2x7x8 k3x3 s3 p0 indices", "avg n1 c3x7x7 o1x1", "max n1 c2x9x20 o4x3",
@@ -79,6 +79,22 @@ def test_kernels_stay_inside_their_operands(channels_last: bool, dtype: str, at_
                 allowed = 1e-6 * scale if exact else 2 * made.run.error * scale
                 difference = np.abs(result.astype(float) - answer.astype(float)).max(initial=0)
                 assert difference <= allowed, (str(spec), algorithm, difference)
+
+
+@pytest.mark.parametrize("size", [(7, 7), (9, 11)])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_images_that_would_leave_lanes_empty_are_one_row(dtype: str, size: tuple[int, int]) -> None:
+    from fastconv.backends.numba import direct
+
+    spec = parse("n{} c300x{}x{} k36x1x1 s1 p0 {}".format(5, *size, dtype))
+    planned = direct.plan_flat(spec, direct.geometry(spec), packed=False, limit=None)
+    assert planned.arguments["batch"] == 1
+    assert planned.arguments["positions"] == 5 * size[0] * size[1]
+    given = testing.operands(spec, Op.CONV, "integers")
+    result = plan(spec, Op.CONV, "numba", "pointwise").run.call
+    y = testing.poisoned(spec.shapes(Op.CONV)[-1])
+    result(*given, None, y)
+    assert np.array_equal(y, testing.reference(spec, Op.CONV, given))
 
 
 # ---------------------------------------------------------------------------- machine code

@@ -186,8 +186,9 @@ def common(spec: ConvSpec, g: Geometry, cut: Cut, *, packed: bool) -> dict[str, 
 def channel_steps(spec: ConvSpec, g: Geometry, most: int) -> Iterator[tuple[int, int]]:
     """Output channels and groups of a task: even shares of either, no more than `most` channels at a time."""
     NS = scalars(host())
-    for blocks in shares(-(-min(g.o, max(most, NS)) // NS)):
-        yield min(blocks * NS, g.o), 1
+    for blocks in shares(-(-g.o // NS)):
+        if blocks * NS <= max(most, NS):
+            yield min(blocks * NS, g.o), 1
     per_group = 2 * spec.batch * g.o * math.prod(g.out) * g.K
     for step in shares(spec.groups):
         if step > 1 and step * per_group <= 8 * TASK_FLOPS * max(spec.batch, 1):
@@ -289,16 +290,13 @@ def panel_channels(g: Geometry, itemsize: int, o_step: int, at: int, room: int |
     return 1
 
 
-def panel_seconds(flat: bool, vectors: int, K: int, o_step: int) -> float:
+def panel_seconds(flat: bool, vectors: int, g: Geometry, o_step: int) -> float:
     """What copying to panels takes."""
-    return (
-        (o_step >= panel_from(flat=flat))
-        * -(-vectors // VECTORS)
-        * VECTORS
-        * K
-        * cost.PANEL_CYCLES
-        * cost.CYCLE
-    )
+    if o_step < panel_from(flat=flat):
+        return 0.0
+    vector = cost.PANEL_CYCLES if flat else cost.SEGMENT_CYCLES
+    panel = VECTORS * g.K * vector + flat * g.c * cost.CHANNEL_CYCLES
+    return -(-vectors // VECTORS) * panel * cost.CYCLE
 
 
 def panel_fields(
@@ -325,7 +323,7 @@ def choose_flat(spec: ConvSpec, g: Geometry, packed: bool) -> Cut:
         for side in shares(tiles):
             v_step = side * VECTORS
             each = cost.tiles(spec.dtype, min(v_step, vectors), o_step, g.K) * group_step
-            each += panel_seconds(True, min(v_step, vectors), g.K, o_step) * group_step
+            each += panel_seconds(True, min(v_step, vectors), g, o_step) * group_step
             each += left * (0.07 * o_step + 2) * g.K * group_step * cost.CYCLE * v_step / max(vectors, 1)
             count = (
                 max(-(-vectors // v_step), 1) * -(-g.o // o_step) * -(-spec.groups // group_step) * spec.batch
@@ -342,6 +340,17 @@ def choose_flat(spec: ConvSpec, g: Geometry, packed: bool) -> Cut:
     return best
 
 
+def joined(spec: ConvSpec, g: Geometry) -> Geometry | None:
+    """The positions of all images as one row, so that only its last vector has empty lanes, not that of each image.
+
+    Images of 7 x 7 leave an eighth of their lanes empty. A panel makes one row of two images, which hold a tile each.
+    """
+    plane, positions = math.prod(g.out), spec.batch * math.prod(g.out)
+    if spec.batch < 2 or not g.is_pointwise or plane < VECTORS * cost.lanes(spec.dtype):
+        return None
+    return g._replace(size=(1, 1, positions), out=(1, 1, positions))
+
+
 class Planned(NamedTuple):
     """A kernel's arguments but for the addresses of a call, and what stands behind them."""
 
@@ -356,9 +365,13 @@ class Planned(NamedTuple):
 
 def plan_flat(spec: ConvSpec, g: Geometry, packed: bool, limit: int | None) -> Planned:
     """Arguments of the ``flat`` kernel."""
-    cut = choose_flat(spec, g, packed)
+    cut, batch, row = choose_flat(spec, g, packed), spec.batch, g
+    if (all_images := joined(spec, g)) is not None:
+        other = choose_flat(spec.with_batch(1), all_images, packed)
+        if other.o_step >= panel_from(flat=True) and other.seconds < cut.seconds:
+            cut, batch, row = other, 1, all_images
     lanes = cost.lanes(spec.dtype)
-    vectors, left = split_positions(g, lanes, packed)
+    vectors, left = split_positions(row, lanes, packed)
     step_d, step_h, step_w = strides(g.size)
     plane = math.prod(g.size)
     nbytes = -(-(128 + left * g.K * DTYPES[spec.dtype].itemsize) // 64) * 64
@@ -380,22 +393,21 @@ def plan_flat(spec: ConvSpec, g: Geometry, packed: bool, limit: int | None) -> P
             for kd, kh, kw in itertools.product(*map(range, g.kernel))
         )
         offsets = np.fromiter(taps_at, np.int64)
-        masks = flat_masks(g, lanes)
+        masks = flat_masks(row, lanes)
     offsets = offsets.astype(np.int32)
-    positions = math.prod(g.out)
     v_step = cut.positions[0]
     v_tasks = max(-(-vectors // v_step), 1)
     a = np.zeros(1, kernels.ARGUMENTS)
     fill(a, **common(spec, g, cut, packed=packed))
     fill(
-        a, **panel, c=channels, taps=taps, pitch_c=c_step, K=g.K,
-        last_masked=g.is_pointwise, positions=positions, vectors=vectors, left=left, v_step=v_step, v_tasks=v_tasks,
+        a, **panel, batch=batch, c=channels, taps=taps, pitch_c=c_step, K=g.K,
+        last_masked=g.is_pointwise, positions=math.prod(row.out), vectors=vectors, left=left, v_step=v_step, v_tasks=v_tasks,
         x_n=spec.groups * g.c * plane, x_group=g.c * plane, x_c=plane,
         scratch_size=nbytes, offsets=address(offsets), masks=address(masks) if masks.size else 0,
         weights_stay=math.prod(spec.weight_shape) > int(a["o_tasks"][0]) * spec.in_channels * plane,
     )  # fmt: skip
     tasks = v_tasks * int(a["o_tasks"][0] * a["group_tasks"][0])
-    return Planned(a, (offsets, masks), nbytes, tasks, cut.seconds, 0, spec.batch)
+    return Planned(a, (offsets, masks), nbytes, tasks, cut.seconds, 0, batch)
 
 
 def slots_bytes(box: Triple, lanes: int) -> int:
@@ -477,8 +489,11 @@ def choose_slab(spec: ConvSpec, g: Geometry, limit: int | None) -> Cut:
         allowed = limit is None or slots + slab <= limit
         own = copy_seconds(box, g.c)
         for o_step, group_step in channel_steps(spec, g, g.o):
-            work = cost.tiles(spec.dtype, vectors, o_step, g.K) + cost.traffic(o_step * g.K * itemsize)
-            work += panel_seconds(False, vectors, g.K, o_step)
+            work = cost.tiles(spec.dtype, vectors, o_step, g.K)
+            if o_step < panel_from(flat=False) and panel_terms() < g.K:
+                work *= cost.BEYOND_L1
+            work += cost.traffic(o_step * g.K * itemsize)
+            work += panel_seconds(False, vectors, g, o_step)
             count = boxes * -(-g.o // o_step) * -(-spec.groups // group_step)
             if may_copy:
                 each = group_step * (work + cost.traffic(slab))
@@ -590,9 +605,9 @@ def set_strides(a: Array, x: Array, spec: ConvSpec) -> None:
 def caller(kernel: jit.Kernel, planned: Planned, spec: ConvSpec) -> Callable[..., None]:
     """The function that runs a planned kernel; the flat one needs operands in C order."""
     fields, tables = planned.arguments.view(np.int64), planned.tables
-    images = max(planned.images, 1)
-    rounds = range(0, spec.batch, images)
-    seconds = planned.seconds * images / max(spec.batch, 1)
+    images, batch = max(planned.images, 1), int(planned.arguments["batch"][0])
+    rounds = range(0, batch, images)
+    seconds = planned.seconds * images / max(batch, 1)
     c_tasks = int(planned.arguments["c_tasks"][0])
 
     def call(x: Array, w: Array, bias: Array | None, y: Array) -> None:
@@ -607,7 +622,7 @@ def caller(kernel: jit.Kernel, planned: Planned, spec: ConvSpec) -> Callable[...
             if n:
                 a[X] += x.strides[0] * images
                 a[Y] += y.strides[0] * images
-            a[BATCH] = count = min(images, spec.batch - n)
+            a[BATCH] = count = min(images, batch - n)
             if planned.copied:
                 a[COPIED] = at
                 threads.launch(COPY.address(spec.dtype), a, c_tasks * count, workers, 0)

@@ -116,12 +116,15 @@ def loop(builder: ir.IRBuilder, start: Any, stop: Any, step: Any = None) -> Iter
     builder.position_at_end(after)
 
 
-def prefetch(builder: ir.IRBuilder, pointer: Any, ahead: Any, write: bool = False) -> None:
-    """Ask for the cache line `ahead` bytes behind `pointer`, even where there is no memory, to be read or written."""
+def prefetch(builder: ir.IRBuilder, pointer: Any, ahead: Any, write: bool = False, level: int = 1) -> None:
+    """Ask for the cache line `ahead` bytes behind `pointer`, even where there is no memory, to be read or written.
+
+    It comes to the L1 cache, or to L2 where it is for later.
+    """
     byte = ir.IntType(8).as_pointer()
     signature = ir.FunctionType(ir.VoidType(), [byte, I32, I32, I32])
     function = cgutils.get_or_insert_function(builder.module, signature, "llvm.prefetch.p0")
-    words = [ir.Constant(I32, word) for word in (int(write), 3, 1)]
+    words = [ir.Constant(I32, word) for word in (int(write), 4 - level, 1)]
     builder.call(function, [builder.gep(builder.bitcast(pointer, byte), [ahead]), *words])
 
 
@@ -412,6 +415,17 @@ def fetch(typing: Any, address: Any) -> Any:
 
     def codegen(context: Any, builder: Any, signature: Any, values: Any) -> Any:
         prefetch(builder, builder.inttoptr(values[0], I64.as_pointer()), const(0))
+        return context.get_dummy_value()
+
+    return types.void(types.int64), codegen
+
+
+@intrinsic
+def fetch_later(typing: Any, address: Any) -> Any:
+    """The same, as far as L2."""
+
+    def codegen(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+        prefetch(builder, builder.inttoptr(values[0], I64.as_pointer()), const(0), level=2)
         return context.get_dummy_value()
 
     return types.void(types.int64), codegen

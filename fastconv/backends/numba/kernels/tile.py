@@ -57,7 +57,6 @@ from .simd import (
     masked_store,
     multiply_add,
     out_of_line,
-    prefetch,
     splat,
     store,
     sum_lanes,
@@ -338,13 +337,9 @@ def panel(
         b: ir.IRBuilder, C: Any, taps: Any, xc: Any, x: Any, offsets: Any, masks: Any, to: Any
     ) -> None:  # fmt: skip
         offsets, masks = b.inttoptr(offsets, I32.as_pointer()), b.inttoptr(masks, I16.as_pointer())
-        width = VECTORS * host().width
-        ahead = sorted({*range(width + 63, 2 * width, 64), 2 * width - 1})
         with loop(b, const(0), C) as c, loop(b, const(0), taps) as t:
             offset = b.add(b.mul(c, xc), b.sext(b.load(b.gep(offsets, [t])), I64))
             row = b.gep(to, [b.mul(b.add(b.mul(c, taps), t), const(VECTORS * e.lanes))])
-            for byte in ahead:  # what the next tile reads: channels lie pages apart
-                prefetch(b, b.gep(x, [offset]), const(byte))
             for m in range(VECTORS):
                 at = b.gep(x, [b.add(offset, const(m * e.lanes))])
                 if masked:
