@@ -30,8 +30,8 @@ TASK_SECONDS = 0.5e-6
 COPY_CYCLES = 5
 ROW_CYCLES = 12
 
-# One vector copied to a panel from where it lies, or piece by piece from the rows of a slab.
-PANEL_CYCLES, SEGMENT_CYCLES = 2, 6
+# One vector copied to a panel.
+PANEL_CYCLES = 2
 
 # A channel that is copied to a panel from where it lies, pages from the one before. Without this 512 output channels were
 # cut into fives, each of which reads all images anew: 0.56 of the FMA peak where two reach 0.72.

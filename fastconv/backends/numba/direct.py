@@ -294,8 +294,7 @@ def panel_seconds(flat: bool, vectors: int, g: Geometry, o_step: int) -> float:
     """What copying to panels takes."""
     if o_step < panel_from(flat=flat):
         return 0.0
-    vector = cost.PANEL_CYCLES if flat else cost.SEGMENT_CYCLES
-    panel = VECTORS * g.K * vector + flat * g.c * cost.CHANNEL_CYCLES
+    panel = VECTORS * g.K * cost.PANEL_CYCLES + flat * g.c * cost.CHANNEL_CYCLES
     return -(-vectors // VECTORS) * panel * cost.CYCLE
 
 

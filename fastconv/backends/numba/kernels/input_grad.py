@@ -169,10 +169,19 @@ def weave(T: Any) -> Any:
             for p in range(task * a.step, min((task + 1) * a.step, a.planes)):
                 # Phases hold the bias already; what lies in none of them is the bias alone.
                 alone = bias[p % a.channels] if a.bias else zero
+                # Numbers of planes and rows in their phases are counted: a division takes as long as half a row of 14.
+                qd, rd = 0, -1
                 for d in range(a.d):
-                    i = phase_d[d % a.stride_d]
+                    rd += 1
+                    if rd == a.stride_d:
+                        qd, rd = qd + 1, 0
+                    i = phase_d[rd]
+                    qh, rh = 0, -1
                     for h in range(a.h):
-                        j = phase_h[h % a.stride_h]
+                        rh += 1
+                        if rh == a.stride_h:
+                            qh, rh = qh + 1, 0
+                        j = phase_h[rh]
                         row = carray(pointer(a.y + size * ((p * a.d + d) * a.h + h) * a.w, T), a.w)
                         if i < 0 or j < 0 or not a.whole:
                             for at in range(a.w):
@@ -180,7 +189,7 @@ def weave(T: Any) -> Any:
                         if i < 0 or j < 0:
                             continue
                         if a.stride_w == 2 and a.phases_w == 2 and a.whole:
-                            begin = (p * counts_d[i] + d // a.stride_d) * counts_h[j] + h // a.stride_h
+                            begin = (p * counts_d[i] + qd) * counts_h[j] + qh
                             at = begins[(i * a.phases_h + j) * 2] + begin * counts_w[0]
                             other = begins[(i * a.phases_h + j) * 2 + 1] + begin * counts_w[1]
                             if first_w[0]:
@@ -190,8 +199,7 @@ def weave(T: Any) -> Any:
                             continue
                         for k in range(a.phases_w):
                             n = counts_w[k]
-                            begin = p * counts_d[i] + d // a.stride_d
-                            begin = (begin * counts_h[j] + h // a.stride_h) * n
+                            begin = ((p * counts_d[i] + qd) * counts_h[j] + qh) * n
                             begin += begins[(i * a.phases_h + j) * a.phases_w + k]
                             x = carray(pointer(a.x + size * begin, T), n)
                             at = first_w[k]
