@@ -365,7 +365,8 @@ def test_prepared_convolutions_take_it(
     x, w = np.ones((2, 4, 6, 6), dtype), np.ones((4, 4, 3, 3), dtype)
     prepared = prepare(w, backend=backend, algorithm="measure")
     for _ in range(2):  # the second call takes the short way
-        assert prepared(x).max() == 36
+        # Winograd may be the fastest, and rounds.
+        assert prepared(x).max() == (pytest.approx(36, rel=1e-5) if dtype == "f4" else 36)
     made = fc.explain(prepared, x)
     assert bool(made.measured) == (len(made.estimates) > 1)
 

@@ -97,6 +97,25 @@ def test_images_that_would_leave_lanes_empty_are_one_row(dtype: str, size: tuple
     assert np.array_equal(y, testing.reference(spec, Op.CONV, given))
 
 
+@pytest.mark.parametrize("o", [1, 2, 9, 64])
+@pytest.mark.parametrize("k", [1, 3])
+def test_no_task_begins_with_the_last_vector(o: int, k: int) -> None:
+    from fastconv.backends.numba import direct
+
+    lanes = host().width // 4
+    for vectors in (4, 7, 10, 13, 25, 31):
+        spec = parse(f"n1 c256x1x{vectors * lanes - 3} k{o}x1x{k} s1 p0 f32")
+        spec = replace(spec, padding=((0, 0), (k // 2, k // 2)))
+        v_step = int(
+            direct.plan_flat(spec, direct.geometry(spec), packed=False, limit=None).arguments["v_step"][0]
+        )
+        assert v_step >= vectors or vectors % v_step != 1
+        given = testing.operands(spec, Op.CONV, "integers")
+        y = testing.poisoned(spec.shapes(Op.CONV)[-1])
+        plan(spec, Op.CONV, "numba", "implicit_gemm").run.call(*given, None, y)
+        assert np.array_equal(y, testing.reference(spec, Op.CONV, given))
+
+
 # ---------------------------------------------------------------------------- machine code
 
 

@@ -321,6 +321,9 @@ def choose_flat(spec: ConvSpec, g: Geometry, packed: bool) -> Cut:
             continue
         for side in shares(tiles):
             v_step = side * VECTORS
+            # The tables of masks know the last four vectors as two and two: no task may begin with the last one.
+            if v_step < vectors and vectors % v_step == 1:
+                continue
             each = cost.tiles(spec.dtype, min(v_step, vectors), o_step, g.K) * group_step
             each += panel_seconds(True, min(v_step, vectors), g, o_step) * group_step
             each += left * (0.07 * o_step + 2) * g.K * group_step * cost.CYCLE * v_step / max(vectors, 1)
