@@ -361,12 +361,13 @@ def test_every_function_takes_it(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_prepared_convolutions_take_it(
     prepare: Any, backend: str, dtype: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    # Of this time every call takes as much, whatever the machine does: measured, Winograd, which rounds, won now and then.
+    monkeypatch.setattr(measured, "time", Clock())
     monkeypatch.setattr(measured, "SECONDS", 0.0)
     x, w = np.ones((2, 4, 6, 6), dtype), np.ones((4, 4, 3, 3), dtype)
     prepared = prepare(w, backend=backend, algorithm="measure")
     for _ in range(2):  # the second call takes the short way
-        # Winograd may be the fastest, and rounds.
-        assert prepared(x).max() == (pytest.approx(36, rel=1e-5) if dtype == "f4" else 36)
+        assert prepared(x).max() == 36
     made = fc.explain(prepared, x)
     assert bool(made.measured) == (len(made.estimates) > 1)
 

@@ -237,24 +237,10 @@ def next_tile(left):  # type: ignore[no-untyped-def]
 
 
 @register_jitable
-def fill_own(slots, lanes, y, left):  # type: ignore[no-untyped-def]
-    """Slots of a panel's vectors for the next `left` positions, from y on. Returns how many there are."""
-    mv = next_tile((left + lanes - 1) // lanes)
-    for m in range(mv):
-        slots[m, 0], slots[m, 1], slots[m, 2] = (
-            m * lanes,
-            y + m * lanes,
-            (1 << min(left - m * lanes, lanes)) - 1,
-        )
-        slots[m, 3], slots[m, 4] = 0, 0
-    return mv
+def fill_own(a, slots, lanes, i, r, left):  # type: ignore[no-untyped-def]
+    """Slots of a panel's vectors for the next `left` positions, from r of image i on. Returns how many there are.
 
-
-@register_jitable
-def fill_images(a, slots, lanes, i, r, left):  # type: ignore[no-untyped-def]
-    """The same from position r of image i on, where the positions of all images follow one another.
-
-    The planner joins no images of less than a tile's positions, so a vector lies in two at most.
+    Where the positions of all images follow one another they go on with the next image. The planner joins no images of less than a tile's positions, so a vector lies in two at most.
     """
     mv = next_tile((left + lanes - 1) // lanes)
     for m in range(mv):
@@ -378,7 +364,7 @@ def slab(T: Any) -> Any:
                         at_c = at_slab + size * c0 * a.pitch_c
                         p = 0
                         while p < positions:
-                            mv = fill_own(own, lanes, y0 + p, positions - p)
+                            mv = fill_own(a, own, lanes, 0, y0 + p, positions - p)
                             stop = min(p + mv * lanes, positions)
                             rows = fill_segments(a, segments, p, stop, nh, nw)
                             panel_rows(
@@ -496,7 +482,7 @@ def flat(T: Any) -> Any:
                         while v < v1:
                             p = v * lanes
                             i, r = divmod(p, a.y_c)
-                            mv = fill_images(a, own, lanes, i, r, min(v1 * lanes, a.positions) - p)
+                            mv = fill_own(a, own, lanes, i, r, min(v1 * lanes, a.positions) - p)
                             count = min(mv * lanes, a.positions - p)
                             whole = a.last_masked and p + VECTORS * lanes <= a.positions
                             masks = a.masks + (0 if a.last_masked else masks_of(v, a.taps))
