@@ -87,6 +87,7 @@ def test_images_that_would_leave_lanes_empty_are_one_row(dtype: str, size: tuple
     from fastconv.backends.numba import direct
 
     spec = parse("n{} c300x{}x{} k36x1x1 s1 p0 {}".format(5, *size, dtype))
+    assert isinstance(spec, ConvSpec)
     planned = direct.plan_flat(spec, direct.geometry(spec), packed=False, limit=None)
     assert planned.arguments["batch"] == 1
     assert planned.arguments["positions"] == 5 * size[0] * size[1]
@@ -105,6 +106,7 @@ def test_no_task_begins_with_the_last_vector(o: int, k: int) -> None:
     lanes = host().width // 4
     for vectors in (4, 7, 10, 13, 25, 31):
         spec = parse(f"n1 c256x1x{vectors * lanes - 3} k{o}x1x{k} s1 p0 f32")
+        assert isinstance(spec, ConvSpec)
         spec = replace(spec, padding=((0, 0), (k // 2, k // 2)))
         v_step = int(
             direct.plan_flat(spec, direct.geometry(spec), packed=False, limit=None).arguments["v_step"][0]
