@@ -169,11 +169,13 @@ def _remember(call: Call, chosen: Plan, packs: dict[Any, Any] | None, results: S
         if given and not chosen.run.checks_indices:
             return
         recall.remember(chosen, call.operands, (), results)
-    elif call.op is Op.CONV and floats and call.spec.out_dtype == call.spec.dtype:
+    elif isinstance(call.spec, ConvSpec) and floats and call.spec.out_dtype == call.spec.dtype:
         bias = call.bias
         if bias is not None and bias.dtype.name != call.spec.dtype:
             return
-        if packs is None and chosen.run.pack is None:
+        if call.op not in (Op.CONV, Op.CONV_INPUT_GRAD):
+            recall.remember(chosen, call.operands, (), results)
+        elif packs is None and chosen.run.pack is None:
             recall.remember(chosen, (*call.operands, bias), (), results)
         elif packs is not None:
             packed = _packed(chosen, call.operands[1], packs)

@@ -18,7 +18,11 @@ class ReLU(Layer):
 
     def backward(self, dy: Array, input_grad: bool = True) -> Array:
         (y,) = self.recall()
-        return np.where(y > 0, dy, 0)
+        # The bits of dy, or none: np.where branches at each element, and took a third of a step of SimpleConvNet.
+        bits = np.dtype(f"i{dy.dtype.itemsize}")
+        kept = np.negative((y > 0).view(np.int8), dtype=bits)
+        kept &= dy.view(bits)
+        return kept.view(dy.dtype)
 
 
 class LeakyReLU(Layer):

@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import cache, lru_cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -167,6 +167,20 @@ def fill(template: Array, **values: int) -> None:
     """Set fields of the kernels' arguments."""
     for name, value in values.items():
         template[name] = value
+
+
+def setter(arguments: np.dtype[Any]) -> Callable[..., None]:
+    """The function ``put(fields, **values)`` for the int64 fields of a kernel's arguments.
+
+    A call copies and sets those: to copy a structured array of 75 fields takes NumPy 37 us.
+    """
+    places = {name: at for at, name in enumerate(arguments.names or ())}
+
+    def put(fields: Array, **values: int) -> None:
+        for name, value in values.items():
+            fields[places[name]] = value
+
+    return put
 
 
 def common(spec: ConvSpec, g: Geometry, cut: Cut, *, packed: bool) -> dict[str, int]:

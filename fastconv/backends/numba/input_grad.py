@@ -35,10 +35,12 @@ from fastconv.spec import DTYPES, ConvSpec
 TURN = jit.Kernel(kernels.turn)
 WEAVE = jit.Kernel(kernels.weave)
 
+put_turn, put_weave = direct.setter(kernels.TURN), direct.setter(kernels.WEAVE)
+
 # Phases of some images are computed, then woven into the result while a core's cache still holds most of them.
 PHASE_BYTES = 2 << 20
 
-# Elements of a task that weaves: 4 us.
+# Elements of a task that turns or weaves: 4 us.
 WOVEN = 8 << 10
 
 
@@ -81,22 +83,6 @@ class Part(NamedTuple):
     taps: Array  # which of a kernel's taps stands at each place of the turned one
     read: tuple[slice, ...]  # of the output's gradient
 
-    def turned(self, weight: Array, groups: int) -> Array:
-        """(O, C / groups, taps) as (C, O / groups, taps turned round)."""
-        weight = np.ascontiguousarray(weight)
-        o, c = weight.shape[0] // groups, weight.shape[1]
-        result = empty(self.spec.weight_shape, weight.dtype.name)
-        a = np.zeros(1, kernels.TURN)
-        c_tasks = -(-c // kernels.TURNED)
-        direct.fill(
-            a, w=address(weight), to=address(result), table=address(self.taps), o=o, c=c,
-            from_taps=math.prod(weight.shape[2:]), taps=len(self.taps), c_tasks=c_tasks,
-        )  # fmt: skip
-        tasks = groups * c_tasks
-        workers = threads.workers(tasks) if result.size > WOVEN else 1
-        threads.launch(TURN.address(weight.dtype.name), a.view(np.int64), tasks, workers, 0)
-        return result
-
 
 def parts_of(spec: ConvSpec, axes: Sequence[list[Phase]], images: int) -> list[Part]:
     """The convolution of every combination of phases."""
@@ -118,6 +104,37 @@ def parts_of(spec: ConvSpec, axes: Sequence[list[Phase]], images: int) -> list[P
         taps = np.ravel_multi_index(tuple(places), spec.kernel_size).ravel().astype(np.int64)
         made.append(Part(small, taps, tuple(slice(phase.crop, None) for phase in along)))
     return made
+
+
+def turner(spec: ConvSpec, parts: Sequence[Part]) -> Callable[[Array], list[Array]]:
+    """The function that turns weights: (O, C / groups, taps) as (C, O / groups, taps turned round) of every part."""
+    shapes = [part.spec.weight_shape for part in parts]
+    begins = [0, *itertools.accumulate(map(math.prod, shapes))]
+    counts = np.array([len(part.taps) for part in parts], np.int64)
+    at = np.array(begins, np.int64)
+    pair = spec.in_channels // spec.groups * math.prod(spec.kernel_size)
+    channels = np.arange(kernels.TOGETHER)[:, None] * pair
+    offsets = np.concatenate([(channels + part.taps).ravel() for part in parts]).astype(np.int32)
+    o, c = spec.out_channels // spec.groups, spec.in_channels // spec.groups
+    c_units = -(-c // kernels.TURNED)
+    units = spec.groups * c_units
+    step = max(WOVEN * units // max(begins[-1], 1), 1)
+    template = np.zeros(1, kernels.TURN)
+    direct.fill(
+        template, offsets=address(offsets), begins=address(at), counts=address(counts), parts=len(parts), o=o, c=c,
+        taps=math.prod(spec.kernel_size), units=units, c_units=c_units, step=step,
+    )  # fmt: skip
+    fields, tasks = template.view(np.int64), -(-units // step)
+
+    def turn(weight: Array) -> list[Array]:
+        weight, a = np.ascontiguousarray(weight), fields.copy()
+        memory = empty((begins[-1],), spec.dtype)
+        put_turn(a, w=address(weight), to=address(memory))
+        threads.launch(TURN.address(spec.dtype), a, tasks, threads.workers(tasks), 0)
+        return [memory[b:e].reshape(s) for b, e, s in zip(begins, begins[1:], shapes, strict=False)]
+
+    turn.tables = offsets, at, counts  # type: ignore[attr-defined]
+    return turn
 
 
 def weaver(
@@ -144,12 +161,12 @@ def weaver(
         stride_d=len(which[0]), stride_h=len(which[1]), stride_w=stride[2],
         phases_h=len(lifted[1]), phases_w=len(lifted[2]), whole=sum(counts[2]) == size[2],
     )  # fmt: skip
-    tasks = -(-planes // step)
+    tasks, fields = -(-planes // step), template.view(np.int64)
 
     def weave(held: int, bias: Array | None, dx: Array) -> None:
-        a = template.copy()
-        direct.fill(a, x=held, bias=address(bias), y=address(dx))
-        threads.launch(WEAVE.address(spec.dtype), a.view(np.int64), tasks, threads.workers(tasks), 0)
+        a = fields.copy()
+        put_weave(a, x=held, bias=address(bias), y=address(dx))
+        threads.launch(WEAVE.address(spec.dtype), a, tasks, threads.workers(tasks), 0)
 
     weave.tables = which, counts, first_w, begins  # type: ignore[attr-defined]
     return weave
@@ -201,6 +218,7 @@ def plan_phases(forward: Planner, spec: ConvSpec, precision: str, limit: int | N
     own = held + max(copies, default=0) * itemsize
     runs = plan_parts(forward, parts, precision, limit, own + turned * itemsize)
     weave = weaver(spec, axes, parts, images) if woven else None
+    turn = turner(spec, parts)
 
     def caller(runs: Sequence[Run]) -> Callable[..., None]:
         def call(dy: Array, weights: Sequence[Any], bias: Array | None, dx: Array) -> None:
@@ -226,8 +244,7 @@ def plan_phases(forward: Planner, spec: ConvSpec, precision: str, limit: int | N
         return call
 
     def ready(runs: Sequence[Run], weight: Array) -> list[Any]:
-        made = (part.turned(weight, spec.groups) for part in parts)
-        return [run.pack(w) if run.pack else w for run, w in zip(runs, made, strict=True)]
+        return [run.pack(w) if run.pack else w for run, w in zip(runs, turn(weight), strict=True)]
 
     rounds = -(-spec.batch // max(images, 1))
     moved = cost.traffic(2 * image * spec.batch + own * rounds) if woven else 0.0

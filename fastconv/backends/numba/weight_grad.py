@@ -36,6 +36,9 @@ PRODUCTS = jit.Kernel(kernels.weight_products)
 SUMS = jit.Kernel(kernels.weight_sums)
 DEPTHWISE = jit.Kernel(kernels.depthwise_sums)
 
+put = direct.setter(kernels.WEIGHT)
+put_rows = direct.setter(kernels.ROWS_ARGUMENTS)
+
 # Cycles of a vector of a row with SIDE taps: their masks, loads and multiply-adds.
 ROW_CYCLES = 10
 
@@ -110,7 +113,7 @@ def cut_positions(spec: ConvSpec, g: direct.Geometry, in_columns: bool, room: in
     copies = (
         (math.prod(box) * COLUMN_CYCLES if in_columns else math.prod(rows) * SPREAD_CYCLES) * images * vectors
     )
-    each = spec.groups * (taps * cost.tiles(spec.dtype, vectors, g.o, K) + copies * cost.CYCLE)
+    each = spec.groups * (cost.tiles(spec.dtype, taps * vectors, g.o, K) + copies * cost.CYCLE)
     return Cut(count * each, in_columns, images, box, rows, vectors, taps, packed, held)
 
 
@@ -201,13 +204,14 @@ def plan_sums(spec: ConvSpec, precision: str, limit: int | None) -> Run:
     if cut.packed:
         block_n = -(-images // -(-images * positions // SUMMED))
     blocks_of_round = -(-images // block_n) * -(-positions // block_q)
-    together = -(-cut.vectors // -(-cut.vectors // VECTORS))
-    t_tasks = -(-cut.vectors // together)
+    reads = cut.taps * cut.vectors
+    together = ceil(reads, ceil(reads, VECTORS))
+    t_tasks = ceil(reads, together)
     # Vectors of the input are read anew for each block of output channels: all at once, if there are tasks enough.
-    few = spec.groups * cut.taps * t_tasks < 2 * TASKS
+    few = spec.groups * t_tasks < 2 * TASKS
     o_step = round_up(ceil(g.o, ceil(g.o, TASK_CHANNELS) if few else 1), NS)
     o_tasks = -(-g.o // o_step)
-    tasks = spec.groups * cut.taps * t_tasks * o_tasks
+    tasks = spec.groups * t_tasks * o_tasks
     parts = 1 if limit is not None else max(min(-(-TASKS // tasks), blocks_of_round), 1)
     part_step = sums_bytes(cut.vectors, cut.taps) // itemsize
     # One part, of one tap, without lanes to spare, is the gradient itself.
@@ -263,16 +267,17 @@ def plan_sums(spec: ConvSpec, precision: str, limit: int | None) -> Run:
     def cast(array: Array) -> Array:
         return array.view(wide) if array.dtype == np.uint64 else np.ascontiguousarray(array, dtype=wide)
 
+    fields = template.view(np.int64)
+
     def call(x: Array, dy: Array, dw: Array) -> None:
-        a = template.copy()
-        fields = a.view(np.int64)
+        a = fields.copy()
         workers = threads.workers(at_once)
         target = dw if same_out else dw.view(wide) if dw.dtype == np.uint64 else np.empty(dw.shape, wide)
         sums = target if in_place else np.empty(sums_room, wide)
         if not spec.batch:
             sums[...] = 0
         _memory, begin = scratch(cut.held + cut.packed + workers * per_worker)
-        direct.fill(
+        put(
             a, sums=address(sums), y=address(target), held=begin, packed=begin + cut.held if cut.packed else 0,
             scratch=begin + cut.held + cut.packed,
         )  # fmt: skip
@@ -280,25 +285,25 @@ def plan_sums(spec: ConvSpec, precision: str, limit: int | None) -> Run:
             some = x[n : n + images]
             some, gradient = cast(some if read is None else read(some)), cast(dy[n : n + images])
             count = len(some)
-            direct.fill(a, x=address(some), dy=address(gradient), batch=count)
+            put(a, x=address(some), dy=address(gradient), batch=count)
             for corner in corners:
                 sizes = [min(side, m - c) for side, m, c in zip(box, g.out, corner, strict=True)]
                 inside = math.prod(sizes)
-                direct.fill(
+                put(
                     a, d0=corner[0], h0=corner[1], w0=corner[2], nd=sizes[0], nh=sizes[1], nw=sizes[2], positions=inside,
                     first=(corner[0] * g.out[1] + corner[1]) * g.out[2] + corner[2],
                     blocks=-(-count // block_n) * -(-inside // block_q),
                 )  # fmt: skip
                 copies = sizes[0] * sizes[1] if cut.in_columns else cut.vectors
-                threads.launch(copy.address(wide), fields, count * spec.groups * copies, workers, 0)
+                threads.launch(copy.address(wide), a, count * spec.groups * copies, workers, 0)
                 if cut.packed:
-                    threads.launch(PACK.address(wide), fields, spec.groups * -(-g.o // lanes), workers, 0)
+                    threads.launch(PACK.address(wide), a, spec.groups * -(-g.o // lanes), workers, 0)
                 threads.launch(
-                    PRODUCTS.address(wide), fields, parts * tasks, workers, cut.seconds / max(rounds, 1)
+                    PRODUCTS.address(wide), a, parts * tasks, workers, cut.seconds / max(rounds, 1)
                 )
-                direct.fill(a, begun=1)
+                put(a, begun=1)
         if not in_place:
-            threads.launch(SUMS.address(wide), fields, spec.out_channels, workers, 0)
+            threads.launch(SUMS.address(wide), a, spec.out_channels, workers, 0)
         if target is not dw and dw.dtype != np.uint64:
             np.copyto(dw, target, casting="unsafe")
 
@@ -362,14 +367,16 @@ def depthwise(spec: ConvSpec, precision: str, workspace_limit: int | None) -> Ru
     if workspace_limit is not None:
         at_once = max(min(tasks, (workspace_limit - partial - ALIGNMENT) // per_worker), 1)
 
+    fields = template.view(np.int64)
+
     def call(x: Array, dy: Array, dw: Array) -> None:
         x, dy = np.ascontiguousarray(x), np.ascontiguousarray(dy)
         sums = np.empty((parts, *dw.shape), dw.dtype) if parts > 1 else dw
         workers = threads.workers(at_once)
         _held, at = scratch(workers * per_worker)
-        a = template.copy()
-        direct.fill(a, x=address(x), dy=address(dy), sums=address(sums), scratch=at)
-        threads.launch(DEPTHWISE.address(spec.dtype), a.view(np.int64), tasks, workers, seconds)
+        a = fields.copy()
+        put_rows(a, x=address(x), dy=address(dy), sums=address(sums), scratch=at)
+        threads.launch(DEPTHWISE.address(spec.dtype), a, tasks, workers, seconds)
         if parts > 1:
             np.sum(sums, axis=0, out=dw)
 

@@ -7,13 +7,13 @@ from typing import Any
 import numpy as np
 from llvmlite import ir
 from numba import carray, from_dtype, types
-from numba.extending import intrinsic, register_jitable
+from numba.extending import intrinsic
 
 from .simd import (
     ELEMENTS,
     I32,
+    I64,
     const,
-    element,
     first_lanes,
     host,
     lane_range,
@@ -28,14 +28,16 @@ from .simd import (
     transpose,
 )
 
-# Input channels of a task that turns weights, and output channels it reads at a time: 16 rows of either stay in the L1
-# cache. Read row by row, 512 x 1024 weights took 30 cycles each, since what is written lies a multiple of 4096 bytes apart.
-TURNED = 16
+# Input channels of a task that turns weights, and output channels that are written together: what is read and what is
+# written lies multiples of 4096 bytes apart, where the L1 cache holds eight lines.
+TURNED, TOGETHER = 16, 16
 
 TURN_FIELDS = (
     "next stop "  # the next task, and where to stop
-    "w to table "  # addresses; the table names the tap that stands at each place
-    "o c from_taps taps c_tasks"  # channels of a group; taps of the weights, and of the result
+    "w to "  # addresses
+    "offsets begins counts parts "  # tables: where `TOGETHER` channels' taps are read; of each part its begin and its taps
+    "o c taps "  # channels of a group; taps of the weights
+    "units c_units step"  # groups by blocks of input channels, those of a group, those of a task
 )
 TURN = np.dtype([(name, np.int64) for name in TURN_FIELDS.split()])
 TURN_RECORD = from_dtype(TURN)
@@ -67,43 +69,63 @@ def turn_block(typing: Any, T: Any, to: Any, to_step: Any, x: Any, step: Any) ->
     return types.void(T, *[types.int64] * 4), out_of_line(name, "pipi", 1, e, body)
 
 
-@register_jitable
-def turn_rows(T, size, a, to, w, c0, c1, o0, o1):  # type: ignore[no-untyped-def]
-    """Weights of input channels c0 to c1 - 1 and output channels o0 to o1 - 1, element by element."""
-    table = carray(pointer(a.table, types.int64), a.taps)
-    for begin in range(o0, o1, TURNED):
-        for c in range(c0, c1):
-            row = carray(pointer(to + size * c * a.o * a.taps, T), 1 << 40)
-            for o in range(begin, min(begin + TURNED, o1)):
-                x = w + size * (o * a.c + c) * a.from_taps
-                for t in range(a.taps):
-                    row[o * a.taps + t] = element(x + size * table[t], T)
+@intrinsic
+def pick(typing: Any, T: Any, to: Any, x: Any, offsets: Any, count: Any) -> Any:
+    """``to[i] = x[offsets[i]]`` for i < count."""
+    e = ELEMENTS[T.instance_type]
+
+    def body(b: ir.IRBuilder, to: Any, x: Any, offsets: Any, count: Any) -> None:
+        offsets = b.inttoptr(offsets, I32.as_pointer())
+
+        def copy(i: Any) -> None:
+            at = b.sext(b.load(b.gep(offsets, [i])), I64)
+            b.store(b.load(b.gep(x, [at])), b.gep(to, [i]))
+
+        whole = b.and_(count, const(-8))
+        with b.if_then(b.icmp_signed(">", whole, const(0))), loop(b, const(0), whole, const(8)) as i:
+            for n in range(8):
+                copy(b.add(i, const(n)))
+        with b.if_then(b.icmp_signed("<", whole, count)), loop(b, whole, count) as i:
+            copy(i)
+
+    name = f"pick_{e.short}_{host().name}"
+    return types.void(T, *[types.int64] * 4), out_of_line(name, "ppii", 1, e, body)
 
 
 def turn(T: Any) -> Any:
-    """Tasks of turning weights: (o, c, taps) of a group becomes (c, o, taps in another order)."""
+    """Tasks of turning weights: (o, c, taps) of a group becomes (c, o, some of the taps) in every part of the result."""
     size = T.bitwidth // 8
     lanes = host().width // size
 
     def work(worker, arguments):  # type: ignore[no-untyped-def]
         a = carray(pointer(arguments, TURN_RECORD), 1)[0]
+        begins = carray(pointer(a.begins, types.int64), a.parts)
+        counts = carray(pointer(a.counts, types.int64), a.parts)
         while True:
             task = next_task(arguments)
             if task >= a.stop:
                 return
-            g, c0 = divmod(task, a.c_tasks)
-            c0 *= TURNED
-            count = min(TURNED, a.c - c0)
-            w = a.w + size * (g * a.o * a.c + c0) * a.from_taps
-            to = a.to + size * (g * a.c + c0) * a.o * a.taps
-            cs = os = 0
-            if a.from_taps == 1:
-                cs, os = count // lanes * lanes, a.o // lanes * lanes
+            for unit in range(task * a.step, min((task + 1) * a.step, a.units)):
+                g, c0 = divmod(unit, a.c_units)
+                c0 *= TURNED
+                c1 = min(c0 + TURNED, a.c)
+                # Of one tap square blocks are turned, as far as they are whole.
+                os = a.o // lanes * lanes if a.taps == 1 else 0
+                cs = c0 + (c1 - c0) // lanes * lanes if a.taps == 1 else c0
                 for o in range(0, os, lanes):
-                    for c in range(0, cs, lanes):
-                        turn_block(T, to + size * (c * a.o + o), a.o, w + size * (o * a.c + c), a.c)
-            turn_rows(T, size, a, to, w, cs, count, 0, os)
-            turn_rows(T, size, a, to, w, 0, count, os, a.o)
+                    for c in range(c0, cs, lanes):
+                        to = a.to + size * ((g * a.c + c) * a.o + o)
+                        turn_block(T, to, a.o, a.w + size * ((g * a.o + o) * a.c + c), a.c)
+                for o in range(0, a.o, TOGETHER):
+                    some = min(TOGETHER, a.o - o)
+                    for c in range(cs if o + some <= os else c0, c1):
+                        x = a.w + size * a.taps * ((g * a.o + o) * a.c + c)
+                        offsets = a.offsets
+                        for part in range(a.parts):
+                            n = counts[part]
+                            to = a.to + size * (begins[part] + ((g * a.c + c) * a.o + o) * n)
+                            pick(T, to, x, offsets, some * n)
+                            offsets += 4 * TOGETHER * n
 
     return work
 

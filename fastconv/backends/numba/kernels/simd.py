@@ -264,19 +264,21 @@ def phases(builder: ir.IRBuilder, vectors: list[Any]) -> list[Any]:
 def transpose(builder: ir.IRBuilder, vectors: list[Any]) -> list[Any]:
     """As many vectors as lanes: lane i of result j is lane j of vector i.
 
-    log2(lanes) rounds in which vector i meets vector i + lanes / 2 and their lanes are taken in turn.
+    log2(lanes) rounds, in which vectors i and i + step exchange every other block of `step` lanes: one or two
+    instructions each.
     """
-    count = len(vectors)
-    half, rounds = count // 2, count.bit_length() - 1
+    count, step = len(vectors), 1
     index = ir.VectorType(I32, count)
-    picks = []
-    for begin in (0, half):
-        lanes = [begin + i // 2 + (count if i % 2 else 0) for i in range(count)]
-        picks.append(ir.Constant(index, [ir.Constant(I32, lane) for lane in lanes]))
-    for _ in range(rounds):
-        vectors = [
-            builder.shuffle_vector(vectors[i], vectors[i + half], pick) for i in range(half) for pick in picks
+    while step < count:
+        picks = [
+            ir.Constant(index, [lane - step + count if lane & step else lane for lane in range(count)]),
+            ir.Constant(index, [lane + count if lane & step else lane + step for lane in range(count)]),
         ]
+        vectors = [
+            builder.shuffle_vector(vectors[i & ~step], vectors[i | step], picks[i & step > 0])
+            for i in range(count)
+        ]
+        step *= 2
     return vectors
 
 
@@ -361,12 +363,22 @@ def load_transposed(
     e = ELEMENTS[T.instance_type]
 
     def body(b: ir.IRBuilder, to: Any, x: Any, step: Any, rows: Any, low: Any, high: Any) -> None:
-        vectors = []
-        for i in range(e.lanes):
-            stop = b.select(b.icmp_signed("<", const(i), rows), high, low)
-            vectors.append(masked_load(b, e, b.gep(x, [b.mul(const(i), step)]), lane_range(b, e, low, stop)))
-        for j, vector in enumerate(transpose(b, vectors)):
-            store(b, e, vector, b.gep(to, [const(j * e.lanes)]))
+        places = [b.gep(x, [b.mul(const(i), step)]) for i in range(e.lanes)]
+
+        def turned(vectors: list[Any]) -> None:
+            for j, vector in enumerate(transpose(b, vectors)):
+                store(b, e, vector, b.gep(to, [const(j * e.lanes)]))
+
+        # Masks take three times as long as all the rest.
+        every = [b.icmp_signed(">=", bound, const(e.lanes)) for bound in (rows, high)]
+        every.append(b.icmp_signed("<=", low, const(0)))
+        with b.if_else(b.and_(b.and_(*every[:2]), every[2]), likely=True) as (whole, part):
+            with whole:
+                turned([load(b, e, place) for place in places])
+            with part:
+                stops = [b.select(b.icmp_signed("<", const(i), rows), high, low) for i in range(e.lanes)]
+                masks = [lane_range(b, e, low, stop) for stop in stops]
+                turned([masked_load(b, e, place, mask) for place, mask in zip(places, masks, strict=True)])
 
     name = f"load_transposed_{e.short}_{host().name}"
     return types.void(T, *[types.int64] * 6), out_of_line(name, "ppiiii", 1, e, body)
@@ -378,10 +390,17 @@ def store_transposed(typing: Any, T: Any, y: Any, step: Any, d: Any, rows: Any, 
     e = ELEMENTS[T.instance_type]
 
     def body(b: ir.IRBuilder, y: Any, step: Any, d: Any, rows: Any, count: Any) -> None:
-        vectors = [load(b, e, b.gep(d, [const(j * e.lanes)])) for j in range(e.lanes)]
-        for i, vector in enumerate(transpose(b, vectors)):
-            stop = b.select(b.icmp_signed("<", const(i), rows), count, const(0))
-            masked_store(b, e, vector, b.gep(y, [b.mul(const(i), step)]), first_lanes(b, e, stop))
+        vectors = transpose(b, [load(b, e, b.gep(d, [const(j * e.lanes)])) for j in range(e.lanes)])
+        places = [b.gep(y, [b.mul(const(i), step)]) for i in range(e.lanes)]
+        every = b.and_(*(b.icmp_signed(">=", bound, const(e.lanes)) for bound in (rows, count)))
+        with b.if_else(every, likely=True) as (whole, part):
+            with whole:
+                for vector, place in zip(vectors, places, strict=True):
+                    store(b, e, vector, place)
+            with part:
+                for i, (vector, place) in enumerate(zip(vectors, places, strict=True)):
+                    stop = b.select(b.icmp_signed("<", const(i), rows), count, const(0))
+                    masked_store(b, e, vector, place, first_lanes(b, e, stop))
 
     name = f"store_transposed_{e.short}_{host().name}"
     return types.void(T, *[types.int64] * 5), out_of_line(name, "pipii", 1, e, body)

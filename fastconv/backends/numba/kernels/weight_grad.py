@@ -54,8 +54,9 @@ WEIGHT_FIELDS = (
     "stride_d stride_h stride_w before_d before_h before_w "
     "d0 h0 w0 nd nh nw "  # a box of output positions, and where it begins
     "rows_d rows_h rows_w "  # spread: the part of the padded image that a box reads
-    "vectors together held_c "  # vectors of a group's channels, those of a tile; positions from one to the next
+    "vectors held_c "  # vectors of a group's channels; positions from one to the next
     "taps all_taps "  # places a vector is read at; kernel elements
+    "together "  # vectors of a tile: of channels, at each place one after the other
     "first positions packed_c "  # of the box: its first position, how many; from one packed vector to the next
     "block_n block_q blocks "  # a piece of the sum: images, positions; how many there are
     "parts part_step o_step o_tasks t_tasks "  # independent sums, elements of one; output channels of a task; tasks
@@ -179,7 +180,10 @@ def pack_positions(T: Any) -> Any:
 
 
 def weight_products(T: Any) -> Any:
-    """Tasks of sums over positions: a part of them, a group, a tap, a few vectors, some output channels."""
+    """Tasks of sums over positions: a part of them, a group, a few vectors, some output channels.
+
+    A vector is read at every place; a tile takes three, of channels or places, whichever come next.
+    """
     size = T.bitwidth // 8
     lanes = host().width // size
     NS = scalars(host())
@@ -190,8 +194,7 @@ def weight_products(T: Any) -> Any:
         at_slots = a.scratch + worker * a.scratch_size
         slots = carray(pointer(at_slots, types.int64), (VECTORS, SLOT))
         for m in range(VECTORS):
-            slots[m, 0], slots[m, 1], slots[m, 2] = m * a.held_c * lanes, m * lanes, (1 << lanes) - 1
-            slots[m, 3], slots[m, 4] = 0, 0
+            slots[m, 1], slots[m, 2], slots[m, 3], slots[m, 4] = m * lanes, (1 << lanes) - 1, 0, 0
         at_stage = at_slots + 128
         stage = carray(pointer(at_stage, T), (NS, most))
         taps_at = carray(pointer(a.taps_at, types.int64), a.taps)
@@ -201,16 +204,21 @@ def weight_products(T: Any) -> Any:
             task = next_task(arguments)
             if task >= a.stop:
                 return
-            task, t = divmod(task, a.taps)
             task, v0 = divmod(task, a.t_tasks)
             task, o0 = divmod(task, a.o_tasks)
             part, g = divmod(task, a.groups)
             v0 *= a.together
-            mv = min(a.together, a.vectors - v0)
+            mv = min(a.together, a.taps * a.vectors - v0)
+            t, v = divmod(v0, a.vectors)
+            for m in range(mv):
+                slots[m, 0] = (taps_at[t] + v * a.held_c) * lanes
+                v += 1
+                if v == a.vectors:
+                    t, v = t + 1, 0
             o0 *= a.o_step
             o1 = min(o0 + a.o_step, a.o)
-            width = a.vectors * lanes
-            begin = ((part * a.groups + g) * a.taps + t) * a.o * width + v0 * lanes
+            width = a.taps * a.vectors * lanes
+            begin = (part * a.groups + g) * a.o * width + v0 * lanes
             first = part * a.blocks // a.parts
             for block in range(first, (part + 1) * a.blocks // a.parts):
                 n, q = divmod(block, across)
@@ -218,8 +226,7 @@ def weight_products(T: Any) -> Any:
                 q *= a.block_q
                 images = min(a.block_n, a.batch - n)
                 count = min(a.block_q, a.positions - q)
-                plane = (n * a.groups + g) * a.vectors + v0
-                x = a.held + size * lanes * (plane * a.held_c + taps_at[t])
+                x = a.held + size * lanes * (n * a.groups + g) * a.vectors * a.held_c
                 for o in range(o0, o1, NS):
                     rows = min(NS, o1 - o)
                     if a.packed:
@@ -258,10 +265,9 @@ def weight_sums(T: Any) -> Any:
             task = next_task(arguments)
             if task >= a.stop:
                 return
-            g, o = divmod(task, a.o)
             y = carray(pointer(a.y + size * task * a.c * a.all_taps, T), a.c * a.all_taps)
             for t in range(a.taps):
-                begin = a.sums + size * ((g * a.taps + t) * a.o + o) * width
+                begin = a.sums + size * (task * a.taps + t) * width
                 sums = carray(pointer(begin, T), each)
                 for i in range(each):
                     y[i * a.taps + t] = sums[i]
