@@ -26,6 +26,7 @@ from .simd import (
     pointer,
     store,
     transpose,
+    woven,
 )
 
 # Input channels of a task that turns weights, and output channels that are written together: what is read and what is
@@ -134,20 +135,14 @@ def turn(T: Any) -> Any:
 def alternate(typing: Any, T: Any, y: Any, even: Any, odd: Any, count: Any) -> Any:
     """``y[2 * i] = even[i]`` and ``y[2 * i + 1] = odd[i]`` for `count` elements in all."""
     e = ELEMENTS[T.instance_type]
-    index = ir.VectorType(I32, e.lanes)
 
     def body(b: ir.IRBuilder, y: Any, even: Any, odd: Any, count: Any) -> None:
-        def pair(vectors: list[Any]) -> list[Any]:
-            lanes = [[(r * e.lanes + i) // 2 + i % 2 * e.lanes for i in range(e.lanes)] for r in range(2)]
-            picks = [ir.Constant(index, [ir.Constant(I32, lane) for lane in some]) for some in lanes]
-            return [b.shuffle_vector(*vectors, pick) for pick in picks]
-
         with loop(b, const(0), count, const(2 * e.lanes)) as at:
             left, half = b.sub(count, at), b.lshr(at, const(1))
             sources, to = [b.gep(x, [half]) for x in (even, odd)], b.gep(y, [at])
             with b.if_else(b.icmp_signed(">=", left, const(2 * e.lanes))) as (whole, part):
                 with whole:
-                    for r, value in enumerate(pair([load(b, e, x) for x in sources])):
+                    for r, value in enumerate(woven(b, *[load(b, e, x) for x in sources])):
                         store(b, e, value, b.gep(to, [const(r * e.lanes)]))
                 with part:
                     odds = b.ashr(left, const(1))
@@ -156,7 +151,7 @@ def alternate(typing: Any, T: Any, y: Any, even: Any, odd: Any, count: Any) -> A
                         masked_load(b, e, x, lane_range(b, e, const(0), stop))
                         for x, stop in zip(sources, stops, strict=True)
                     ]
-                    first, second = pair(vectors)
+                    first, second = woven(b, *vectors)
                     rest = b.sub(left, const(e.lanes))
                     with b.if_else(b.icmp_signed(">=", rest, const(0))) as (full, short):
                         with full:

@@ -252,6 +252,16 @@ def halves(builder: ir.IRBuilder, a: Any, b: Any) -> tuple[Any, Any]:
     return even, odd
 
 
+def woven(builder: ir.IRBuilder, a: Any, b: Any) -> list[Any]:
+    """The lanes of two vectors in turn, as two vectors."""
+    count = a.type.count
+    index, made = ir.VectorType(I32, count), []
+    for half in range(2):
+        lanes = [ir.Constant(I32, (half * count + i) // 2 + i % 2 * count) for i in range(count)]
+        made.append(builder.shuffle_vector(a, b, ir.Constant(index, lanes)))
+    return made
+
+
 def phases(builder: ir.IRBuilder, vectors: list[Any]) -> list[Any]:
     """S vectors, S a power of two: lane i of result r is element ``S * i + r`` of them all."""
     if len(vectors) == 1:

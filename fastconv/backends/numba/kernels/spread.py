@@ -41,6 +41,7 @@ from .simd import (
     pointer,
     splat,
     store,
+    woven,
 )
 
 # The stride along a row and the taps of its phases, as the windows of networks have them: 2 x 2 and 3 x 3 at stride 2,
@@ -141,18 +142,6 @@ def stage_rows(
     return types.void(T, *[types.int64] * 7, T.instance_type), codegen
 
 
-def _alternate(b: ir.IRBuilder, phases: list[Any]) -> list[Any]:
-    """The vectors of both phases of a stride with their lanes taken in turn; one phase as it is."""
-    if len(phases) == 1:
-        return phases
-    count = phases[0].type.count
-    index, made = ir.VectorType(I32, count), []
-    for half in range(2):
-        lanes = [ir.Constant(I32, (half * count + i) // 2 + i % 2 * count) for i in range(count)]
-        made.append(b.shuffle_vector(*phases, ir.Constant(index, lanes)))
-    return made
-
-
 @intrinsic(prefer_literal=True)
 def gather_rows(
     typing: Any, S: Any, FIRST: Any, SECOND: Any, T: Any, dx: Any, rows: Any, h0: Any, h1: Any, meeting: Any, j0: Any,
@@ -208,7 +197,8 @@ def gather_rows(
                             some = b.icmp_signed(">", counts[phase], const(0))
                             with b.if_then(some), loop(b, const(0), counts[phase]) as t:
                                 join(at, phase, b.load(b.gep(lists[phase], [t])))
-                made = _alternate(b, [b.load(total) for total in totals])
+                made = [b.load(total) for total in totals]
+                made = woven(b, *made) if s == 2 else made
                 to = b.add(row, i)
                 with b.if_else(b.icmp_signed("<=", b.add(to, step), room), likely=True) as (whole, part):
                     with whole:

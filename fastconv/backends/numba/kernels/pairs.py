@@ -1,0 +1,194 @@
+"""The gradient of a depthwise convolution's input, of 3 x 3 taps at a stride of 2: two rows of it at a time.
+
+Of the padded input, rows and columns 2 q and 2 q + 1 make a pair. What a pair meets is few::
+
+    even = dy[q] * w[0] + dy[q - 1] * w[2]        odd = dy[q] * w[1]
+
+So from two neighbouring rows of the output's gradient come two rows of the input's, nine multiply-adds for four vectors,
+and every element is written once. As convolutions of stride 1, one for each phase, the four results would have to be woven
+together, which took three times as long as computing them.
+
+A vector's elements behind a row's end are written too, where the next row comes after them: so columns go from the last to
+the first, and rows from the first to the last. Only behind the task's last plane are there masks.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from llvmlite import ir
+from numba import carray, from_dtype, types
+from numba.extending import intrinsic
+
+from .simd import (
+    ELEMENTS,
+    I64,
+    const,
+    first_lanes,
+    host,
+    lane_range,
+    load,
+    masked_load,
+    masked_store,
+    multiply_add,
+    next_task,
+    out_of_line,
+    pointer,
+    splat,
+    store,
+    woven,
+)
+
+TAPS = 9
+
+FIELDS = (
+    "next stop "  # the next task, and where to stop
+    "dy w bias dx zeros "  # addresses; no bias is 0; a row of zeros
+    "planes step channels "  # planes in all, of a task; weights of so many channels follow one another
+    "h width oh ow "  # rows and columns of the input, and of the output
+    "before_h before_w "  # padding
+    "blocks"  # vectors of a row of the output's gradient that a row's pairs take
+)
+ARGUMENTS = np.dtype([(name, np.int64) for name in FIELDS.split()])
+RECORD = from_dtype(ARGUMENTS)
+
+
+@intrinsic(prefer_literal=True)
+def pair_rows(
+    typing: Any, ODD: Any, MASKED: Any, T: Any,
+    dx: Any, dy: Any, w: Any, bias: Any, zeros: Any, h: Any, width: Any, oh: Any, ow: Any, before: Any, first: Any, room: Any,
+) -> Any:  # fmt: skip
+    """A column of vectors: all rows of a plane, for the pairs whose lower vectors begin at column `first` of dy.
+
+    Parameters
+    ----------
+    ODD : literal
+        Whether a row of dx begins with the second of a pair.
+    MASKED : literal
+        Whether columns of dy beyond its ends take part, as zeros.
+    bias : address
+        Of what is added to every element.
+    room : int
+        Elements from the column's first one to the end of what may be written.
+    """
+    if not all(isinstance(literal, types.IntegerLiteral) for literal in (ODD, MASKED)):
+        return None
+    e, odd, masked = ELEMENTS[T.instance_type], bool(ODD.literal_value), bool(MASKED.literal_value)
+
+    def body(
+        b: ir.IRBuilder, dx: Any, dy: Any, w: Any, bias: Any, zeros: Any, h: Any, width: Any, oh: Any, ow: Any, before: Any,
+        first: Any, room: Any,
+    ) -> None:  # fmt: skip
+        weights = [splat(b, e.vector, b.load(b.gep(w, [const(t)]))) for t in range(TAPS)]
+        offset = splat(b, e.vector, b.load(bias))
+        starts = [b.add(first, const(i)) for i in range(2)]
+        inside = [lane_range(b, e, b.neg(start), b.sub(ow, start)) for start in starts]
+
+        def row(q: Any) -> list[Any]:
+            there = b.and_(b.icmp_signed(">=", q, const(0)), b.icmp_signed("<", q, oh))
+            at = b.select(there, b.gep(dy, [b.mul(q, ow)]), zeros)
+            places = [b.gep(at, [start]) for start in starts]
+            if masked:
+                return [masked_load(b, e, *place) for place in zip(places, inside, strict=True)]
+            return [load(b, e, place) for place in places]
+
+        def write(row: Any, even: Any, second: Any) -> None:
+            """A row of dx, if it is one."""
+            with b.if_then(
+                b.and_(b.icmp_signed(">=", row, const(0)), b.icmp_signed("<", row, h)), likely=True
+            ):
+                at = b.mul(row, width)
+                to, left = b.gep(dx, [at]), b.sub(room, at)
+                made = woven(b, *((second, even) if odd else (even, second)))
+                with b.if_else(b.icmp_signed(">=", left, const(2 * e.lanes)), likely=True) as (whole, part):
+                    with whole:
+                        for r, value in enumerate(made):
+                            store(b, e, value, b.gep(to, [const(r * e.lanes)]))
+                    with part:
+                        for r, value in enumerate(made):
+                            skip = const(r * e.lanes)
+                            lanes = first_lanes(b, e, b.sub(left, skip))
+                            masked_store(b, e, value, b.gep(to, [skip]), lanes, in_loop=True)
+
+        begin, stop = b.ashr(before, const(1)), b.add(b.ashr(b.add(b.sub(h, const(1)), before), const(1)), const(1))
+        above = row(b.sub(begin, const(1)))
+        entry = b.block
+        loop, done = b.append_basic_block("rows"), b.append_basic_block("done")
+        b.branch(loop)
+        b.position_at_end(loop)
+        q = b.phi(I64)
+        last = [b.phi(e.vector) for _ in range(2)]
+        here = row(q)
+        add = b.fadd if e.real else b.add
+
+        def total(*terms: tuple[Any, int]) -> Any:
+            value = ir.Constant(e.vector, None)
+            for vector, tap in terms:
+                value = multiply_add(b, e, vector, weights[tap], value)
+            return add(value, offset)
+
+        low, high = 0, 1
+        alone = low if odd else high  # what meets the middle column
+        at = b.sub(b.mul(q, const(2)), before)
+        write(
+            at,
+            total((here[high], 0), (here[low], 2), (last[high], 6), (last[low], 8)),
+            total((here[alone], 1), (last[alone], 7)),
+        )
+        write(b.add(at, const(1)), total((here[high], 3), (here[low], 5)), total((here[alone], 4)))
+        following = b.add(q, const(1))
+        q.add_incoming(begin, entry)
+        q.add_incoming(following, b.block)
+        for phi, before_it, after in zip(last, above, here, strict=True):
+            phi.add_incoming(before_it, entry)
+            phi.add_incoming(after, b.block)
+        b.cbranch(b.icmp_signed("<", following, stop), loop, done)
+        b.position_at_end(done)
+
+    name = f"pair_rows_{e.short}{'_odd' if odd else ''}{'_masked' if masked else ''}_{host().name}"
+    return types.void(ODD, MASKED, T, *[types.int64] * 12), out_of_line(name, "pppppiiiiiii", 3, e, body)
+
+
+def pairs(T: Any) -> Any:
+    """Tasks of the gradient of a depthwise convolution's input: some planes."""
+    size = T.bitwidth // 8
+    lanes = host().width // size
+
+    def work(worker, arguments):  # type: ignore[no-untyped-def]
+        a = carray(pointer(arguments, RECORD), 1)[0]
+        low = (a.before_w + 1) // 2 - 1  # where the lower vectors of a row's first pairs begin
+        odd = a.before_w % 2
+        while True:
+            task = next_task(arguments)
+            if task >= a.stop:
+                return
+            stop = min((task + 1) * a.step, a.planes)
+            for p in range(task * a.step, stop):
+                c = p % a.channels
+                dy, w = a.dy + size * p * a.oh * a.ow, a.w + size * c * TAPS
+                bias = a.bias + size * c if a.bias else a.zeros
+                for i in range(a.blocks - 1, -1, -1):
+                    first = low + i * lanes
+                    dx = a.dx + size * (p * a.h * a.width + 2 * i * lanes)
+                    room = (stop - p) * a.h * a.width - 2 * i * lanes
+                    inner = first >= 0 and first + lanes < a.ow
+                    if odd:
+                        if inner:
+                            pair_rows(
+                                1, 0, T, dx, dy, w, bias, a.zeros, a.h, a.width, a.oh, a.ow, a.before_h, first, room
+                            )  # fmt: skip
+                        else:
+                            pair_rows(
+                                1, 1, T, dx, dy, w, bias, a.zeros, a.h, a.width, a.oh, a.ow, a.before_h, first, room
+                            )  # fmt: skip
+                    elif inner:
+                        pair_rows(
+                            0, 0, T, dx, dy, w, bias, a.zeros, a.h, a.width, a.oh, a.ow, a.before_h, first, room
+                        )  # fmt: skip
+                    else:
+                        pair_rows(
+                            0, 1, T, dx, dy, w, bias, a.zeros, a.h, a.width, a.oh, a.ow, a.before_h, first, room
+                        )  # fmt: skip
+
+    return work
