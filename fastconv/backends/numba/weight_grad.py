@@ -345,6 +345,10 @@ def depthwise(spec: ConvSpec, precision: str, workspace_limit: int | None) -> Ru
     if workspace_limit is not None and (need := per_worker + partial + ALIGNMENT) > workspace_limit:
         raise Unsupported(f"needs {need} bytes of scratch", workspace=need)
     plane, plane_out = math.prod(g.size), math.prod(g.out)
+    nine = g.kernel == (1, 3, 3) and g.dilation == (1, 1, 1) and g.stride[1] == g.stride[2]
+    # With more padding than one column more vectors than the first and the last would need masks.
+    nine = nine and g.size[0] == g.out[0] == 1 and max(g.before[2], g.after[2]) <= 1
+    zeros = np.zeros(max(g.size[2], g.out[2]) if nine else 0, spec.dtype)
     template = np.zeros(1, kernels.ROWS_ARGUMENTS)
     by_axis = {
         "size_": g.size,
@@ -356,7 +360,7 @@ def depthwise(spec: ConvSpec, precision: str, workspace_limit: int | None) -> Ru
     }
     direct.fill(
         template, scratch_size=per_worker, batch=spec.batch, per_group=g.o, o=spec.out_channels, parts=parts,
-        x_n=spec.in_channels * plane, x_c=plane, dy_n=spec.out_channels * plane_out, dy_c=plane_out,
+        zeros=address(zeros) if nine else 0, x_n=spec.in_channels * plane, x_c=plane, dy_n=spec.out_channels * plane_out, dy_c=plane_out,
         **{name + axis: values[i] for name, values in by_axis.items() for i, axis in enumerate("dhw")},
     )  # fmt: skip
     tasks = spec.out_channels * parts
@@ -380,6 +384,7 @@ def depthwise(spec: ConvSpec, precision: str, workspace_limit: int | None) -> Ru
         if parts > 1:
             np.sum(sums, axis=0, out=dw)
 
+    call.tables = zeros  # type: ignore[attr-defined]
     return Run(
         call=call,
         seconds=seconds + cost.CALL_SECONDS,

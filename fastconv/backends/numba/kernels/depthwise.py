@@ -166,7 +166,7 @@ def loads(stride: int, pair: bool, lanes: int) -> tuple[int, ...]:
     return (0,) if pair else (0, 1, 2) if stride == 1 else (0, lanes, lanes + 2)
 
 
-def _columns(b: ir.IRBuilder, stride: int, vectors: list[Any]) -> list[Any]:
+def columns_of(b: ir.IRBuilder, stride: int, vectors: list[Any]) -> list[Any]:
     """The elements under each of three taps, from what was loaded: of one row, or a vector of each of two."""
     lanes = vectors[0].type.count
     if len(vectors) == 2:  # lanes without an output get anything
@@ -218,7 +218,7 @@ def _emit_rows(
                 vectors += [masked_load(b, e, *place) for place in zip(places, inside, strict=True)]
             else:
                 vectors += [load(b, e, place) for place in places]
-        columns = _columns(b, stride, vectors)
+        columns = columns_of(b, stride, vectors)
         for r in range(ROWS):
             if 0 <= (kh := i - r * stride) < 3:
                 for kw in range(3):

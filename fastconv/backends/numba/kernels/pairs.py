@@ -111,7 +111,10 @@ def pair_rows(
                             lanes = first_lanes(b, e, b.sub(left, skip))
                             masked_store(b, e, value, b.gep(to, [skip]), lanes, in_loop=True)
 
-        begin, stop = b.ashr(before, const(1)), b.add(b.ashr(b.add(b.sub(h, const(1)), before), const(1)), const(1))
+        begin, stop = (
+            b.ashr(before, const(1)),
+            b.add(b.ashr(b.add(b.sub(h, const(1)), before), const(1)), const(1)),
+        )
         above = row(b.sub(begin, const(1)))
         entry = b.block
         loop, done = b.append_basic_block("rows"), b.append_basic_block("done")

@@ -19,6 +19,7 @@ from llvmlite import ir
 from numba import carray, from_dtype, types
 from numba.extending import intrinsic
 
+from .depthwise import columns_of, loads
 from .direct import fill_row
 from .simd import (
     ELEMENTS,
@@ -334,6 +335,94 @@ def dot_rows(
     return types.void(S, T, *[types.int64] * 11), out_of_line(name, "ppipiiiiiii", 2, e, body)
 
 
+# Rows and columns of the taps that are summed all at once.
+NINE = 3
+
+# Bytes of the next plane that are fetched: larger ones would leave no room in the L1 cache for this one.
+FETCHED = 4096
+
+
+@intrinsic(prefer_literal=True)
+def nine_sums(
+    typing: Any, S: Any, T: Any,
+    sums: Any, x: Any, dy: Any, zeros: Any, h: Any, width: Any, oh: Any, ow: Any, before_h: Any, before_w: Any,
+) -> Any:  # fmt: skip
+    """Add a plane's part to the sums of all 3 x 3 taps, a vector of lanes each.
+
+    Rows of x are read once, from the first to the last, each vector of them for nine multiply-adds together with the rows
+    of dy that it meets. Rows outside are `zeros`; only the first and the last vector of a row need masks.
+    """
+    if not isinstance(S, types.IntegerLiteral):
+        return None
+    e, stride = ELEMENTS[T.instance_type], S.literal_value
+
+    def body(
+        b: ir.IRBuilder, sums: Any, x: Any, dy: Any, zeros: Any, h: Any, width: Any, oh: Any, ow: Any, before_h: Any,
+        before_w: Any,
+    ) -> None:  # fmt: skip
+        zero, step = ir.Constant(e.vector, None), const(stride)
+        held = [b.alloca(e.vector) for _ in range(NINE * NINE)]  # LLVM keeps them in registers
+        places = [b.gep(sums, [const(t * e.lanes)]) for t in range(NINE * NINE)]
+        for value, place in zip(held, places, strict=True):
+            b.store(load(b, e, place), value)
+        last = b.and_(b.sub(ow, const(1)), const(-e.lanes))
+
+        def starts(m: Any) -> list[Any]:
+            begin = b.sub(b.mul(m, step), before_w)
+            return [b.add(begin, const(start)) for start in loads(stride, False, e.lanes)]
+
+        def masks(m: Any) -> tuple[Any, list[Any]]:
+            inside = [lane_range(b, e, b.neg(start), b.sub(width, start)) for start in starts(m)]
+            return lane_range(b, e, const(0), b.sub(ow, m)), inside
+
+        ends = masks(const(0)), masks(last)
+
+        def row(plane: Any, i: Any, count: Any, length: Any) -> Any:
+            inner = b.and_(b.icmp_signed(">=", i, const(0)), b.icmp_signed("<", i, count))
+            return b.select(inner, b.gep(plane, [b.mul(i, length)]), zeros)
+
+        def add(xs: list[Any], dys: list[Any], m: Any, edge: tuple[Any, list[Any]] | None) -> None:
+            """One vector of these rows."""
+            if edge is None:
+                gradients = [load(b, e, b.gep(at, [m])) for at in dys]
+            else:
+                gradients = [masked_load(b, e, b.gep(at, [m]), edge[0]) for at in dys]
+            for i, at in enumerate(xs):
+                spots = [b.gep(at, [start]) for start in starts(m)]
+                if edge is None:
+                    vectors = columns_of(b, stride, [load(b, e, spot) for spot in spots])
+                else:
+                    read = [masked_load(b, e, *spot) for spot in zip(spots, edge[1], strict=True)]
+                    # Where dy has no element x may have one, and it may be infinite.
+                    vectors = [b.select(edge[0], column, zero) for column in columns_of(b, stride, read)]
+                for kh in range(i, NINE, stride):
+                    for kw, vector in enumerate(vectors):
+                        place = held[NINE * kh + kw]
+                        b.store(multiply_add(b, e, vector, gradients[kh // stride], b.load(place)), place)
+
+        # Of the padded rows, or pairs of them, r meets rows r, r - 1 and r - 2 of dy, a pair rows r and r - 1.
+        all_rows, of_dy = b.add(h, before_h), b.add(b.mul(oh, step), const(NINE - stride))
+        rows = b.select(b.icmp_signed("<", all_rows, of_dy), all_rows, of_dy)
+        start, stop = b.sdiv(before_h, step), b.sdiv(b.add(rows, const(stride - 1)), step)
+        with b.if_then(b.icmp_signed("<", start, stop)), loop(b, start, stop) as r:
+            top = b.sub(b.mul(r, step), before_h)
+            xs = [row(x, b.add(top, const(i)), h, width) for i in range(stride)]
+            dys = [row(dy, b.sub(r, const(back)), oh, ow) for back in range(NINE + 1 - stride)]
+            add(xs, dys, const(0), ends[0])
+            with b.if_then(b.icmp_signed(">", last, const(0))):
+                with (
+                    b.if_then(b.icmp_signed(">", last, const(e.lanes))),
+                    loop(b, const(e.lanes), last, const(e.lanes)) as m,
+                ):
+                    add(xs, dys, m, None)
+                add(xs, dys, last, ends[1])
+        for value, place in zip(held, places, strict=True):
+            store(b, e, b.load(value), place)
+
+    name = f"nine_sums_{e.short}_s{stride}_{host().name}"
+    return types.void(S, T, *[types.int64] * 10), out_of_line(name, "ppppiiiiii", 2, e, body)
+
+
 ROWS_FIELDS = (
     "next stop "
     "x dy sums scratch scratch_size "  # addresses; bytes of a worker's scratch
@@ -341,7 +430,8 @@ ROWS_FIELDS = (
     "x_n x_c dy_n dy_c "  # strides, whose planes are contiguous
     "size_d size_h size_w od oh ow kd kh kw "
     "stride_d stride_h stride_w dilation_d dilation_h dilation_w before_d before_h before_w "
-    "parts"  # independent sums over images
+    "parts "  # independent sums over images
+    "zeros"  # of 3 x 3 taps that are summed all at once: address of a row of zeros, else 0
 )
 ROWS_ARGUMENTS = np.dtype([(name, np.int64) for name in ROWS_FIELDS.split()])
 ROWS_RECORD = from_dtype(ROWS_ARGUMENTS)
@@ -367,6 +457,21 @@ def depthwise_sums(T: Any) -> Any:
             for n in range(part * a.batch // a.parts, (part + 1) * a.batch // a.parts):
                 x = a.x + size * (n * a.x_n + o // a.per_group * a.x_c)
                 dy = a.dy + size * (n * a.dy_n + o * a.dy_c)
+                if a.zeros:
+                    # The planes of the next image lie far off, where no hardware looks ahead.
+                    for i in range(0, min(size * a.size_h * a.size_w, FETCHED), 64):
+                        fetch(x + size * a.x_n + i)
+                    for i in range(0, min(size * a.oh * a.ow, FETCHED), 64):
+                        fetch(dy + size * a.dy_n + i)
+                    if a.stride_w == 1:
+                        nine_sums(
+                            1, T, at_sums, x, dy, a.zeros, a.size_h, a.size_w, a.oh, a.ow, a.before_h, a.before_w
+                        )  # fmt: skip
+                    else:
+                        nine_sums(
+                            2, T, at_sums, x, dy, a.zeros, a.size_h, a.size_w, a.oh, a.ow, a.before_h, a.before_w
+                        )  # fmt: skip
+                    continue
                 for qd in range(a.od):
                     for kd in range(a.kd):
                         d = qd * a.stride_d + kd * a.dilation_d - a.before_d
