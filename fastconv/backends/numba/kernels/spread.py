@@ -27,7 +27,6 @@ from numba.extending import intrinsic
 from .pool import zero
 from .simd import (
     ELEMENTS,
-    I32,
     I64,
     const,
     first_lanes,
