@@ -21,7 +21,6 @@ import numpy as np
 from fastconv.backends import Planner, Run, Unsupported, algorithm, blocks
 from fastconv.backends.numba import cost, depthwise, direct, jit, threads
 from fastconv.backends.numba.kernels import input_grad as kernels
-from fastconv.backends.numba.kernels import pairs
 from fastconv.backends.numba.operands import (
     ALIGNMENT,
     Array,
@@ -31,25 +30,19 @@ from fastconv.backends.numba.operands import (
     scratch,
 )
 from fastconv.backends.numba.pages import empty
+from fastconv.backends.numba.pairs import Pairs
 from fastconv.spec import DTYPES, ConvSpec
 
 TURN = jit.Kernel(kernels.turn)
 WEAVE = jit.Kernel(kernels.weave)
 
-PAIRS = jit.Kernel(pairs.pairs)
-
 put_turn, put_weave = direct.setter(kernels.TURN), direct.setter(kernels.WEAVE)
-put_pairs = direct.setter(pairs.ARGUMENTS)
 
 # Phases of some images are computed, then woven into the result while a core's cache still holds most of them.
 PHASE_BYTES = 2 << 20
 
 # Elements of a task that turns or weaves: 4 us.
 WOVEN = 8 << 10
-
-
-# Cycles of four vectors in two rows, and of a plane; a task of planes takes about so long.
-PAIR_CYCLES, PLANE_CYCLES, PLANES_SECONDS = 14, 60, 20e-6
 
 
 class Phase(NamedTuple):
@@ -370,44 +363,20 @@ def plan_product(spec: ConvSpec, limit: int | None) -> Run:
     return replace(inner, call=call, note="one matrix product")
 
 
-def comes_in_pairs(spec: ConvSpec) -> bool:
-    """Whether it is depthwise, of 3 x 3 taps at a stride of 2."""
-    g = direct.geometry(spec)
-    return (
-        spec.padding_mode == "zeros"
-        and (g.c, g.o, g.size[0]) == (1, 1, 1)
-        and (g.kernel, g.stride[1:], g.dilation[1:]) == ((1, 3, 3), (2, 2), (1, 1))
-        and not g.before[0] + g.after[0]
-    )
-
-
-def plan_pairs(spec: ConvSpec) -> Run:
-    """Two rows of the input's gradient at a time, without phases."""
-    g, lanes = direct.geometry(spec), cost.lanes(spec.dtype)
-    (_, h, width), (_, oh, ow) = g.size, g.out
-    planes, blocks = spec.batch * spec.in_channels, -(-width // (2 * lanes))
-    cycles = (h + 1) // 2 * blocks * PAIR_CYCLES * cost.SLOWER[spec.dtype] + PLANE_CYCLES
-    seconds = max(cycles * cost.CYCLE, (h * width + oh * ow) * DTYPES[spec.dtype].itemsize / cost.BYTES)
-    step = max(int(PLANES_SECONDS / seconds), 1)
-    zeros = np.zeros(max(ow, 1), spec.dtype)
-    template = np.zeros(1, pairs.ARGUMENTS)
-    direct.fill(
-        template, zeros=address(zeros), planes=planes, step=step, channels=spec.in_channels, h=h, width=width, oh=oh, ow=ow,
-        before_h=g.before[1], before_w=g.before[2], blocks=blocks,
-    )  # fmt: skip
-    fields, tasks = template.view(np.int64), -(-planes // step)
+def plan_pairs(spec: ConvSpec, g: direct.Geometry) -> Run:
+    """Of a depthwise convolution at a stride of 2: two rows of the input's gradient at a time, without phases."""
+    planes = spec.batch * spec.in_channels
+    spread = Pairs(g, spec.dtype, planes, spec.in_channels)
+    at_once = max(spread.tasks, 1)
 
     def call(dy: Array, weight: Array, bias: Array | None, dx: Array) -> None:
         dy, weight, bias = np.ascontiguousarray(dy), np.ascontiguousarray(weight), contiguous(bias)
-        a = fields.copy()
-        put_pairs(a, dy=address(dy), w=address(weight), bias=address(bias), dx=address(dx))
-        threads.launch(PAIRS.address(spec.dtype), a, tasks, threads.workers(tasks), planes * seconds)
+        spread(address(dy), address(dx), planes, at_once, w=address(weight), bias=address(bias))
 
-    call.tables = zeros  # type: ignore[attr-defined]
     return Run(
         call=call,
-        seconds=planes * seconds + cost.CALL_SECONDS,
-        at_once=max(tasks, 1),
+        seconds=planes * spread.seconds + cost.CALL_SECONDS,
+        at_once=at_once,
         note="two rows at a time",
     )
 
@@ -420,8 +389,10 @@ def input_grad(forward: Planner) -> Planner:
     def plan(spec: ConvSpec, precision: str, workspace_limit: int | None) -> Run:
         if forward is direct.implicit_gemm and is_product(spec):
             return plan_product(spec, workspace_limit)
-        if forward is depthwise.depthwise and comes_in_pairs(spec):
-            return plan_pairs(spec)
+        if forward is depthwise.depthwise and spec.padding_mode == "zeros":
+            g = direct.geometry(spec)
+            if (g.c, g.o, g.kernel[2]) == (1, 1, 3) and Pairs.take(g):
+                return plan_pairs(spec, g)
         kind = plan_phases if spec.padding_mode == "zeros" else plan_folded
         return kind(forward, spec, precision, workspace_limit)
 

@@ -14,6 +14,7 @@ from fastconv.backends.numba import cost, direct, jit, pooling, threads, unpooli
 from fastconv.backends.numba.kernels import spread as kernels
 from fastconv.backends.numba.kernels.scatter import ADD
 from fastconv.backends.numba.operands import ALIGNMENT, Array, address, computed, scratch
+from fastconv.backends.numba.pairs import Pairs
 from fastconv.backends.numba.planes import PIECE_BYTES, Part, moved, planes_of, task
 from fastconv.spec import DTYPES, PoolSpec
 
@@ -251,11 +252,28 @@ def blocks_of(table: Array, side: int) -> Array:
     return np.array(found, np.int64)
 
 
+def pairs(spec: PoolSpec, wide: str) -> Pairs | None:
+    """What spreads an average's windows two rows at a time, if they are such and all as large."""
+    if spec.mode != "avg" or spec.output_size or spec.rank != 2:
+        return None
+    before, after = (tuple(pads[i] for pads in spec.padding) for i in range(2))
+    lift = direct.lift
+    g = direct.Geometry(
+        lift(spec.in_size, 1), lift(spec.out_size, 1), lift(spec.kernel_size, 1), lift(spec.stride, 1),
+        lift(spec.dilation, 1), lift(before, 0), lift(after, 0), 1, 1,
+    )  # fmt: skip
+    by = [set(axis) for axis in pooling.factors(spec)]
+    if not Pairs.take(g) or any(len(axis) != 1 for axis in by):
+        return None
+    return Pairs(g, wide, spec.batch * spec.channels, divisor=math.prod(axis.pop() for axis in by))
+
+
 def spread(spec: PoolSpec, precision: str, workspace_limit: int | None) -> Run:
     """Each element adds up the windows that meet it."""
     if spec.mode == "max":
         raise Unsupported("a maximum is one element of its window, needs an average or an Lp pool")
-    spreads = Spreader(spec, computed(spec.out_dtype))
+    wide = computed(spec.out_dtype)
+    spreads = pairs(spec, wide) or Spreader(spec, wide)
     own = spreads.per_worker + ALIGNMENT
     left = None if workspace_limit is None else max(workspace_limit - own, 0)
     try:
@@ -268,13 +286,13 @@ def spread(spec: PoolSpec, precision: str, workspace_limit: int | None) -> Run:
     return run
 
 
-def averages(spec: PoolSpec, spreads: Spreader, left: int | None) -> Run:
+def averages(spec: PoolSpec, spreads: Spreader | Pairs, left: int | None) -> Run:
     """The gradient of an average, which needs nothing of the input but its shape."""
     dy, dx = (Part(math.prod(size), spec.out_dtype, spreads.wide) for size in (spec.out_size, spec.in_size))
     planes = planes_of(spec.batch, spec.channels, left, dy, dx)
     at_once = max(spreads.tasks, 1)
     if left is not None:
-        at_once = min(at_once, 1 + (left - planes.shared) // spreads.per_worker)
+        at_once = min(at_once, 1 + (left - planes.shared) // max(spreads.per_worker, 1))
 
     def compute(at: Sequence[int], count: int) -> None:
         dy, dx = at
@@ -291,7 +309,7 @@ def averages(spec: PoolSpec, spreads: Spreader, left: int | None) -> Run:
     )
 
 
-def powers(spec: PoolSpec, spreads: Spreader, left: int | None) -> Run:
+def powers(spec: PoolSpec, spreads: Spreader | Pairs, left: int | None) -> Run:
     """The gradient of an Lp pool, ``sign(x) * |x|**(p-1) * sum of dy * scale * y**(1-p)``, some planes at a time."""
     wide, p = spreads.wide, spec.norm_type
     itemsize, planes = DTYPES[wide].itemsize, spec.batch * spec.channels
