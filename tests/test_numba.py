@@ -136,8 +136,8 @@ def assembly(kernel: Any, dtype: str) -> str:
     return text
 
 
-def loop_of(text: str, name: str, instruction: str) -> list[str]:
-    """The lines of the loop of function `name` that holds most of an instruction."""
+def loop_of(text: str, name: str, instruction: str, least: int = 1) -> list[str]:
+    """The lines of the shortest loop of function `name` that holds an instruction so often."""
     body = text[text.index(f"\n{name}:") :]
     lines = body[: body.index(".size")].splitlines()
     labels = {line.rstrip(":"): at for at, line in enumerate(lines) if re.match(r"\.L\w+:", line)}
@@ -146,7 +146,7 @@ def loop_of(text: str, name: str, instruction: str) -> list[str]:
         jump = re.match(r"\s+j\w+\s+(\.L\w+)", line)
         if jump and labels.get(jump[1], at) < at:
             loops.append(lines[labels[jump[1]] : at + 1])
-    innermost = [loop for loop in loops if sum(instruction in line for line in loop)]
+    innermost = [loop for loop in loops if sum(instruction in line for line in loop) >= least]
     return min(innermost, key=len)
 
 
@@ -203,6 +203,31 @@ def test_depthwise_taps_keep_their_vectors_in_registers(dtype: str) -> None:
         fmas = sum(bool(re.search(r"vfmadd\d+p[sd]\b.*%zmm", line)) for line in lines)
         assert fmas == (9 * ROWS if "_3x3_" in name else TOGETHER), name
         assert not [line for line in lines if re.search(r"vmov\w+\s+%[xyz]mm\d+, .*\(%r[sb]p", line)], name
+
+
+@on_x86
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_gradients_of_depthwise_layers_keep_their_vectors_in_registers(dtype: str) -> None:
+    from numba import types
+
+    from fastconv.backends.numba import pairs, weight_grad
+    from fastconv.backends.numba.kernels.simd import ELEMENTS, host
+
+    if host().name not in ("avx512", "avx2"):
+        pytest.skip(f"no vectors to look for on {host().name}")
+    register = {"avx512": "%zmm", "avx2": "%ymm"}[host().name]
+    short = ELEMENTS[getattr(types, dtype)].short
+    looked = {
+        weight_grad.DEPTHWISE: [f"nine_sums_{short}_s{stride}" for stride in (1, 2)],
+        pairs.KERNELS[3, True]: [f"pair_rows_{short}_3{odd}" for odd in ("", "_odd")],
+    }
+    for kernel, names in looked.items():
+        text = assembly(kernel, dtype)
+        for name in names:
+            loop = loop_of(text, f"{name}_{host().name}", "vfmadd", least=9)
+            fmas = [line for line in loop if re.search(r"vfmadd\d+p[sd]\b", line) and register in line]
+            assert len(fmas) == 9, (name, len(fmas))
+            assert not [line for line in loop if re.search(r"vmov\w+\s+%[xyz]mm\d+, .*\(%r[sb]p", line)], name
 
 
 # ---------------------------------------------------------------------------- other processes

@@ -2,7 +2,7 @@
 
 ``kernels`` holds what runs: micro-kernels as LLVM IR (``simd``, ``tile``) and loops over tasks. The modules beside it
 plan: ``direct`` (any convolution), ``depthwise``, ``winograd``, ``pooling``, ``unpooling``, ``columns``, and the gradients,
-``input_grad``, ``weight_grad`` and ``pool_grad``. ``cost`` is what they estimate by, ``operands`` and ``planes`` cast what
+``input_grad``, ``weight_grad``, ``pool_grad`` and ``pairs``. ``cost`` is what they estimate by, ``operands`` and ``planes`` cast what
 kernels do not know, ``jit`` compiles and caches, ``threads`` runs tasks side by side.
 """
 

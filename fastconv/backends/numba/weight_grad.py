@@ -33,6 +33,7 @@ SPREAD = jit.Kernel(kernels.spread)
 COLUMNS = jit.Kernel(kernels.columns)
 PACK = jit.Kernel(kernels.pack_positions)
 PRODUCTS = jit.Kernel(kernels.weight_products)
+PARTS = jit.Kernel(kernels.weight_parts)
 SUMS = jit.Kernel(kernels.weight_sums)
 DEPTHWISE = jit.Kernel(kernels.depthwise_sums)
 
@@ -50,6 +51,9 @@ SUMMED = 512
 
 # Planes this small are packed: a tile over several images reads the output's gradient in one go.
 PACKED_BELOW = 256
+
+# What a part may hold of its images, and its sums: they stay in a core's L2 and L1.
+HELD_BYTES, SUMS_BYTES = 192 << 10, 32 << 10
 
 # Output channels of a task; tasks of a round at least, so that a few threads end together.
 TASK_CHANNELS = 64
@@ -214,6 +218,16 @@ def plan_sums(spec: ConvSpec, precision: str, limit: int | None) -> Run:
     tasks = spec.groups * t_tasks * o_tasks
     parts = 1 if limit is not None else max(min(-(-TASKS // tasks), blocks_of_round), 1)
     part_step = sums_bytes(cut.vectors, cut.taps) // itemsize
+    # A few small images at a time go all the way on one thread.
+    each = (cut.held + cut.packed) // images
+    by_parts = (
+        few and same_in and same_out and read is None and limit is None and box == g.out
+        and part_step * itemsize <= SUMS_BYTES and each <= HELD_BYTES
+    )  # fmt: skip
+    if by_parts:
+        block_n = max(min(SUMMED // positions, HELD_BYTES // each, ceil(spec.batch, TASKS)), 1)
+        parts = min(TASKS, ceil(spec.batch, block_n))
+        by_parts = parts > 1
     # One part, of one tap, without lanes to spare, is the gradient itself.
     in_place = parts == cut.taps == 1 and cut.vectors * lanes == (g.K if cut.in_columns else g.c)
     sums_room = 0 if in_place else parts * part_step
@@ -241,6 +255,18 @@ def plan_sums(spec: ConvSpec, precision: str, limit: int | None) -> Run:
     x_d, x_h, _ = direct.strides(g.size)
     plane, plane_out = math.prod(g.size), math.prod(g.out)
     per_worker = worker(box, cut.in_columns)
+    held, packed = cut.held, cut.packed
+    slots_at, held_at, packed_at = 0, 0, 0
+    packed_c = images * positions + lanes
+    if by_parts:
+        # Behind the lines of columns: slots and a tile's sums, the blocks, and the output's gradient if it is packed.
+        slots_at, packed_c = per_worker, block_n * positions + lanes
+        held_at = slots_at + worker(box, False)
+        packed_at = held_at + round_up(block_n * spec.groups * cut.vectors * held_c * lanes * itemsize, 64)
+        per_worker = packed_at + (
+            spec.groups * ceil(g.o, lanes) * packed_c * lanes * itemsize if packed else 0
+        )
+        held, packed = 0, 0
     template = np.zeros(1, kernels.WEIGHT)
     direct.fill(
         template, scratch_size=per_worker, lanes_at=address(lanes_at), lines_at=address(lines), lines=len(lines),
@@ -251,16 +277,21 @@ def plan_sums(spec: ConvSpec, precision: str, limit: int | None) -> Run:
         stride_d=g.stride[0], stride_h=g.stride[1], stride_w=g.stride[2],
         before_d=g.before[0], before_h=g.before[1], before_w=g.before[2],
         rows_d=cut.rows[0], rows_h=cut.rows[1], rows_w=cut.rows[2], vectors=cut.vectors, together=together,
-        held_c=held_c, taps=cut.taps, all_taps=g.taps, packed_c=images * positions + lanes,
+        held_c=held_c, taps=cut.taps, all_taps=g.taps, packed_c=packed_c,
         block_n=block_n, block_q=block_q, parts=parts, part_step=part_step, o_step=o_step, o_tasks=o_tasks,
-        t_tasks=t_tasks,
+        t_tasks=t_tasks, in_columns=cut.in_columns, slots_at=slots_at,
     )  # fmt: skip
+    if by_parts:
+        direct.fill(
+            template, held=held_at, packed=packed_at if cut.packed else 0, batch=spec.batch, nd=box[0], nh=box[1], nw=box[2],
+            positions=positions, blocks=ceil(spec.batch, block_n),
+        )  # fmt: skip
     corners = list(itertools.product(*(range(0, n, side) for n, side in zip(g.out, box, strict=True))))
     copy = COLUMNS if cut.in_columns else SPREAD
-    rounds = -(-spec.batch // images) * len(corners)
+    rounds = 1 if by_parts else -(-spec.batch // images) * len(corners)
     copies = box[0] * box[1] if cut.in_columns else cut.vectors
-    at_once = max(parts * tasks, images * spec.groups * copies)
-    shared = ALIGNMENT + cut.held + cut.packed + sums_room * itemsize + images * image + result
+    at_once = parts if by_parts else max(parts * tasks, images * spec.groups * copies)
+    shared = ALIGNMENT + held + packed + sums_room * itemsize + images * image + result
     if limit is not None:
         at_once = max(min(at_once, (limit - shared) // per_worker), 1)
 
@@ -269,18 +300,8 @@ def plan_sums(spec: ConvSpec, precision: str, limit: int | None) -> Run:
 
     fields = template.view(np.int64)
 
-    def call(x: Array, dy: Array, dw: Array) -> None:
-        a = fields.copy()
-        workers = threads.workers(at_once)
-        target = dw if same_out else dw.view(wide) if dw.dtype == np.uint64 else np.empty(dw.shape, wide)
-        sums = target if in_place else np.empty(sums_room, wide)
-        if not spec.batch:
-            sums[...] = 0
-        _memory, begin = scratch(cut.held + cut.packed + workers * per_worker)
-        put(
-            a, sums=address(sums), y=address(target), held=begin, packed=begin + cut.held if cut.packed else 0,
-            scratch=begin + cut.held + cut.packed,
-        )  # fmt: skip
+    def in_rounds(a: Array, x: Array, dy: Array, begin: int, workers: int) -> None:
+        put(a, held=begin, packed=begin + held if packed else 0, scratch=begin + held + packed)
         for n in range(0, spec.batch, images):
             some = x[n : n + images]
             some, gradient = cast(some if read is None else read(some)), cast(dy[n : n + images])
@@ -296,12 +317,28 @@ def plan_sums(spec: ConvSpec, precision: str, limit: int | None) -> Run:
                 )  # fmt: skip
                 copies = sizes[0] * sizes[1] if cut.in_columns else cut.vectors
                 threads.launch(copy.address(wide), a, count * spec.groups * copies, workers, 0)
-                if cut.packed:
+                if packed:
                     threads.launch(PACK.address(wide), a, spec.groups * -(-g.o // lanes), workers, 0)
                 threads.launch(
                     PRODUCTS.address(wide), a, parts * tasks, workers, cut.seconds / max(rounds, 1)
                 )
                 put(a, begun=1)
+
+    def in_parts(a: Array, x: Array, dy: Array, begin: int, workers: int) -> None:
+        x, dy = cast(x), cast(dy)
+        put(a, x=address(x), dy=address(dy), scratch=begin)
+        threads.launch(PARTS.address(wide), a, parts, workers, cut.seconds)
+
+    def call(x: Array, dy: Array, dw: Array) -> None:
+        a = fields.copy()
+        workers = threads.workers(at_once)
+        target = dw if same_out else dw.view(wide) if dw.dtype == np.uint64 else np.empty(dw.shape, wide)
+        sums = target if in_place else np.empty(sums_room, wide)
+        if not spec.batch:
+            sums[...] = 0
+        _memory, begin = scratch(held + packed + workers * per_worker)
+        put(a, sums=address(sums), y=address(target))
+        (in_parts if by_parts else in_rounds)(a, x, dy, begin, workers)
         if not in_place:
             threads.launch(SUMS.address(wide), a, spec.out_channels, workers, 0)
         if target is not dw and dw.dtype != np.uint64:
@@ -309,7 +346,8 @@ def plan_sums(spec: ConvSpec, precision: str, limit: int | None) -> Run:
 
     call.tables = offsets, taps_at, lanes_at, lines, phases_w  # type: ignore[attr-defined]
     what = "all taps of a position" if cut.in_columns else "channels of a position"
-    note = f"vectors of {what}; {images} image{'s' * (images != 1)} x {'x'.join(map(str, box))} positions at a time"
+    count = block_n if by_parts else images
+    note = f"vectors of {what}; {count} image{'s' * (count != 1)} x {'x'.join(map(str, box))} positions at a time"
     return Run(
         call=call,
         seconds=cut.seconds + rounds * 2 * cost.CALL_SECONDS + cost.traffic(2 * sums_room * itemsize),

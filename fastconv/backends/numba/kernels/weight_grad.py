@@ -17,10 +17,10 @@ from typing import Any
 import numpy as np
 from llvmlite import ir
 from numba import carray, from_dtype, types
-from numba.extending import intrinsic
+from numba.extending import intrinsic, register_jitable
 
 from .depthwise import columns_of, loads
-from .direct import fill_row
+from .direct import SLOTS_BYTES, fill_row
 from .simd import (
     ELEMENTS,
     I64,
@@ -61,13 +61,32 @@ WEIGHT_FIELDS = (
     "first positions packed_c "  # of the box: its first position, how many; from one packed vector to the next
     "block_n block_q blocks "  # a piece of the sum: images, positions; how many there are
     "parts part_step o_step o_tasks t_tasks "  # independent sums, elements of one; output channels of a task; tasks
-    "begun"  # whether the sums hold anything yet
+    "begun "  # whether the sums hold anything yet
+    "in_columns slots_at"  # parts: how images are copied; where slots lie in a worker's scratch, as held and packed do
 )
 WEIGHT = np.dtype([(name, np.int64) for name in WEIGHT_FIELDS.split()])
 WEIGHT_RECORD = from_dtype(WEIGHT)
 
 # Numbers of a line of the input that ``columns`` copies: its channel, and where it lies along depth and height.
 LINE = 3
+
+
+@register_jitable
+def spread_vector(T, size, lanes, a, to, x, left):  # type: ignore[no-untyped-def]
+    """Copy a vector of channels of an image: so many are `left`, the first of which lies at `x`."""
+    begin = a.w0 * a.stride_w - a.before_w
+    for i in range(a.rows_d):
+        d = a.d0 * a.stride_d - a.before_d + i
+        for j in range(a.rows_h):
+            h = a.h0 * a.stride_h - a.before_h + j
+            low, high = -begin, a.size_w - begin
+            if d < 0 or d >= a.size_d or h < 0 or h >= a.size_h:
+                high = low
+            row = x + size * (d * a.x_d + h * a.x_h + begin)
+            # What is written beyond a row's end is the next row's, and written again.
+            for w in range(0, a.rows_w, lanes):
+                load_transposed(T, to + size * lanes * w, row + size * w, a.x_c, left, low - w, high - w)
+            to += size * lanes * a.rows_w
 
 
 def spread(T: Any) -> Any:
@@ -82,25 +101,10 @@ def spread(T: Any) -> Any:
             if task >= a.stop:
                 return
             n, b = divmod(task, a.groups * a.vectors)
-            g, c0 = divmod(b, a.vectors)
-            c0 *= lanes
-            to = a.held + size * lanes * task * a.held_c
-            x = a.x + size * (n * a.x_n + (g * a.c + c0) * a.x_c)
-            begin = a.w0 * a.stride_w - a.before_w
-            for i in range(a.rows_d):
-                d = a.d0 * a.stride_d - a.before_d + i
-                for j in range(a.rows_h):
-                    h = a.h0 * a.stride_h - a.before_h + j
-                    low, high = -begin, a.size_w - begin
-                    if d < 0 or d >= a.size_d or h < 0 or h >= a.size_h:
-                        high = low
-                    row = x + size * (d * a.x_d + h * a.x_h + begin)
-                    # What is written beyond a row's end is the next row's, and written again.
-                    for w in range(0, a.rows_w, lanes):
-                        load_transposed(
-                            T, to + size * lanes * w, row + size * w, a.x_c, a.c - c0, low - w, high - w
-                        )
-                    to += size * lanes * a.rows_w
+            g, c = divmod(b, a.vectors)
+            c *= lanes
+            x = a.x + size * (n * a.x_n + (g * a.c + c) * a.x_c)
+            spread_vector(T, size, lanes, a, a.held + size * lanes * task * a.held_c, x, a.c - c)
 
     return work
 
@@ -120,6 +124,24 @@ def gather_transposed(typing: Any, T: Any, to: Any, x: Any, table: Any) -> Any:
     return types.void(T, *[types.int64] * 3), out_of_line(name, "ppi", 1, e, body)
 
 
+@register_jitable
+def column_row(T, size, lanes, a, to, x, r, lines, phases, stage):  # type: ignore[no-untyped-def]
+    """Copy what row `r` of positions reads of a group's channels at `x`: all taps, a vector after the other."""
+    pitch = (a.nw + lanes - 1) // lanes * lanes
+    qd, qh = divmod(r, a.nh)
+    for m in range(a.lines):
+        d = (a.d0 + qd) * a.stride_d + lines[m, 1]
+        h = (a.h0 + qh) * a.stride_h + lines[m, 2]
+        missing = d < 0 or d >= a.size_d or h < 0 or h >= a.size_h
+        row = lines[m, 0] * a.x_c + d * a.x_d + h * a.x_h
+        line = stage + size * m * a.phases_w * a.phase_w
+        fill_row(T, size, lanes, a, line, x, row, missing, phases, phases, a.w0, a.phase_w)
+    for v in range(a.vectors):
+        vector = to + size * lanes * (v * a.held_c + r * pitch)
+        for q in range(0, pitch, lanes):
+            gather_transposed(T, vector + size * lanes * q, stage + size * q, a.lanes_at + 8 * lanes * v)
+
+
 def columns(T: Any) -> Any:
     """Tasks of copying what positions read: a row of positions of an image, all taps of its few channels."""
     size = T.bitwidth // 8
@@ -130,28 +152,24 @@ def columns(T: Any) -> Any:
         lines = carray(pointer(a.lines_at, types.int64), (a.lines, LINE))
         phases = carray(pointer(a.phases, types.int64), a.phases_w)
         stage = a.scratch + worker * a.scratch_size
-        pitch = (a.nw + lanes - 1) // lanes * lanes
         while True:
             task = next_task(arguments)
             if task >= a.stop:
                 return
             plane, r = divmod(task, a.nd * a.nh)
-            qd, qh = divmod(r, a.nh)
             n, g = divmod(plane, a.groups)
             x = a.x + size * (n * a.x_n + g * a.c * a.x_c)
-            for m in range(a.lines):
-                d = (a.d0 + qd) * a.stride_d + lines[m, 1]
-                h = (a.h0 + qh) * a.stride_h + lines[m, 2]
-                missing = d < 0 or d >= a.size_d or h < 0 or h >= a.size_h
-                row = lines[m, 0] * a.x_c + d * a.x_d + h * a.x_h
-                to = stage + size * m * a.phases_w * a.phase_w
-                fill_row(T, size, lanes, a, to, x, row, missing, phases, phases, a.w0, a.phase_w)
-            for v in range(a.vectors):
-                to = a.held + size * lanes * ((plane * a.vectors + v) * a.held_c + r * pitch)
-                for q in range(0, pitch, lanes):
-                    gather_transposed(T, to + size * lanes * q, stage + size * q, a.lanes_at + 8 * lanes * v)
+            to = a.held + size * lanes * plane * a.vectors * a.held_c
+            column_row(T, size, lanes, a, to, x, r, lines, phases, stage)
 
     return work
+
+
+@register_jitable
+def pack_vector(T, size, lanes, a, to, dy, left):  # type: ignore[no-untyped-def]
+    """Pack a vector of channels of an image's gradient: so many are `left`, the first of which lies at `dy`."""
+    for q in range(0, a.positions, lanes):
+        load_transposed(T, to + size * lanes * q, dy + size * q, a.dy_c, left, 0, a.positions - q)
 
 
 def pack_positions(T: Any) -> Any:
@@ -166,18 +184,68 @@ def pack_positions(T: Any) -> Any:
             task = next_task(arguments)
             if task >= a.stop:
                 return
-            g, o0 = divmod(task, per_group)
-            o0 *= lanes
+            g, o = divmod(task, per_group)
+            o *= lanes
             to = a.packed + size * lanes * task * a.packed_c
             for n in range(a.batch):
-                at = a.dy + size * (n * a.dy_n + (g * a.o + o0) * a.dy_c + a.first)
-                for q in range(0, a.positions, lanes):
-                    load_transposed(
-                        T, to + size * lanes * q, at + size * q, a.dy_c, a.o - o0, 0, a.positions - q
-                    )
+                dy = a.dy + size * (n * a.dy_n + (g * a.o + o) * a.dy_c + a.first)
+                pack_vector(T, size, lanes, a, to, dy, a.o - o)
                 to += size * lanes * a.positions
 
     return work
+
+
+@register_jitable
+def open_slots(slots, lanes):  # type: ignore[no-untyped-def]
+    """Every vector of a tile is written whole, one after the other."""
+    for m in range(VECTORS):
+        slots[m, 1], slots[m, 2], slots[m, 3], slots[m, 4] = m * lanes, (1 << lanes) - 1, 0, 0
+
+
+@register_jitable
+def place_vectors(a, lanes, slots, taps_at, v0):  # type: ignore[no-untyped-def]
+    """Where the vectors from v0 on are read, places after channels; returns how many a tile takes."""
+    mv = min(a.together, a.taps * a.vectors - v0)
+    t, v = divmod(v0, a.vectors)
+    for m in range(mv):
+        slots[m, 0] = (taps_at[t] + v * a.held_c) * lanes
+        v += 1
+        if v == a.vectors:
+            t, v = t + 1, 0
+    return mv
+
+
+@register_jitable
+def add_products(  # type: ignore[no-untyped-def]
+    T, NS, size, lanes, a, mv, g, o0, o1, held, dy, packed, n, images, q, count, sums, fresh, at_slots
+):  # fmt: skip
+    """Add to `sums` the products of `count` positions from q on, of `images` images from n on, for some output channels."""
+    most = VECTORS * lanes
+    at_stage = at_slots + SLOTS_BYTES
+    stage = carray(pointer(at_stage, T), (NS, most))
+    per_group = (a.o + lanes - 1) // lanes
+    width = a.taps * a.vectors * lanes
+    x = held + size * lanes * (n * a.groups + g) * a.vectors * a.held_c
+    for o in range(o0, o1, NS):
+        rows = min(NS, o1 - o)
+        if packed:
+            at = (g * per_group + o // lanes) * a.packed_c + n * a.positions + q
+            w, wj, wk = packed + size * (at * lanes + o % lanes), 1, lanes
+        else:
+            at = n * a.dy_n + (g * a.o + o) * a.dy_c + a.first + q
+            w, wj, wk = dy + size * at, a.dy_c, 1
+        total = sums + size * o * width
+        to, step = (total, width) if fresh else (at_stage, most)
+        tile(
+            NS, BY_OFFSETS, T, mv, images, count, a.groups * a.vectors * a.held_c * lanes, x, a.offsets + 4 * q, 0,
+            at_slots, w, wj, wk, to, step, rows, 0, 0,
+        )  # fmt: skip
+        if fresh:
+            continue
+        for j in range(rows):
+            row = carray(pointer(total + size * j * width, T), mv * lanes)
+            for i in range(mv * lanes):
+                row[i] += stage[j, i]
 
 
 def weight_products(T: Any) -> Any:
@@ -188,18 +256,13 @@ def weight_products(T: Any) -> Any:
     size = T.bitwidth // 8
     lanes = host().width // size
     NS = scalars(host())
-    most = VECTORS * lanes
 
     def work(worker, arguments):  # type: ignore[no-untyped-def]
         a = carray(pointer(arguments, WEIGHT_RECORD), 1)[0]
         at_slots = a.scratch + worker * a.scratch_size
         slots = carray(pointer(at_slots, types.int64), (VECTORS, SLOT))
-        for m in range(VECTORS):
-            slots[m, 1], slots[m, 2], slots[m, 3], slots[m, 4] = m * lanes, (1 << lanes) - 1, 0, 0
-        at_stage = at_slots + 128
-        stage = carray(pointer(at_stage, T), (NS, most))
+        open_slots(slots, lanes)
         taps_at = carray(pointer(a.taps_at, types.int64), a.taps)
-        per_group = (a.o + lanes - 1) // lanes
         across = (a.positions + a.block_q - 1) // a.block_q
         while True:
             task = next_task(arguments)
@@ -209,46 +272,82 @@ def weight_products(T: Any) -> Any:
             task, o0 = divmod(task, a.o_tasks)
             part, g = divmod(task, a.groups)
             v0 *= a.together
-            mv = min(a.together, a.taps * a.vectors - v0)
-            t, v = divmod(v0, a.vectors)
-            for m in range(mv):
-                slots[m, 0] = (taps_at[t] + v * a.held_c) * lanes
-                v += 1
-                if v == a.vectors:
-                    t, v = t + 1, 0
             o0 *= a.o_step
             o1 = min(o0 + a.o_step, a.o)
-            width = a.taps * a.vectors * lanes
-            begin = (part * a.groups + g) * a.o * width + v0 * lanes
+            mv = place_vectors(a, lanes, slots, taps_at, v0)
+            sums = a.sums + size * lanes * ((part * a.groups + g) * a.o * a.taps * a.vectors + v0)
             first = part * a.blocks // a.parts
             for block in range(first, (part + 1) * a.blocks // a.parts):
                 n, q = divmod(block, across)
                 n *= a.block_n
                 q *= a.block_q
-                images = min(a.block_n, a.batch - n)
-                count = min(a.block_q, a.positions - q)
-                x = a.held + size * lanes * (n * a.groups + g) * a.vectors * a.held_c
-                for o in range(o0, o1, NS):
-                    rows = min(NS, o1 - o)
-                    if a.packed:
-                        at = (g * per_group + o // lanes) * a.packed_c + n * a.positions + q
-                        w, wj, wk = a.packed + size * (at * lanes + o % lanes), 1, lanes
+                images, count = min(a.block_n, a.batch - n), min(a.block_q, a.positions - q)
+                add_products(
+                    T, NS, size, lanes, a, mv, g, o0, o1, a.held, a.dy, a.packed, n, images, q, count, sums,
+                    not a.begun and block == first, at_slots,
+                )  # fmt: skip
+
+    return work
+
+
+def weight_parts(T: Any) -> Any:
+    """Tasks of a part of the images each, where all they hold and all their sums stay in a core's caches.
+
+    A few images are copied and multiplied, for all channels, before the next: as rounds of all threads, one to copy and one
+    to multiply, what is copied would come back from the shared cache, and the output's gradient twice.
+    """
+    size = T.bitwidth // 8
+    lanes = host().width // size
+    NS = scalars(host())
+
+    def work(worker, arguments):  # type: ignore[no-untyped-def]
+        a = carray(pointer(arguments, WEIGHT_RECORD), 1)[0]
+        lines = carray(pointer(a.lines_at, types.int64), (a.lines, LINE))
+        phases = carray(pointer(a.phases, types.int64), a.phases_w)
+        taps_at = carray(pointer(a.taps_at, types.int64), a.taps)
+        stage = a.scratch + worker * a.scratch_size
+        at_slots = stage + a.slots_at
+        slots = carray(pointer(at_slots, types.int64), (VECTORS, SLOT))
+        held = stage + a.held
+        packed = stage + a.packed if a.packed else 0
+        per_group = (a.o + lanes - 1) // lanes
+        while True:
+            part = next_task(arguments)
+            if part >= a.stop:
+                return
+            open_slots(slots, lanes)
+            first, stop = part * a.blocks // a.parts * a.block_n, (part + 1) * a.blocks // a.parts * a.block_n
+            for n0 in range(first, min(stop, a.batch), a.block_n):
+                images = min(a.block_n, a.batch - n0)
+                for plane in range(images * a.groups):
+                    n, g = divmod(plane, a.groups)
+                    x = a.x + size * ((n0 + n) * a.x_n + g * a.c * a.x_c)
+                    to = held + size * lanes * plane * a.vectors * a.held_c
+                    if a.in_columns:
+                        for r in range(a.nd * a.nh):
+                            column_row(T, size, lanes, a, to, x, r, lines, phases, stage)
                     else:
-                        at = n * a.dy_n + (g * a.o + o) * a.dy_c + a.first + q
-                        w, wj, wk = a.dy + size * at, a.dy_c, 1
-                    total = a.sums + size * (begin + o * width)
-                    fresh = not a.begun and block == first
-                    to, step = (total, width) if fresh else (at_stage, most)
-                    tile(
-                        NS, BY_OFFSETS, T, mv, images, count, a.groups * a.vectors * a.held_c * lanes, x, a.offsets + 4 * q, 0,
-                        at_slots, w, wj, wk, to, step, rows, 0, 0,
-                    )  # fmt: skip
-                    if fresh:
-                        continue
-                    for j in range(rows):
-                        sums = carray(pointer(total + size * j * width, T), mv * lanes)
-                        for i in range(mv * lanes):
-                            sums[i] += stage[j, i]
+                        for v in range(a.vectors):
+                            c = v * lanes
+                            vector = to + size * lanes * v * a.held_c
+                            spread_vector(T, size, lanes, a, vector, x + size * c * a.x_c, a.c - c)
+                    if packed:
+                        for v in range(per_group):
+                            o = v * lanes
+                            vector = packed + size * lanes * (
+                                (g * per_group + v) * a.packed_c + n * a.positions
+                            )
+                            dy = a.dy + size * ((n0 + n) * a.dy_n + (g * a.o + o) * a.dy_c)
+                            pack_vector(T, size, lanes, a, vector, dy, a.o - o)
+                for g in range(a.groups):
+                    for v0 in range(0, a.taps * a.vectors, a.together):
+                        mv = place_vectors(a, lanes, slots, taps_at, v0)
+                        sums = a.sums + size * lanes * ((part * a.groups + g) * a.o * a.taps * a.vectors + v0)
+                        for q in range(0, a.positions, a.block_q):
+                            add_products(
+                                T, NS, size, lanes, a, mv, g, 0, a.o, held, a.dy + size * n0 * a.dy_n, packed, 0, images, q,
+                                min(a.block_q, a.positions - q), sums, n0 == first and q == 0, at_slots,
+                            )  # fmt: skip
 
     return work
 
