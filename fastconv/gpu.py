@@ -57,7 +57,7 @@ def missing() -> str | None:
 
 
 def cudnn() -> str | None:
-    """Why cuDNN's algorithm cannot be asked for and what to do about it, or None. No backend is without it: it is extra."""
+    """Why the algorithm ``cudnn`` cannot be asked for and what to do about it, or None where it can."""
     if importlib.util.find_spec("cudnn") is None:
         return f"cuDNN's Python package is not installed; {INSTALL_CUDNN}"
     return missing()

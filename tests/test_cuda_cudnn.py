@@ -279,6 +279,16 @@ def test_operands_lie_in_memory_as_they_like(library: cudnn.Library, device: Mod
     assert device.allocated == [copies, 3000]
 
 
+def test_one_image_for_a_whole_batch(library: cudnn.Library, device: Module) -> None:
+    """Steps of zero, from the beginning of a line."""
+    image, w = numbers(1, 4, 5, 6), numbers(2, 4, 3, 3)
+    x = ndarray(np.broadcast_to(image.host, (3, 4, 5, 6)))
+    assert x.host.ctypes.data % 16 == 0
+    made = fc.conv2d(x, w, algorithm="cudnn")
+    np.testing.assert_array_equal(made.host, fc.conv2d(x.host, w.host, backend="im2col"))
+    assert device.allocated == [x.host.nbytes, 3000]
+
+
 def test_a_result_that_begins_between_vectors(library: cudnn.Library) -> None:
     x, w = numbers(1, 3, 5, 5), numbers(2, 3, 3, 3)
     out = ndarray(lay(np.zeros((1, 2, 3, 3), "f4"), "off by one"))
@@ -286,6 +296,10 @@ def test_a_result_that_begins_between_vectors(library: cudnn.Library) -> None:
     made = fc.conv2d(x, w, algorithm="cudnn", out=out)
     assert made is out
     np.testing.assert_array_equal(out.host, fc.conv2d(x.host, w.host, backend="im2col"))
+    back, bias = ndarray(lay(np.zeros((1, 3, 5, 5), "f4"), "off by one")), numbers(3)
+    fc.conv_transpose2d(out, w, bias, algorithm="cudnn", out=back)
+    expected = fc.conv_transpose2d(out.host, w.host, bias.host, backend="im2col")
+    np.testing.assert_array_equal(back.host, expected)
 
 
 def test_a_graph_is_built_once_for_a_layout_and_a_thread(

@@ -1,8 +1,8 @@
 """The GPU engine: own CUDA kernels, compiled by NVRTC, launched through CuPy on the caller's arrays.
 
 A planner makes a :class:`~fastconv.backends.cupy.launch.Program` from a spec and the arrays' layout, in plain Python;
-``run.py`` hands it to CuPy. Neither this package nor its planners import CuPy, but for cuDNN's:
-they ask the device, and only where somebody names them.
+``run.py`` hands it to CuPy. Neither this package nor its planners import CuPy, but for
+cuDNN's, which ask the device where somebody names them.
 """
 
 from __future__ import annotations

@@ -100,7 +100,7 @@ class Launch:
 
 
 class Operand(NamedTuple):
-    """An array of a :class:`Product` or a :class:`Graph`: where it begins (bytes), its shape and its strides in elements."""
+    """An array of a :class:`Product` or :class:`Graph`: where it begins (bytes), its shape, its strides in elements."""
 
     array: int
     offset: int
