@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from fastconv import progress
+from fastconv import gpu, progress
 from fastconv.backends import BackendUnavailable, backends
 from fastconv.backends import check as check_backend
 
@@ -431,4 +431,5 @@ def info() -> None:
     table.add_row("default backend", get_backend())
     for name, state in backends().items():
         table.add_row(f"backend {name}", Text(state))  # an extra's brackets are no markup
+    table.add_row("cuDNN", Text(gpu.cudnn() or "available"))
     console.print(table, highlight=False)

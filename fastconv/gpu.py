@@ -13,12 +13,14 @@ import sys
 from functools import cache
 from pathlib import Path
 
-__all__ = ["COMPUTE_CAPABILITY", "missing", "nvrtc"]
+__all__ = ["COMPUTE_CAPABILITY", "cudnn", "missing", "nvrtc"]
 
 # The oldest devices the kernels are compiled for: Ampere.
 COMPUTE_CAPABILITY = (8, 0)
 
 INSTALL = "pip install 'fastconv[cuda13]' (or 'fastconv[cuda12]' for a driver older than 580)"
+
+INSTALL_CUDNN = INSTALL.replace("[cuda", "[cudnn")
 
 # cuda.h: results of cuInit, and the numbers of two attributes.
 _NO_DEVICE = 100
@@ -52,6 +54,13 @@ def missing() -> str | None:
     if nvrtc() is None:
         return f"NVRTC, which compiles the kernels, is not found; {INSTALL}"
     return None
+
+
+def cudnn() -> str | None:
+    """Why the algorithm ``cudnn`` cannot be asked for and what to do about it, or None where it can."""
+    if importlib.util.find_spec("cudnn") is None:
+        return f"cuDNN's Python package is not installed; {INSTALL_CUDNN}"
+    return missing()
 
 
 def _driver() -> ctypes.CDLL:

@@ -11,7 +11,18 @@ from typing import Any
 
 import numpy as np
 
-from fastconv.backends import TF32_ERROR, Run, Unsupported, check_indices, device, get, owner, put, wait
+from fastconv.backends import (
+    TF32_ERROR,
+    Run,
+    Unsupported,
+    by_name,
+    check_indices,
+    device,
+    get,
+    owner,
+    put,
+    wait,
+)
 from fastconv.spec import Op, Shape, Spec, type_name
 from fastconv.threads import get_num_threads
 
@@ -181,6 +192,8 @@ def plan(
     for planner in planners:
         if algorithm in (*CHOICES, planner.__name__):
             try:
+                if algorithm in CHOICES and by_name(planner):
+                    raise Unsupported(f"it is taken only by name, algorithm={planner.__name__!r}")
                 run = planner(spec, precision, workspace_limit)
                 if prepared and run.prepared is not None:
                     run = run.prepared

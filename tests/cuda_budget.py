@@ -23,6 +23,7 @@ from fastconv.backends.cupy.compile import cubin
 from fastconv.backends.cupy.launch import Kernel, View
 from fastconv.problems import PROBLEMS
 from fastconv.spec import ConvSpec, Op, Shape, Spec, parse
+from tests.emulator import cudnn
 
 FILE = Path(__file__).with_suffix(".json")
 
@@ -117,8 +118,13 @@ def _view(shape: Shape, channels_last: bool) -> View:
     return View(tuple(strides), True)
 
 
-def programs(problems: tuple[str, ...] = (*PROBLEMS["edges"], *LARGE)) -> Iterator[tuple[Spec, Op, str, Any]]:
-    """Every program of the CuPy engine for these problems."""
+def programs(problems: tuple[str, ...] = (*PROBLEMS["edges"], *LARGE)) -> list[tuple[Spec, Op, str, Any]]:
+    """Every program of the CuPy engine for these problems, those around cuDNN's graphs too."""
+    with cudnn.installed():
+        return list(_programs(problems))
+
+
+def _programs(problems: tuple[str, ...]) -> Iterator[tuple[Spec, Op, str, Any]]:
     for problem in problems:
         spec = parse(problem)
         for op in spec.ops:

@@ -115,7 +115,7 @@ def test_explain_and_info() -> None:
     assert "im2col/im2col" in text
     assert "declined   pointwise" in text
     text = call("info")
-    for words in ("numpy", "backend naive", "available", "BLAS", "threads"):
+    for words in ("numpy", "backend naive", "available", "BLAS", "threads", "cuDNN"):
         assert words in text
 
 

@@ -17,6 +17,7 @@ from fastconv.problems import PROBLEMS
 from fastconv.spec import Op, parse
 from fastconv.testing import assert_agrees, compare, operands, reference, tolerance
 from tests import emulator
+from tests.emulator import cudnn
 
 pytestmark = pytest.mark.skipif(emulator.missing() is not None, reason=str(emulator.missing()))
 
@@ -27,7 +28,8 @@ def emulated(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setitem(sys.modules, "emulated_cupy", emulator.backend())
     monkeypatch.setitem(_BACKENDS, "emulated", _Row("emulated_cupy", "numpy"))
     plan.cache_clear()
-    yield
+    with cudnn.installed():
+        yield
     plan.cache_clear()
 
 

@@ -11,7 +11,19 @@ import pytest
 
 from fastconv.backends import backends
 
-HEAVY = ("numba", "cupy", "scipy", "matplotlib", "torch", "ml_dtypes", "sklearn", "rich", "typer", "plotly")
+HEAVY = (
+    "numba",
+    "cupy",
+    "cudnn",
+    "scipy",
+    "matplotlib",
+    "torch",
+    "ml_dtypes",
+    "sklearn",
+    "rich",
+    "typer",
+    "plotly",
+)
 
 
 def run(code: str) -> str:

@@ -12,11 +12,12 @@ import numpy as np
 import pytest
 
 import fastconv as fc
+from fastconv import gpu
 from fastconv.backends import Unsupported, algorithms, backends, fetch, put
 from fastconv.plan import Plan, plan
 from fastconv.problems import PROBLEMS
 from fastconv.spec import Op, parse
-from fastconv.testing import assert_agrees, operands, tolerance
+from fastconv.testing import assert_agrees, compare, operands, tolerance
 
 STATE = backends()["cupy"]
 
@@ -57,7 +58,7 @@ def test_agrees_with_the_definition(problem: str) -> None:
 @pytest.mark.parametrize("problem", LAYERS)
 def test_layers_agree_with_the_host(problem: str) -> None:
     """Larger ones, against im2col in float64, whose agreement with the definition is tested elsewhere."""
-    from fastconv.testing import compare, reference
+    from fastconv.testing import reference
 
     for made in plans(problem):
         given = operands(made.spec, made.op)
@@ -68,6 +69,28 @@ def test_layers_agree_with_the_host(problem: str) -> None:
         for one, other in zip(result, expected, strict=True):
             error, detail = compare(fetch("cupy", one), other, tolerance(made, given))
             assert not detail, f"{made.algorithm} {made.op} is off by {error}: {detail}"
+
+
+@pytest.mark.skipif(gpu.cudnn() is not None, reason=str(gpu.cudnn()))
+@pytest.mark.parametrize("problem", [problem for problem in LAYERS if " k" in problem and problem[0] == "n"])
+def test_cudnn_is_one_of_them(problem: str) -> None:
+    """So the tests around this one run it; here with channels last, and operands that it does not read in place."""
+    for op in (Op.CONV, Op.CONV_INPUT_GRAD, Op.CONV_WEIGHT_GRAD):
+        assert "cudnn" in {made.algorithm for made in plans(problem) if made.op is op}
+        made = plan(parse(problem), op, "cupy", "cudnn")
+        given = operands(made.spec, op)
+        expected = _bits(made(*(put("cupy", array) for array in given)))
+        last = np.moveaxis(np.moveaxis(given[0], 1, -1).copy(), -1, 1)
+        for array in (last, given[0][..., ::-1].copy()):
+            moved = put("cupy", array)
+            if array is not last:
+                moved = moved[..., ::-1]
+            _, detail = compare(
+                fetch("cupy", made(moved, put("cupy", given[1]))),
+                np.frombuffer(expected, given[0].dtype).reshape(made.spec.shapes(op)[-1].shape),
+                2 * tolerance(made, given),
+            )
+            assert not detail, f"{op}: {detail}"
 
 
 @pytest.mark.parametrize("problem", LAYERS)
@@ -156,7 +179,7 @@ def test_wrappers_of_instructions_mean_the_same_on_both_machines() -> None:
 @pytest.mark.parametrize("tool", ["memcheck", "racecheck"])
 def test_compute_sanitizer_finds_nothing(tool: str) -> None:
     code = (
-        "from fastconv import testing; "
+        "from fastconv import gpu, testing; gpu.cudnn = lambda: 'its kernels are not ours to look into'; "
         f"bad = [a for a in testing.checks(['cupy'], {LAYERS[:1] + PROBLEMS['edges'][:3]!r}) if not a.ok]; assert not bad"
     )
     command = ["compute-sanitizer", "--tool", tool, "--error-exitcode", "9", sys.executable, "-c", code]
@@ -168,8 +191,6 @@ def test_compute_sanitizer_finds_nothing(tool: str) -> None:
 @pytest.mark.parametrize("problem", LAYERS[:4])
 def test_agrees_with_cudnn(problem: str) -> None:
     import torch
-
-    from fastconv.testing import compare
 
     if not torch.cuda.is_available():
         pytest.skip("this torch has no CUDA")

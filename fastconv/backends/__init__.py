@@ -119,14 +119,23 @@ def check_indices(indices: Any, plane: tuple[int, ...]) -> None:
         )
 
 
-def algorithm(name: str) -> Callable[[T], T]:
-    """Name a planner where the function cannot bear the algorithm's name itself."""
+def algorithm(name: str, by_name: bool = False) -> Callable[[T], T]:
+    """Name a planner where the function cannot bear the algorithm's name itself.
+
+    One that is taken `by_name` alone is not even asked by ``"auto"`` and ``"measure"``.
+    """
 
     def rename(planner: T) -> T:
         planner.__name__ = name
+        planner.__dict__["by_name"] = by_name
         return planner
 
     return rename
+
+
+def by_name(planner: Planner) -> bool:
+    """Whether only who names this planner's algorithm gets it."""
+    return bool(getattr(planner, "by_name", False))
 
 
 class Planner(Protocol):

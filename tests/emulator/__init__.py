@@ -14,7 +14,7 @@ import subprocess
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from functools import cache
+from functools import cache, wraps
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NamedTuple
@@ -23,7 +23,8 @@ import numpy as np
 
 from fastconv import disk
 from fastconv.backends import Planner, Run, cupy
-from fastconv.backends.cupy.launch import WORKSPACE, Fill, Kernel, Launch, Operand, Program, view
+from fastconv.backends.cupy import graph
+from fastconv.backends.cupy.launch import WORKSPACE, Fill, Graph, Kernel, Launch, Operand, Program, view
 from fastconv.backends.cupy.run import OnDevice
 from fastconv.testing import numpy_dtype
 
@@ -123,6 +124,10 @@ def run(program: Program, arrays: tuple[Any, ...], seed: int = 0, how: Build = A
             entry(step.kernel, how)(params.ctypes.data, step.grid, step.block, step.shared, seed)
         elif isinstance(step, Fill):
             ctypes.memset(places[step.array] + step.offset, step.byte, step.nbytes)
+        elif isinstance(step, Graph):
+            made = graph.built(step)
+            own = np.empty(made.workspace, np.uint8)
+            graph.execute(step, made, places, own.ctypes.data if made.workspace else 0)
         else:
             left, right, out = (
                 _matrix(operand, arrays, scratch) for operand in (step.left, step.right, step.out)
@@ -156,12 +161,12 @@ class Emulated:
 def emulated(planner: Planner, how: Build) -> Planner:
     """The planner of the CuPy engine whose plans run here."""
 
+    @wraps(planner)
     def plan(spec: Any, precision: str, workspace_limit: int | None) -> Run:
         made = planner(spec, precision, workspace_limit)
         assert isinstance(made.call, OnDevice)
         return replace(made, call=Emulated(made.call, how))
 
-    plan.__name__ = planner.__name__
     return plan
 
 

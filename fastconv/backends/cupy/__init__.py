@@ -1,7 +1,8 @@
 """The GPU engine: own CUDA kernels, compiled by NVRTC, launched through CuPy on the caller's arrays.
 
 A planner makes a :class:`~fastconv.backends.cupy.launch.Program` from a spec and the arrays' layout, in plain Python;
-``run.py`` hands it to CuPy. Neither this package nor its planners import CuPy.
+``run.py`` hands it to CuPy. Neither this package nor its planners import CuPy, but for
+cuDNN's, which ask the device where somebody names them.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 from typing import Any
 
 from fastconv.backends import Planner
-from fastconv.backends.cupy import columns, depthwise, gradients, pooling
+from fastconv.backends.cupy import columns, cudnn, depthwise, gradients, pooling
 from fastconv.backends.cupy.implicit_gemm import implicit_gemm
 from fastconv.backends.cupy.implicit_gemm_mma import implicit_gemm_mma
 from fastconv.spec import Op
@@ -55,9 +56,14 @@ def device() -> str:
 
 
 PLANNERS: dict[Op, tuple[Planner, ...]] = {
-    Op.CONV: (implicit_gemm_mma, implicit_gemm, depthwise.depthwise, columns.im2col),
-    Op.CONV_INPUT_GRAD: (gradients.input_grad, depthwise.input_grad, columns.input_grad),
-    Op.CONV_WEIGHT_GRAD: (gradients.weight_grad, depthwise.weight_grad, columns.weight_grad),
+    Op.CONV: (implicit_gemm_mma, implicit_gemm, depthwise.depthwise, columns.im2col, cudnn.cudnn),
+    Op.CONV_INPUT_GRAD: (gradients.input_grad, depthwise.input_grad, columns.input_grad, cudnn.input_grad),
+    Op.CONV_WEIGHT_GRAD: (
+        gradients.weight_grad,
+        depthwise.weight_grad,
+        columns.weight_grad,
+        cudnn.weight_grad,
+    ),
     Op.UNFOLD: (columns.unfold,),
     Op.FOLD: (columns.fold,),
     Op.POOL: (pooling.windows,),

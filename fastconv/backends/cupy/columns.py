@@ -7,6 +7,7 @@ hold are written out, ``cupy.matmul`` multiplies them. A 1x1 kernel over an imag
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -46,7 +47,7 @@ from fastconv.backends.cupy.launch import (
 from fastconv.backends.cupy.pooling import BANDWIDTH
 from fastconv.backends.cupy.product import Placed, Shape, Types, total
 from fastconv.backends.cupy.run import OnDevice
-from fastconv.spec import DTYPES, ConvSpec, Op
+from fastconv.spec import DTYPES, ConvSpec, Op, Sizes
 
 COLUMNS = np.dtype(
     [
@@ -179,6 +180,34 @@ def fold(spec: ConvSpec, precision: str, workspace_limit: int | None) -> Run:
     return Run(call=OnDevice(build), seconds=spec.nbytes(Op.FOLD) / BANDWIDTH)
 
 
+def copied(shape: Sizes, dtype: str, source: Address, strides: Sizes, target: Address) -> Iterator[Launch]:
+    """The launches that copy an array into C order: an image is its own columns of a 1x1 kernel."""
+    batch, channels, *axes = shape
+    image = ConvSpec(
+        batch=batch,
+        in_channels=channels,
+        out_channels=channels,
+        in_size=tuple(axes),
+        kernel_size=(1,) * len(axes),
+        dtype=dtype,
+    )
+    in_order = (*c_strides(image.columns_shape)[:2], 1)
+    for begin, some in portions(batch, images_at_once(batch, volume(shape[1:]), 0, None)):
+        yield _columns(
+            image,
+            some,
+            False,
+            (dtype,) * 3,
+            _moved(source, lifted(strides, 0), begin, dtype),
+            _moved(target, in_order, begin, dtype),
+        )
+
+
+def _moved(place: Address, strides: Sizes, begin: int, dtype: str) -> tuple[Address, Sizes]:
+    offset = place.offset + begin * strides[0] * DTYPES[dtype].itemsize
+    return place._replace(offset=offset), strides
+
+
 def _check_product(spec: ConvSpec) -> None:
     """Decline what cuBLAS through CuPy would not sum as this library promises."""
     if spec.dtype not in ("float32", "float64") or spec.out_dtype != spec.dtype:
@@ -263,7 +292,7 @@ def im2col(spec: ConvSpec, precision: str, workspace_limit: int | None) -> Run:
                 steps.append(_columns(spec, some, False, (spec.dtype,) * 3, source, target))
             steps.append(Product(left=made.weight(), right=columns, out=made.pixels(3, begin, some)))
         if bias and spec.batch:
-            steps.append(_biased(spec, bias, made.positions))
+            steps.append(biased(spec.output_shape, spec.dtype, bias))
         return Program(steps=tuple(steps), workspace=0 if bare else made.workspace)
 
     return Run(
@@ -274,18 +303,17 @@ def im2col(spec: ConvSpec, precision: str, workspace_limit: int | None) -> Run:
     )
 
 
-def _biased(spec: ConvSpec, bias: View, positions: int) -> Launch:
-    """The launch that adds the bias to a result in C order, where it lies."""
-    shape = Shape(spec.out_channels, positions, 0, spec.batch)
-    columns = (Digit(positions, other=1), *(Digit(1),) * AXES)
-    result = Placed(3, 0, row=positions, group=spec.out_channels * positions)
+def biased(result: Sizes, dtype: str, bias: View) -> Launch:
+    """The launch that adds the bias to a result of this shape in C order, where it lies."""
+    batch, channels, positions = result[0], result[1], volume(result[2:])
     launch = total(
-        shape,
-        Types(spec.dtype, spec.dtype, spec.dtype),
+        Shape(channels, positions, 0, batch),
+        Types(dtype, DTYPES[dtype].accumulate, dtype),
         1,
-        columns,
-        result,
+        (Digit(positions, other=1), *(Digit(1),) * AXES),
+        Placed(3, 0, row=positions, group=channels * positions),
         Placed(2, 0, row=bias.strides[0]),
+        part=dtype,
     )
     addresses = tuple(Address("parts", 3) if a.field == "parts" else a for a in launch.addresses)
     return replace(launch, addresses=addresses)
@@ -309,9 +337,7 @@ def input_grad(spec: ConvSpec, precision: str, workspace_limit: int | None) -> R
             )
             steps.append(_columns(spec, some, True, (spec.dtype,) * 3, target, source))
         if bias and spec.batch:
-            positions = volume(spec.in_size)
-            turned_spec = replace(spec, out_channels=spec.in_channels, groups=1)
-            steps.append(_biased(turned_spec, bias, positions))
+            steps.append(biased(spec.input_shape, spec.dtype, bias))
         return Program(steps=tuple(steps), workspace=made.workspace)
 
     return Run(

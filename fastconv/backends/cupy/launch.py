@@ -13,7 +13,22 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-__all__ = ["WORKSPACE", "Address", "Build", "Fill", "Kernel", "Launch", "Product", "Program", "View", "view"]
+from fastconv.spec import Op, Sizes
+
+__all__ = [
+    "WORKSPACE",
+    "Address",
+    "Build",
+    "Fill",
+    "Graph",
+    "Kernel",
+    "Launch",
+    "Operand",
+    "Product",
+    "Program",
+    "View",
+    "view",
+]
 
 # The number of the array that is no operand: the program's own scratch.
 WORKSPACE = -1
@@ -85,7 +100,7 @@ class Launch:
 
 
 class Operand(NamedTuple):
-    """A matrix of a :class:`Product`: where it begins (bytes), its shape and its strides in elements."""
+    """An array of a :class:`Product` or :class:`Graph`: where it begins (bytes), its shape, its strides in elements."""
 
     array: int
     offset: int
@@ -113,10 +128,43 @@ class Fill(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Graph:
+    """One convolution of cuDNN, or one of its gradients, as its graphs describe it.
+
+    Attributes
+    ----------
+    op : Op
+    operands : tuple of Operand
+        Two, in the call's order. Shapes have two spatial axes or three, strides are positive, and every array begins
+        at a multiple of 16 bytes.
+    bias : Operand or None
+        Of a forward convolution: it is added before the result is rounded.
+    result : Operand
+    stride, dilation, before, after : tuple of int
+        Of the forward convolution; what it pads is zero.
+    tensor_cores : bool
+        Whether they may be used; in float32 they round operands to tf32.
+    limit : int or None
+        Bytes of scratch cuDNN may ask for, which it gets beside the program's own.
+    """
+
+    op: Op
+    operands: tuple[Operand, Operand]
+    bias: Operand | None
+    result: Operand
+    stride: Sizes
+    dilation: Sizes
+    before: Sizes
+    after: Sizes
+    tensor_cores: bool
+    limit: int | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Program:
     """Steps that run one after the other on one stream, and the scratch they share."""
 
-    steps: tuple[Launch | Product | Fill, ...]
+    steps: tuple[Launch | Product | Fill | Graph, ...]
     workspace: int = 0
 
     @property

@@ -349,13 +349,23 @@ def _launched(
 
 
 def total(
-    shape: Shape, types: Types, parts: int, columns: Sequence[Digit], result: Placed, bias: Placed | None
+    shape: Shape,
+    types: Types,
+    parts: int,
+    columns: Sequence[Digit],
+    result: Placed,
+    bias: Placed | None,
+    part: str = "",
 ) -> Launch:
-    """The sum of so many parts of a product, which lie in the workspace; of none, the bias alone."""
+    """The sum of so many parts of a product, which lie in the workspace; of none, the bias alone.
+
+    Parts are of the type that is summed in, unless `part` names another.
+    """
     count = shape.groups * shape.m * shape.n
     check_counts(blocks=tiles(count, TOTAL_THREADS))
+    stored = (("PART", part),) * (part not in ("", types.sums))
     return Launch(
-        kernel=Kernel("sum_parts.cu", "sum_parts", (("SUM", types.sums), ("OUT", types.out))),
+        kernel=Kernel("sum_parts.cu", "sum_parts", (*stored, ("SUM", types.sums), ("OUT", types.out))),
         grid=tiles(count, TOTAL_THREADS),
         block=TOTAL_THREADS,
         params=fill(

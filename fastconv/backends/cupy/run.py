@@ -14,7 +14,18 @@ from pathlib import Path
 from typing import Any
 
 from fastconv.backends.cupy import compile as compiler
-from fastconv.backends.cupy.launch import WORKSPACE, Build, Fill, Kernel, Launch, Operand, Program, view
+from fastconv.backends.cupy import graph
+from fastconv.backends.cupy.launch import (
+    WORKSPACE,
+    Build,
+    Fill,
+    Graph,
+    Kernel,
+    Launch,
+    Operand,
+    Program,
+    view,
+)
 
 Array = Any
 
@@ -78,6 +89,8 @@ def run(program: Program, arrays: tuple[Array, ...]) -> None:
             cupy.cuda.runtime.memsetAsync(
                 places[step.array] + step.offset, step.byte, step.nbytes, cupy.cuda.get_current_stream().ptr
             )
+        elif isinstance(step, Graph):
+            graph.run(step, places)
         else:
             left, right, out = (
                 _matrix(operand, arrays, scratch) for operand in (step.left, step.right, step.out)

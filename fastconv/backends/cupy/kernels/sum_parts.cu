@@ -1,11 +1,15 @@
 // Partial sums in a fixed order: result[m, j] = bias[m] + sum_s parts[s, m, j], one element a thread.
 //
-// The parts lie one after the other, each (groups, M, N) in C order and of type SUM; the result lies anywhere. No
+// The parts lie one after the other, each (groups, M, N) in C order and of type PART; the result lies anywhere. No
 // atomics, so the bits are the same each time.
 //
-// Compiled in: SUM, OUT.
+// Compiled in: SUM, OUT, and PART where it is not SUM.
 #include "geometry.cuh"
 #include "types.cuh"
+
+#ifndef PART
+#define PART SUM
+#endif
 
 struct PartialSums {
     const void* parts;
@@ -24,9 +28,9 @@ extern "C" __global__ void __launch_bounds__(256) sum_parts(const __grid_constan
     const long long row = at / p.N;
     const int j = (int)(at - row * p.N);
     const long long group = row / p.M, m = row - group * p.M;
-    const SUM* const parts = (const SUM*)p.parts;
+    const PART* const parts = (const PART*)p.parts;
     SUM sum = p.bias ? convert<SUM>(((const OUT*)p.bias)[group * p.bias_group + m * p.bias_row]) : (SUM)0;
-    for (int s = 0; s < p.number; ++s) sum += parts[s * p.count + at];
+    for (int s = 0; s < p.number; ++s) sum += convert<SUM>(parts[s * p.count + at]);
     const long long to = group * p.result_group + m * p.result_row + locate(j, p.column).other;
     ((OUT*)p.result)[to] = convert<OUT>(sum);
 }
