@@ -220,14 +220,13 @@ def plan_sums(spec: ConvSpec, precision: str, limit: int | None) -> Run:
     part_step = sums_bytes(cut.vectors, cut.taps) // itemsize
     # A few small images at a time go all the way on one thread.
     each = (cut.held + cut.packed) // images
+    block = max(min(SUMMED // positions, HELD_BYTES // max(each, 1), ceil(spec.batch, TASKS)), 1)
     by_parts = (
-        few and same_in and same_out and read is None and limit is None and box == g.out
+        few and same_in and same_out and read is None and limit is None and box == g.out and spec.batch > block
         and part_step * itemsize <= SUMS_BYTES and each <= HELD_BYTES
     )  # fmt: skip
     if by_parts:
-        block_n = max(min(SUMMED // positions, HELD_BYTES // each, ceil(spec.batch, TASKS)), 1)
-        parts = min(TASKS, ceil(spec.batch, block_n))
-        by_parts = parts > 1
+        block_n, parts = block, min(TASKS, ceil(spec.batch, block))
     # One part, of one tap, without lanes to spare, is the gradient itself.
     in_place = parts == cut.taps == 1 and cut.vectors * lanes == (g.K if cut.in_columns else g.c)
     sums_room = 0 if in_place else parts * part_step

@@ -92,8 +92,7 @@ def pair_rows(
         inside = [lane_range(b, e, b.neg(start), b.sub(ow, start)) for start in starts]
 
         def row(q: Any) -> list[Any]:
-            there = b.and_(b.icmp_signed(">=", q, const(0)), b.icmp_signed("<", q, oh))
-            at = b.select(there, b.gep(dy, [b.mul(q, ow)]), zeros)
+            at = b.select(b.icmp_unsigned("<", q, oh), b.gep(dy, [b.mul(q, ow)]), zeros)
             places = [b.gep(at, [start]) for start in starts]
             if masked:
                 found = [masked_load(b, e, *place) for place in zip(places, inside, strict=True)]
@@ -103,9 +102,7 @@ def pair_rows(
 
         def write(row: Any, even: Any, second: Any) -> None:
             """A row of dx, if it is one."""
-            with b.if_then(
-                b.and_(b.icmp_signed(">=", row, const(0)), b.icmp_signed("<", row, h)), likely=True
-            ):
+            with b.if_then(b.icmp_unsigned("<", row, h), likely=True):
                 at = b.mul(row, width)
                 to, left = b.gep(dx, [at]), b.sub(room, at)
                 made = woven(b, *((second, even) if odd else (even, second)))

@@ -12,6 +12,7 @@ images, or of part of one, are copied at a time; each task adds its products to 
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import numpy as np
@@ -477,11 +478,12 @@ def nine_sums(
         ends = masks(const(0)), masks(last)
 
         def row(plane: Any, i: Any, count: Any, length: Any) -> Any:
-            inner = b.and_(b.icmp_signed(">=", i, const(0)), b.icmp_signed("<", i, count))
-            return b.select(inner, b.gep(plane, [b.mul(i, length)]), zeros)
+            return b.select(b.icmp_unsigned("<", i, count), b.gep(plane, [b.mul(i, length)]), zeros)
 
-        def add(xs: list[Any], dys: list[Any], m: Any, edge: tuple[Any, list[Any]] | None) -> None:
-            """One vector of these rows."""
+        def add(
+            xs: list[Any], dys: list[Any], there: list[Any] | None, m: Any, edge: tuple[Any, list[Any]] | None
+        ) -> None:
+            """One vector of these rows. Where a row of dy is not there an element of x may be infinite."""
             if edge is None:
                 gradients = [load(b, e, b.gep(at, [m])) for at in dys]
             else:
@@ -496,8 +498,19 @@ def nine_sums(
                     vectors = [b.select(edge[0], column, zero) for column in columns_of(b, stride, read)]
                 for kh in range(i, NINE, stride):
                     for kw, vector in enumerate(vectors):
+                        value = vector if there is None else b.select(there[kh // stride], vector, zero)
                         place = held[NINE * kh + kw]
-                        b.store(multiply_add(b, e, vector, gradients[kh // stride], b.load(place)), place)
+                        b.store(multiply_add(b, e, value, gradients[kh // stride], b.load(place)), place)
+
+        def add_rows(xs: list[Any], dys: list[Any], there: list[Any] | None) -> None:
+            add(xs, dys, there, const(0), ends[0])
+            with b.if_then(b.icmp_signed(">", last, const(0))):
+                with (
+                    b.if_then(b.icmp_signed(">", last, const(e.lanes))),
+                    loop(b, const(e.lanes), last, const(e.lanes)) as m,
+                ):
+                    add(xs, dys, there, m, None)
+                add(xs, dys, there, last, ends[1])
 
         # Of the padded rows, or pairs of them, r meets rows r, r - 1 and r - 2 of dy, a pair rows r and r - 1.
         all_rows, of_dy = b.add(h, before_h), b.add(b.mul(oh, step), const(NINE - stride))
@@ -506,15 +519,14 @@ def nine_sums(
         with b.if_then(b.icmp_signed("<", start, stop)), loop(b, start, stop) as r:
             top = b.sub(b.mul(r, step), before_h)
             xs = [row(x, b.add(top, const(i)), h, width) for i in range(stride)]
-            dys = [row(dy, b.sub(r, const(back)), oh, ow) for back in range(NINE + 1 - stride)]
-            add(xs, dys, const(0), ends[0])
-            with b.if_then(b.icmp_signed(">", last, const(0))):
-                with (
-                    b.if_then(b.icmp_signed(">", last, const(e.lanes))),
-                    loop(b, const(e.lanes), last, const(e.lanes)) as m,
-                ):
-                    add(xs, dys, m, None)
-                add(xs, dys, last, ends[1])
+            numbers = [b.sub(r, const(back)) for back in range(NINE + 1 - stride)]
+            dys = [row(dy, q, oh, ow) for q in numbers]
+            there = [b.icmp_unsigned("<", q, oh) for q in numbers]
+            with b.if_else(functools.reduce(b.and_, there), likely=True) as (whole, part):
+                with whole:
+                    add_rows(xs, dys, None)
+                with part:
+                    add_rows(xs, dys, there)
         for value, place in zip(held, places, strict=True):
             store(b, e, b.load(value), place)
 
