@@ -5,6 +5,7 @@ Each plans from the spec of the forward call it belongs to, so its arguments are
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -166,16 +167,17 @@ def conv_bias(rank: int, grad_output: Array) -> Array:
     arguments.same_kind(grad_output=grad_output)
     dy, _ = api._batched("grad_output", grad_output, rank)
     dtype = DTYPES[arguments.dtype_name("grad_output", dy)]
-    axes = (0, *range(2, rank + 2))
     count = dy.size // max(dy.shape[1], 1)
     if dtype.out == "int32" and count > 2**31 // 256:
         raise ValueError(
             f"grad_output: a sum of {count} elements of {dy.dtype.name} can pass 2**31 - 1, the largest int32; "
             "cast it to int16 (summed in int64)"
         )
-    # A sum's order follows the memory; in C order the bits do not depend on the layout.
+    # A sum's order follows the memory; in C order the bits do not depend on the layout. Planes first: NumPy takes three times
+    # as long for all axes at once.
     dy = dy if dy.flags.c_contiguous else dy.copy()
-    return dy.sum(axis=axes, dtype=dtype.accumulate).astype(dtype.out)
+    planes = dy.reshape(*dy.shape[:2], math.prod(dy.shape[2:])).sum(axis=2, dtype=dtype.accumulate)
+    return planes.sum(axis=0, dtype=dtype.accumulate).astype(dtype.out)
 
 
 def conv_transpose_input(
