@@ -11,6 +11,7 @@ import json
 import math
 import statistics
 import subprocess
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
@@ -18,10 +19,12 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Annotated, Any
 
+import numpy as np
 import typer
 
+import fastconv as fc
 from fastconv import testing
-from fastconv.backends import Unsupported, backends, fetch, put
+from fastconv.backends import Unsupported, backends, fetch, put, wait
 from fastconv.plan import Plan, plan
 from fastconv.problems import PROBLEMS
 from fastconv.spec import ConvSpec, Op, PoolSpec, Spec, parse
@@ -36,6 +39,9 @@ DTYPES = ("float32", "float16", "bfloat16")
 # A round lasts about a millisecond, so that two events' resolution (0.5 us) is nothing; seven rounds of each, in turns.
 ROUND_SECONDS = 1e-3
 ROUNDS = 7
+
+# Calls of the engine in a row, on a layer the card finishes long before the host has asked for the next.
+CALLS = 200
 
 # A copy of this many bytes is far larger than any card's L2.
 COPIED = 1 << 30
@@ -192,6 +198,24 @@ def _check(made: dict[str, tuple[Plan, Call]], reference: Any, given: Sequence[A
             raise AssertionError(f"{name} on {each.spec}: {detail}")
 
 
+def call_overhead() -> float:
+    """Seconds of the host's a warm call takes, from the public function to the launch; nothing is waited for."""
+    x, w = (put("cupy", np.ones(shape, "f4")) for shape in ((1, 8, 8, 8), (8, 8, 3, 3)))
+
+    def call() -> None:
+        fc.conv2d(x, w, padding=1)
+
+    call()
+    times = []
+    for _ in range(ROUNDS):
+        wait("cupy")
+        begin = time.perf_counter()
+        for _ in range(CALLS):
+            call()
+        times.append((time.perf_counter() - begin) / CALLS)
+    return statistics.median(times)
+
+
 def copy_rate() -> float:
     """Bytes read and written a second by a copy."""
     import cupy
@@ -213,6 +237,7 @@ def card() -> dict[str, Any]:
         "commit": commit.stdout.strip(),
         "packages": {name: _version(name) for name in ("cupy-cuda12x", "cupy-cuda13x", "torch", "numpy")},
         "copy": copy_rate(),
+        "call": call_overhead(),
     }
 
 
@@ -238,6 +263,7 @@ def page(results: dict[str, Any] | None) -> str:
     where = results["card"]
     lines += [
         f"{where['name']}, driver {where['driver']}, commit {where['commit'][:12]}; a copy moves {where['copy'] / 1e12:.2f} TB/s. "
+        f"A warm call costs the host {where['call'] * 1e6:.1f} us. "
         f"Batch {results['batch']}, medians of {ROUNDS} rounds in turns, TF32 off.",
         "",
     ]

@@ -7,6 +7,7 @@ import pickle
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ import pytest
 
 import fastconv as fc
 from benchmarks import gpu as gpu_benchmark
-from fastconv import disk, testing
+from fastconv import api, arguments, disk, recall, testing
 from fastconv.backends import _BACKENDS, _Row
 from fastconv.backends.cupy import compile as compiler
 from fastconv.backends.cupy import run as executor
@@ -23,7 +24,7 @@ from fastconv.compare import Comparison, measure, problems, report
 from fastconv.compare.machine import describe
 from fastconv.plan import plan
 from tests import emulator
-from tests.emulator.device import Module, ndarray
+from tests.emulator.device import Memory, Module, ndarray
 
 pytestmark = pytest.mark.skipif(emulator.missing() is not None, reason=str(emulator.missing()))
 
@@ -36,6 +37,7 @@ def device(monkeypatch: pytest.MonkeyPatch) -> Iterator[Module]:
     monkeypatch.setitem(_BACKENDS, "cupy", _Row("fastconv.backends.cupy", "cupy"))
     monkeypatch.setattr(compiler, "cubin", lambda kernel, arch: pickle.dumps(kernel))
     monkeypatch.setattr(executor, "_loaded", {})
+    monkeypatch.setattr(api, "_memory", recall.Memory())
     plan.cache_clear()
     yield module
     plan.cache_clear()
@@ -98,6 +100,36 @@ def test_nothing_is_loaded_or_built_after_the_first_call(
     np.testing.assert_array_equal(fc.conv2d(x, w).host, first.host)
 
 
+@pytest.mark.parametrize("dtype", ["f4", "f2"])
+def test_a_call_like_an_earlier_one_goes_straight_to_its_kernel(
+    device: Module, monkeypatch: pytest.MonkeyPatch, dtype: str
+) -> None:
+    """Other numbers in the same shapes, types and strides are not checked again; other strides are."""
+    calls: list[tuple[Callable[..., Any], tuple[tuple[int, ...], ...]]] = [
+        (lambda x, w, **k: fc.conv2d(x, w, padding=1, **k), ((2, 3, 5, 6), (4, 3, 3, 3))),
+        (lambda x, w, b, **k: fc.conv2d(x, w, b, 2, **k), ((2, 3, 5, 6), (4, 3, 3, 3), (4,))),
+        (lambda dy, w, **k: fc.grad.conv2d_input((2, 3, 5, 6), w, dy, **k), ((2, 4, 3, 4), (4, 3, 3, 3))),
+        (lambda x, dy, **k: fc.grad.conv2d_weight(x, (4, 3, 3, 3), dy, **k), ((2, 3, 5, 6), (2, 4, 3, 4))),
+        (lambda x, **k: fc.max_pool2d(x, 2, **k), ((2, 3, 4, 6),)),
+        (lambda x, w, **k: fc.conv_transpose2d(x, w, None, 2, **k), ((2, 3, 4, 5), (3, 4, 2, 2))),
+    ]
+
+    def refuse(given: Any) -> None:
+        raise AssertionError("its arguments were checked")
+
+    for function, shapes in calls:
+        first, other = ([np.rint(k * random(*shape)).astype(dtype) for shape in shapes] for k in (4, -3))
+        expected = function(*other, backend="naive")
+        function(*map(ndarray, first))
+        with monkeypatch.context() as later:
+            later.setattr(arguments, "options", refuse)
+            np.testing.assert_array_equal(function(*map(ndarray, other)).host, expected)
+            turned = ndarray(np.moveaxis(np.moveaxis(other[0], 1, -1).copy(), -1, 1))
+            with pytest.raises(AssertionError, match="its arguments were checked"):
+                function(turned, *map(ndarray, other[1:]))
+        np.testing.assert_array_equal(function(turned, *map(ndarray, other[1:])).host, expected)
+
+
 def test_scratch_is_what_the_plan_says(device: Module) -> None:
     x, dy = ndarray(random(2, 4, 48, 48)), ndarray(random(2, 4, 46, 46))
     made = fc.explain("n2 c4x48x48 k4x3x3 s1 p0 f32", op="conv weight grad", backend="cupy")
@@ -152,12 +184,18 @@ def test_the_page_of_a_card_shows_losses() -> None:
         "copy": 1e-4,
         "checked": True,
     }
-    card = {"name": "A card", "driver": 13000, "commit": "0123456789abcdef", "copy": 4.3e12}
+    card = {"name": "A card", "driver": 13000, "commit": "0123456789abcdef", "copy": 4.3e12, "call": 15e-6}
     text = gpu_benchmark.page({"card": card, "batch": 32, "layers": [layer]})
     assert (
         "0.50 times as fast as cuDNN's faster layout (geometric mean of 1 layers, 1 of them slower)" in text
     )
     assert "| 400.0 | 200.0 | 300.0 | - | 25% | 0 |" in text
+    assert "A warm call costs the host 15.0 us." in text
+
+
+def test_what_a_call_costs_the_host_is_measured(device: Module) -> None:
+    """On a card; here the kernels run on the host too, which takes longer than nothing."""
+    assert 0 < gpu_benchmark.call_overhead() < 1
 
 
 def test_the_page_says_that_nothing_was_measured() -> None:
@@ -176,12 +214,20 @@ def test_a_result_that_overlaps_an_operand(device: Module) -> None:
 
 
 def test_arrays_of_another_device_are_refused(device: Module, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the first call there and by one like an earlier one; on its own device each has kernels of its own."""
+    x, w = ndarray(random(1, 1, 3, 3)), ndarray(random(2, 1, 2, 2))
+    first = fc.conv2d(x, w)
     monkeypatch.setattr(device.cuda.runtime, "getDevice", lambda: 1)
-    x = ndarray(random(1, 1, 3, 3))
-    with pytest.raises(
-        ValueError, match=r"device: got an array of shape .* on device 0, expected all on the current one, 1"
-    ):
-        fc.conv2d(x, x)
+    monkeypatch.setattr(device.cuda, "Device", lambda: SimpleNamespace(id=1, compute_capability="80"))
+    for given in ((x, w), (x, x)):
+        with pytest.raises(
+            ValueError,
+            match=r"device: got an array of shape .* on device 0, expected all on the current one, 1",
+        ):
+            fc.conv2d(*given)
+    monkeypatch.setattr(Memory, "device_id", 1)
+    np.testing.assert_array_equal(fc.conv2d(x, w).host, first.host)
+    assert {number for number, _ in executor._loaded} == {0, 1}
 
 
 def test_the_fastest_is_measured_on_the_device(

@@ -6,7 +6,10 @@ A planner makes a :class:`~fastconv.backends.cupy.launch.Program` from a spec an
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
+
+import numpy as np
 
 from fastconv.backends import Planner
 from fastconv.backends.cupy import columns, depthwise, gradients, pooling
@@ -19,11 +22,17 @@ def empty(shape: tuple[int, ...], dtype: str) -> Any:
     """An array of this backend's kind, on the current device."""
     import cupy
 
-    if dtype == "bfloat16":
+    return cupy.empty(shape, _dtype(dtype))
+
+
+@cache
+def _dtype(name: str) -> np.dtype[Any]:
+    """NumPy's type of this name; ``bfloat16`` is known to it once ml_dtypes is imported."""
+    if name == "bfloat16":
         import ml_dtypes
 
-        return cupy.empty(shape, ml_dtypes.bfloat16)
-    return cupy.empty(shape, dtype)
+        name = ml_dtypes.bfloat16
+    return np.dtype(name)
 
 
 def put(array: Any) -> Any:
