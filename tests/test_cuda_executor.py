@@ -23,6 +23,7 @@ from fastconv.backends.cupy.launch import Kernel
 from fastconv.compare import Comparison, measure, problems, report
 from fastconv.compare.machine import describe
 from fastconv.plan import plan
+from fastconv.spec import Op, parse
 from tests import emulator
 from tests.emulator.device import Memory, Module, ndarray
 
@@ -175,22 +176,101 @@ def test_a_comparison_has_rows_of_the_device(device: Module) -> None:
     assert "operands there and results back take" in " ".join(report.summary(run))
 
 
+CARD = {
+    "name": "A card", "driver": 13000, "commit": "0123456789abcdef", "copy": 4e12, "call": 15e-6,
+    "peak": {"float32": 50e12, "float16": 600e12, "bfloat16": 600e12},
+}  # fmt: skip
+
+
+def row(problem: str, op: str, ours: float, last: float | None, theirs: float, copy: float) -> dict[str, Any]:
+    """One op of a layer as it is measured."""
+    seconds = {"implicit_gemm": ours, "cuDNN": 2 * theirs, "cuDNN channels_last": theirs}
+    if last is not None:
+        seconds["implicit_gemm channels last"] = last
+    return {
+        "problem": problem, "op": op, "chosen": "implicit_gemm", "workspace": {"implicit_gemm": 0},
+        "seconds": seconds, "copy": copy, "checked": True,
+    }  # fmt: skip
+
+
 def test_the_page_of_a_card_shows_losses() -> None:
-    layer = {
-        "problem": "n32 c64x56x56 k64x3x3 s1 p1 f32",
-        "chosen": "implicit_gemm",
-        "workspace": {"implicit_gemm": 0},
-        "seconds": {"implicit_gemm": 4e-4, "cuDNN": 2e-4, "cuDNN channels_last": 3e-4},
-        "copy": 1e-4,
-        "checked": True,
-    }
-    card = {"name": "A card", "driver": 13000, "commit": "0123456789abcdef", "copy": 4.3e12, "call": 15e-6}
-    text = gpu_benchmark.page({"card": card, "batch": 32, "layers": [layer]})
-    assert (
-        "0.50 times as fast as cuDNN's faster layout (geometric mean of 1 layers, 1 of them slower)" in text
-    )
-    assert "| 400.0 | 200.0 | 300.0 | - | 25% | 0 |" in text
-    assert "A warm call costs the host 15.0 us." in text
+    layers = [
+        row("n32 c64x56x56 k64x3x3 s1 p1 f32", "conv", 4e-4, 5e-4, 2e-4, 1e-4),
+        row("n32 c64x56x56 k64x3x3 s1 p1 f32", "conv input grad", 1e-4, None, 2e-4, 1e-5),
+        row("n32 c64x56x56 k64x1x1 s1 p0 f16", "conv", 8e-5, 4e-5, 2e-5, 1e-5),
+        row("max n32 c64x112x112 k3x3 s2 p1 indices f32", "pool input grad", 4e-5, None, 1e-4, 3e-5),
+    ]
+    results = {"card": CARD, "batch": 32, "minutes": 8.0, "left": 3, "layers": layers}
+    text = gpu_benchmark.page(results)
+    for line in (
+        "| the host's time of a warm call | at most 20 us | 15.0 us |",
+        "| conv, float32, ResNet-50 and VGG16: times as fast as cuDNN | 1.00 | 0.50, the geometric mean of 1, 1 of them",
+        "| conv input grad, float32, ResNet-50 and VGG16: times as fast as cuDNN | 1.00 | 2.00, the geometric mean of 1, 0",
+        "| conv, 16 bits, channels last: times as fast as cuDNN | 0.60 | 0.50, the geometric mean of 1, 1 of them below",
+        "| 1x1, depthwise, pools, bound by memory: of a copy's rate | 0.80 | 0.43, the geometric mean of 2, 2 of them",
+        "Not come to in 8 minutes: 3 of the layers' functions.",
+        "0.50 times as fast as cuDNN's faster layout (geometric mean of 1 layers, 1 of them slower)",
+        "| 400.0 | 500.0 | 400.0 | 200.0 | - | 25% | 0 |",
+        "| 100.0 | - | 400.0 | 200.0 | - | 10% | 0 |",
+    ):
+        assert line in text
+
+
+def test_every_layer_is_measured_forwards_and_most_backwards() -> None:
+    made = list(gpu_benchmark.cases(["lenet"], 4))
+    convolution = [(spec.dtype, op) for spec, op in made if str(spec).startswith("n4 c1x32x32")]
+    assert convolution == [
+        *(("float32", op) for op in (Op.CONV, Op.CONV_INPUT_GRAD, Op.CONV_WEIGHT_GRAD)),
+        *(("float16", op) for op in (Op.CONV, Op.CONV_INPUT_GRAD, Op.CONV_WEIGHT_GRAD)),
+        ("bfloat16", Op.CONV),
+    ]
+
+
+@pytest.mark.oracle
+@pytest.mark.parametrize("channels_last", [False, True])
+@pytest.mark.parametrize(
+    "problem",
+    [
+        "n2 c4x7x8 k6x3x3 s2 p1 g2 f64",
+        "max n2 c3x7x8 k3x3 s2 p1 indices f64",
+        "avg n2 c3x7x8 k3x2 s2 p1 f64",
+        "avg n2 c3x7x8 o1x1 f64",
+    ],
+)
+def test_the_rival_computes_the_same(problem: str, channels_last: bool) -> None:
+    """What is called of PyTorch on a card, called on the host."""
+    torch = pytest.importorskip("torch")
+    spec = parse(problem)
+    order = torch.channels_last if channels_last else torch.contiguous_format
+    for op in spec.ops[: 3 if problem.startswith("n") else 2]:
+        given = testing.operands(spec, op, "integers")
+        call = gpu_benchmark.theirs(
+            spec, op, [torch.from_numpy(array).contiguous(memory_format=order) for array in given]
+        )
+        assert call is not None
+        expected = testing.reference(spec, op, given)
+        expected = expected[0] if isinstance(expected, tuple) else expected
+        np.testing.assert_allclose(call().numpy(), expected, rtol=2**-50)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+def test_a_layer_is_measured(device: Module, monkeypatch: pytest.MonkeyPatch, dtype: str) -> None:
+    """All but the clock, without a rival: every algorithm's call runs, on operands of its type."""
+
+    def once(calls: dict[str, Callable[[], Any]]) -> dict[str, float]:
+        return {name: float(call() is not None) for name, call in calls.items()}
+
+    monkeypatch.setattr(gpu_benchmark, "in_turns", once)
+    monkeypatch.setattr(gpu_benchmark, "cublas", lambda spec, op: None)
+    for spec, op in gpu_benchmark.cases(["lenet"], 1):
+        if spec.dtype == dtype:
+            made = gpu_benchmark.measure_layer(spec, op, 1e12)
+            assert made["chosen"] in made["seconds"]
+            assert (made["chosen"] + gpu_benchmark.LAST in made["seconds"]) == (
+                op in (Op.CONV, Op.CONV_WEIGHT_GRAD, Op.POOL)
+            )
+            assert set(made["seconds"].values()) == {1.0}
+            assert not made["checked"]
 
 
 def test_what_a_call_costs_the_host_is_measured(device: Module) -> None:
