@@ -36,6 +36,7 @@ DISASSEMBLED = "sm_90a"
 LARGE = (
     "n32 c256x56x56 k256x3x3 s1 p1 f32",
     "n32 c64x56x56 k64x1x1 s1 p0 f32",
+    "n32 c64x56x56 k64x1x1 s1 p0 f16",
     "n32 c128x28x28 k128x3x3 s2 p1 f16",
     "n32 c128x28x28 k128x3x3 s1 p1 bf16",
     "n32 c64x28x28 k64x3x3 s1 p1 f64",

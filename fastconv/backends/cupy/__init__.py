@@ -65,8 +65,18 @@ def device() -> str:
 
 PLANNERS: dict[Op, tuple[Planner, ...]] = {
     Op.CONV: (implicit_gemm_mma, implicit_gemm, depthwise.depthwise, columns.im2col),
-    Op.CONV_INPUT_GRAD: (gradients.input_grad, depthwise.input_grad, columns.input_grad),
-    Op.CONV_WEIGHT_GRAD: (gradients.weight_grad, depthwise.weight_grad, columns.weight_grad),
+    Op.CONV_INPUT_GRAD: (
+        gradients.input_grad_mma,
+        gradients.input_grad,
+        depthwise.input_grad,
+        columns.input_grad,
+    ),
+    Op.CONV_WEIGHT_GRAD: (
+        gradients.weight_grad_mma,
+        gradients.weight_grad,
+        depthwise.weight_grad,
+        columns.weight_grad,
+    ),
     Op.UNFOLD: (columns.unfold,),
     Op.FOLD: (columns.fold,),
     Op.POOL: (pooling.windows,),

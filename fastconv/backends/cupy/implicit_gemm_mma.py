@@ -34,6 +34,7 @@ from fastconv.backends.cupy.product import (
     parts_for,
     pixels_of,
     taps_of,
+    tensor_note,
     tensor_product,
     warp_tile_for,
     workspace_of,
@@ -53,12 +54,7 @@ RATE = {"float16": 200e12, "bfloat16": 200e12, "float32": 100e12}
 
 def implicit_gemm_mma(spec: ConvSpec, precision: str, workspace_limit: int | None) -> Run:
     """Forward on tensor cores; sums are float32."""
-    if spec.dtype not in RATE:
-        raise Unsupported(
-            f"{spec.dtype} is no type of tensor cores here: float16, bfloat16, or float32 as tf32"
-        )
-    if spec.dtype == "float32" and precision != "tf32":
-        raise Unsupported(f"float32 on tensor cores is tf32, which precision={precision!r} does not allow")
+    error = error_on_tensor_cores(spec, precision)
     check_positions(spec)
     out_channels, in_channels = spec.out_channels // spec.groups, spec.in_channels // spec.groups
     axes, types, taps = forward_axes(spec), types_of(spec), volume(spec.kernel_size)
@@ -107,15 +103,24 @@ def implicit_gemm_mma(spec: ConvSpec, precision: str, workspace_limit: int | Non
         packing = packed_weight(spec, taps, partial)
         return Program(steps=(packing, *program.steps), workspace=partial + packed)
 
-    blocks = tiles(shape.m, tile.m) * tiles(shape.n, tile.n) * shape.groups * parts
     return Run(
         call=OnDevice(build),
         seconds=spec.flops() / RATE[spec.dtype],
         shared=max(workspace_of(shape, parts, types.sums), partial + packed),
-        note=f"{blocks} blocks of {tile.m}x{tile.n}, {tile.stages} stages"
-        + f", k in {parts} parts" * (parts > 1),
-        error=TF32_ERROR if spec.dtype == "float32" else 0.0,
+        note=tensor_note(shape, tile, parts),
+        error=error,
     )
+
+
+def error_on_tensor_cores(spec: ConvSpec, precision: str) -> float:
+    """What tensor cores add to the plain sum's error; they decline types they do not have, and tf32 unasked."""
+    if spec.dtype not in RATE:
+        raise Unsupported(
+            f"{spec.dtype} is no type of tensor cores here: float16, bfloat16, or float32 as tf32"
+        )
+    if spec.dtype == "float32" and precision != "tf32":
+        raise Unsupported(f"float32 on tensor cores is tf32, which precision={precision!r} does not allow")
+    return TF32_ERROR if spec.dtype == "float32" else 0.0
 
 
 def packed_bytes(spec: ConvSpec, vector: int, limit: int | None) -> int:
