@@ -148,7 +148,7 @@ def moved(array: Any) -> Any:
 def ours(spec: Spec, op: Op, placed: Sequence[Any]) -> dict[str, tuple[Plan, Call]]:
     """Every algorithm of ours on operands that are on the card, writing to a result that is there too.
 
-    The one that is chosen is also given images with channels last, as far as the functions people call take them.
+    The one that is chosen is also given images and their gradients with channels last.
     """
     found: dict[str, tuple[Plan, Call]] = {}
     for made in testing.plans(spec, op, "cupy"):
@@ -156,11 +156,9 @@ def ours(spec: Spec, op: Op, placed: Sequence[Any]) -> dict[str, tuple[Plan, Cal
             out = made(*placed)
             found[made.algorithm] = made, partial(made, *placed, out=out)
     chosen = plan(spec, op, "cupy")
-    shapes = spec.shapes(op)
-    if shapes[0].name == "input":
-        last = [moved(placed[0]), *placed[1:]]
-        out = chosen(*last)
-        found[chosen.algorithm + LAST] = chosen, partial(chosen, *last, out=out)
+    images = ("input", "grad_output")
+    last = [moved(a) if s.name in images else a for a, s in zip(placed, spec.shapes(op), strict=False)]
+    found[chosen.algorithm + LAST] = chosen, partial(chosen, *last, out=chosen(*last))
     return found
 
 
@@ -454,9 +452,8 @@ def _reached(aim: str, floor: float, ratios: Sequence[float]) -> Iterator[str]:
 
 
 def _channels_last(row: dict[str, Any]) -> float:
-    """Our seconds with channels last, or as it is where our functions bring operands into C order first."""
-    seconds: dict[str, float] = row["seconds"]
-    return seconds.get(row["chosen"] + LAST, seconds[row["chosen"]])
+    """Our seconds with channels last."""
+    return float(row["seconds"][row["chosen"] + LAST])
 
 
 def _memory_bound(row: dict[str, Any], card: dict[str, Any]) -> bool:

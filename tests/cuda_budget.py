@@ -113,7 +113,7 @@ def views(spec: Spec, op: Op, channels_last: bool, bias: bool = True) -> list[Vi
 def _view(shape: Shape, channels_last: bool) -> View:
     sizes = shape.shape
     strides = [math.prod(sizes[axis + 1 :]) for axis in range(len(sizes))]
-    if channels_last and shape.name == "input":
+    if channels_last and shape.name in ("input", "grad_output"):
         strides = [strides[0], 1, *(stride * sizes[1] for stride in strides[2:])]
     return View(tuple(strides), True)
 

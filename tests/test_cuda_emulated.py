@@ -76,7 +76,7 @@ def test_images_lie_in_memory_as_they_like(problem: str, order: str) -> None:
         for made in taken(problem, op):
             operands_given = operands(spec, op)
             moved = [
-                lay(array, order) if shape.name not in IN_C_ORDER else array
+                lay(array, order) if shape.name not in IN_C_ORDER or moves(shape.name, order) else array
                 for array, shape in zip(operands_given, spec.shapes(op), strict=False)
             ]
             result, expected = made(*moved), reference(spec, op, operands_given)
@@ -152,6 +152,11 @@ def test_the_last_value_sent_to_a_place_wins() -> None:
     values = np.array([[[[1, 2], [3, 4]]]], "f4")
     indices = np.array([[[[5, 5], [0, 5]]]], "i8")
     np.testing.assert_array_equal(made(values, indices)[0, 0].ravel()[[0, 5]], [3, 4])
+
+
+def moves(name: str, order: str) -> bool:
+    """Whether arrays of a device come to a kernel in this order; the interface copies them else."""
+    return (name, order) == ("grad_output", "channels last")
 
 
 def lay(array: Any, order: str) -> Any:

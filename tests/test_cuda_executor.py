@@ -131,6 +131,20 @@ def test_a_call_like_an_earlier_one_goes_straight_to_its_kernel(
         np.testing.assert_array_equal(function(turned, *map(ndarray, other[1:])).host, expected)
 
 
+def test_a_gradient_with_its_channels_last_is_read_where_it_lies(device: Module) -> None:
+    """By whole vectors in 16 bits; any other order is brought into C order first."""
+    w, dy = (np.rint(4 * random(*shape)).astype("f2") for shape in ((16, 3, 3, 3), (2, 16, 5, 6)))
+    expected = fc.grad.conv2d_input((2, 3, 7, 8), w, dy, backend="naive")
+    last = np.moveaxis(np.moveaxis(dy, 1, -1).copy(), -1, 1)
+    across = dy.transpose(3, 2, 1, 0).copy().transpose(3, 2, 1, 0)
+    for given, whole in ((across, 0), (last, 1)):
+        executor._loaded.clear()
+        made = fc.grad.conv2d_input((2, 3, 7, 8), ndarray(w), ndarray(given))
+        np.testing.assert_array_equal(made.host, expected)
+        kernels = [kernel for _, kernel in executor._loaded if kernel.name == "implicit_gemm_mma"]
+        assert [dict(kernel.defines)["GATHERED_WHOLE"] for kernel in kernels] == [whole]
+
+
 def test_scratch_is_what_the_plan_says(device: Module) -> None:
     x, dy = ndarray(random(2, 4, 48, 48)), ndarray(random(2, 4, 46, 46))
     made = fc.explain("n2 c4x48x48 k4x3x3 s1 p0 f32", op="conv weight grad", backend="cupy")
@@ -182,11 +196,10 @@ CARD = {
 }  # fmt: skip
 
 
-def row(problem: str, op: str, ours: float, last: float | None, theirs: float, copy: float) -> dict[str, Any]:
+def row(problem: str, op: str, ours: float, last: float, theirs: float, copy: float) -> dict[str, Any]:
     """One op of a layer as it is measured."""
     seconds = {"implicit_gemm": ours, "cuDNN": 2 * theirs, "cuDNN channels_last": theirs}
-    if last is not None:
-        seconds["implicit_gemm channels last"] = last
+    seconds["implicit_gemm channels last"] = last
     return {
         "problem": problem, "op": op, "chosen": "implicit_gemm", "workspace": {"implicit_gemm": 0},
         "seconds": seconds, "copy": copy, "checked": True,
@@ -196,9 +209,9 @@ def row(problem: str, op: str, ours: float, last: float | None, theirs: float, c
 def test_the_page_of_a_card_shows_losses() -> None:
     layers = [
         row("n32 c64x56x56 k64x3x3 s1 p1 f32", "conv", 4e-4, 5e-4, 2e-4, 1e-4),
-        row("n32 c64x56x56 k64x3x3 s1 p1 f32", "conv input grad", 1e-4, None, 2e-4, 1e-5),
+        row("n32 c64x56x56 k64x3x3 s1 p1 f32", "conv input grad", 1e-4, 3e-4, 2e-4, 1e-5),
         row("n32 c64x56x56 k64x1x1 s1 p0 f16", "conv", 8e-5, 4e-5, 2e-5, 1e-5),
-        row("max n32 c64x112x112 k3x3 s2 p1 indices f32", "pool input grad", 4e-5, None, 1e-4, 3e-5),
+        row("max n32 c64x112x112 k3x3 s2 p1 indices f32", "pool input grad", 4e-5, 6e-5, 1e-4, 3e-5),
     ]
     results = {"card": CARD, "batch": 32, "minutes": 8.0, "left": 3, "layers": layers}
     text = gpu_benchmark.page(results)
@@ -211,7 +224,7 @@ def test_the_page_of_a_card_shows_losses() -> None:
         "Not come to in 8 minutes: 3 of the layers' functions.",
         "0.50 times as fast as cuDNN's faster layout (geometric mean of 1 layers, 1 of them slower)",
         "| 400.0 | 500.0 | 400.0 | 200.0 | - | 25% | 0 |",
-        "| 100.0 | - | 400.0 | 200.0 | - | 10% | 0 |",
+        "| 100.0 | 300.0 | 400.0 | 200.0 | - | 10% | 0 |",
     ):
         assert line in text
 
@@ -265,10 +278,7 @@ def test_a_layer_is_measured(device: Module, monkeypatch: pytest.MonkeyPatch, dt
     for spec, op in gpu_benchmark.cases(["lenet"], 1):
         if spec.dtype == dtype:
             made = gpu_benchmark.measure_layer(spec, op, 1e12)
-            assert made["chosen"] in made["seconds"]
-            assert (made["chosen"] + gpu_benchmark.LAST in made["seconds"]) == (
-                op in (Op.CONV, Op.CONV_WEIGHT_GRAD, Op.POOL)
-            )
+            assert {made["chosen"], made["chosen"] + gpu_benchmark.LAST} <= set(made["seconds"])
             assert set(made["seconds"].values()) == {1.0}
             assert not made["checked"]
 

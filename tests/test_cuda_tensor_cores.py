@@ -58,7 +58,7 @@ GRADIENTS = (
     *RAGGED,
     "n2 c20x4x8 k10x1x1 s1 p0",  # a weight gradient of whole vectors alone
     "n1 c5x9x8 k9x3x3 s1 p1",  # grad_output in whole vectors, the input gathered
-    "n2 c7x9x11 k24x3x3 s2 p1",  # phases
+    "n2 c7x9x11 k24x3x3 s2 p1",  # phases, with channels last whole vectors of them
     "n1 c70x5x6 k16x3x2 s3x1 p1 d2x1 g2",
 )
 
@@ -105,13 +105,16 @@ def test_k_is_cut_into_parts(problem: str, op: Op, dtype: str) -> None:
     assert given(channels_last(x), other).tobytes() == given(channels_last(x), other).tobytes()
 
 
-def test_without_room_for_it_the_weight_is_read_as_it_lies() -> None:
-    problem = "n1 c16x5x5 k9x3x3 s1 p1 f16"
-    assert made(problem).workspace == 9 * 16 * 9 * 2
-    given = made(problem, limit=100)
+@pytest.mark.parametrize(
+    ("problem", "op"),
+    [("n1 c16x5x5 k9x3x3 s1 p1 f16", Op.CONV), ("n1 c9x5x5 k16x3x3 s1 p1 f16", Op.CONV_INPUT_GRAD)],
+)
+def test_without_room_for_it_the_weight_is_read_as_it_lies(problem: str, op: Op) -> None:
+    assert made(problem, op=op).workspace == 9 * 16 * 9 * 2
+    given = made(problem, limit=100, op=op)
     assert given.workspace == 0
-    x, w = operands(given.spec, Op.CONV, "integers")
-    assert compare(given(channels_last(x), w), reference(given.spec, Op.CONV, (x, w)), 0.0) == (0.0, "")
+    x, w = operands(given.spec, op, "integers")
+    assert compare(given(channels_last(x), w), reference(given.spec, op, (x, w)), 0.0) == (0.0, "")
 
 
 def test_tf32_is_as_far_off_as_its_rounding() -> None:

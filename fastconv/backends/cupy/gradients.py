@@ -34,7 +34,12 @@ from fastconv.backends.cupy.geometry import (
 )
 from fastconv.backends.cupy.implicit_gemm import RATE, check_positions, forward_axes, types_of
 from fastconv.backends.cupy.implicit_gemm_mma import RATE as TENSOR_RATE
-from fastconv.backends.cupy.implicit_gemm_mma import error_on_tensor_cores
+from fastconv.backends.cupy.implicit_gemm_mma import (
+    error_on_tensor_cores,
+    in_vectors,
+    packed_bytes,
+    packed_weight,
+)
 from fastconv.backends.cupy.launch import WORKSPACE, Address, Kernel, Launch, Program, View, kept
 from fastconv.backends.cupy.product import (
     VECTOR_BYTES,
@@ -149,6 +154,8 @@ class Phased(NamedTuple):
     strides : tuple of int
         Of the result, lifted.
     bias : View or None
+    weight : Placed
+        The weight as given, or packed in scratch with out channels last, whole vectors of them as in ``grad_output``.
     """
 
     spec: ConvSpec
@@ -160,6 +167,12 @@ class Phased(NamedTuple):
     target: Placed
     strides: tuple[int, ...]
     bias: View | None
+    weight: Placed
+
+    @property
+    def packed(self) -> bool:
+        """Whether both operands come in whole vectors of out channels."""
+        return self.weight.array == WORKSPACE
 
     def parts(self) -> Iterator[Part]:
         """The phases, each with its place."""
@@ -201,8 +214,12 @@ def by_phases(
     seconds: float,
     note: str,
     error: float = 0.0,
+    packs: bool = False,
 ) -> Run:
-    """Input gradient by phases; where padding shows input elements, of the padded input, which is then folded."""
+    """Input gradient by phases; where padding shows input elements, of the padded input, which is then folded.
+
+    With `packs` the launches take a packed weight where ``grad_output`` has its channels last.
+    """
     check_positions(spec)
     bare = unpadded(spec)
     check_counts(
@@ -213,7 +230,10 @@ def by_phases(
     )
     types = types_of(spec)
     plain = spec.padding_mode == "zeros"
-    images, own = spec.batch, 0
+    c_group, o_group = spec.in_channels // spec.groups, spec.out_channels // spec.groups
+    vector = VECTOR_BYTES // DTYPES[spec.dtype].itemsize
+    packed = packed_bytes(spec, o_group, workspace_limit) if packs and plain else 0
+    images, own = spec.batch, packed
     if not plain:
         image = volume(bare.input_shape[1:]) * DTYPES[types.sums].itemsize
         images = images_at_once(spec.batch, volume(bare.input_shape[1:]), image, workspace_limit)
@@ -222,15 +242,22 @@ def by_phases(
     @kept
     def build(dy: View, w: View, bias: View | None, dx: View) -> Program:
         dys, dxs = lifted(dy.strides, 0), lifted(dx.strides, 0)
+        weight = Placed(1, 0, group=o_group * w.strides[0])
         if plain:
-            phased = Phased(spec, types, images, dy, w, Placed(0, 0), Placed(3, 0), dxs, bias)
-            return Program(steps=(*phased.unmet(), *launches(phased)))
+            packing: list[Launch] = []
+            if packed and dy.channels_last and in_vectors(dy, vector):
+                packing, w = [packed_weight(spec, 0, of_gradient=True)], _packed_view(spec)
+                weight = Placed(WORKSPACE, 0, group=c_group * w.strides[1])
+            phased = Phased(spec, types, images, dy, w, Placed(0, 0), Placed(3, 0), dxs, bias, weight)
+            return Program(
+                steps=(*packing, *phased.unmet(), *launches(phased)), workspace=packed if packing else 0
+            )
         inner, scratch = c_strides(bare.input_shape), Placed(WORKSPACE, 0)
         steps: list[Launch] = []
         for begin, some in portions(spec.batch, images):
             source = Placed(0, begin * dys[0])
             padded_types = types._replace(out=types.sums)
-            phased = Phased(bare, padded_types, some, dy, w, source, scratch, inner, None)
+            phased = Phased(bare, padded_types, some, dy, w, source, scratch, inner, None, weight)
             steps += [*phased.unmet(), *launches(phased), _folded(spec, some, inner, bias, begin, dxs)]
         return Program(steps=tuple(steps), workspace=own)
 
@@ -256,7 +283,14 @@ def input_grad_mma(spec: ConvSpec, precision: str, workspace_limit: int | None) 
     """The same on tensor cores; sums are float32."""
     error = error_on_tensor_cores(spec, precision)
     seconds = spec.flops() / TENSOR_RATE[spec.dtype]
-    return by_phases(spec, workspace_limit, _tensor_products, seconds, "", error)
+    return by_phases(spec, workspace_limit, _tensor_products, seconds, "", error, packs=True)
+
+
+def _packed_view(spec: ConvSpec) -> View:
+    """How the weight lies that :func:`packed_weight` writes for this gradient."""
+    o_group, taps = spec.out_channels // spec.groups, volume(spec.kernel_size)
+    along = [math.prod(spec.kernel_size[at + 1 :]) * o_group for at in range(spec.rank)]
+    return View((1, taps * o_group, *along), True)
 
 
 def _products(given: Phased) -> Steps:
@@ -270,7 +304,8 @@ def _tensor_products(given: Phased) -> Steps:
     """The launches of every phase, as products on tensor cores."""
     for shape, places in _places(given):
         lanes, tile = int(given.dy.channels_last), warp_tile_for(shape)
-        made = tensor_product(shape, given.types, tile=tile, lanes=lanes, whole=(False, False), **places)
+        whole = given.packed, given.packed
+        made = tensor_product(shape, given.types, tile=tile, lanes=lanes, whole=whole, **places)
         yield from made.launches
 
 
@@ -303,7 +338,7 @@ def _places(given: Phased) -> Iterator[tuple[Shape, Places]]:
                 axes=part.axes,
                 gathered=given.source._replace(group=o_group * dys[1]),
                 gathered_strides=dys[2:],
-                dense=Placed(1, part.weight_start, row=ws[1], group=o_group * ws[0]),
+                dense=given.weight._replace(start=part.weight_start, row=ws[1]),
                 result=given.target._replace(
                     start=given.target.start + part.result_start, row=strides[1], group=c_group * strides[1]
                 ),

@@ -43,7 +43,12 @@ from fastconv.backends.cupy.run import OnDevice
 from fastconv.spec import DTYPES, ConvSpec
 
 PACKED_WEIGHT = np.dtype(
-    [("weight", "u8"), ("result", "u8"), ("count", "i4"), ("channels", DIVISOR), ("taps", DIVISOR)],
+    [
+        *((name, "u8") for name in ("weight", "result")),
+        *((name, "i8") for name in ("group", "row", "channel")),
+        ("count", "i4"),
+        *((name, DIVISOR) for name in ("channels", "taps", "rows")),
+    ],
     align=True,
 )
 
@@ -60,7 +65,7 @@ def implicit_gemm_mma(spec: ConvSpec, precision: str, workspace_limit: int | Non
     axes, types, taps = forward_axes(spec), types_of(spec), volume(spec.kernel_size)
     shape = Shape(out_channels, spec.batch * volume(spec.out_size), in_channels * taps, spec.groups)
     vector = VECTOR_BYTES // DTYPES[spec.dtype].itemsize
-    packed = packed_bytes(spec, vector, workspace_limit)
+    packed = packed_bytes(spec, in_channels, workspace_limit) if taps > 1 else 0
     tile = warp_tile_for(shape)
     parts = parts_for(shape, tile, types.sums, None if workspace_limit is None else workspace_limit - packed)
     partial = tiles(workspace_of(shape, parts, types.sums), VECTOR_BYTES) * VECTOR_BYTES if packed else 0
@@ -100,7 +105,7 @@ def implicit_gemm_mma(spec: ConvSpec, precision: str, workspace_limit: int | Non
         )
         if not pack or not program.steps:
             return program
-        packing = packed_weight(spec, taps, partial)
+        packing = packed_weight(spec, partial)
         return Program(steps=(packing, *program.steps), workspace=partial + packed)
 
     return Run(
@@ -123,24 +128,36 @@ def error_on_tensor_cores(spec: ConvSpec, precision: str) -> float:
     return TF32_ERROR if spec.dtype == "float32" else 0.0
 
 
-def packed_bytes(spec: ConvSpec, vector: int, limit: int | None) -> int:
-    """Bytes of the packed weight; 0 where none is wanted, or the limit holds none."""
-    in_channels, taps = spec.in_channels // spec.groups, volume(spec.kernel_size)
-    nbytes = spec.out_channels * in_channels * taps * DTYPES[spec.dtype].itemsize
-    wanted = taps > 1 and in_channels % vector == 0 and (limit is None or nbytes <= limit)
-    return nbytes if wanted else 0
+def packed_bytes(spec: ConvSpec, channels: int, limit: int | None) -> int:
+    """Bytes of the weight packed with these channels last; 0 where they are no whole vectors, or the limit holds none."""
+    itemsize = DTYPES[spec.dtype].itemsize
+    nbytes = volume(spec.weight_shape) * itemsize
+    whole = channels % (VECTOR_BYTES // itemsize) == 0
+    return nbytes if whole and (limit is None or nbytes <= limit) else 0
 
 
-def packed_weight(spec: ConvSpec, taps: int, offset: int) -> Launch:
-    """The launch that writes the weight with channels last to `offset` bytes of the workspace."""
-    in_channels = spec.in_channels // spec.groups
-    count = spec.out_channels * in_channels * taps
+def packed_weight(spec: ConvSpec, offset: int, *, of_gradient: bool = False) -> Launch:
+    """The launch that writes the weight, the channels that are summed last, to `offset` bytes of the workspace."""
+    out_channels, in_channels = spec.out_channels // spec.groups, spec.in_channels // spec.groups
+    count, taps = volume(spec.weight_shape), volume(spec.kernel_size)
     check_counts(**{"elements of the weight": count})
+    rows, steps = (out_channels, in_channels), (in_channels * taps, taps)
+    if of_gradient:
+        rows, steps = rows[::-1], steps[::-1]
     return Launch(
         kernel=Kernel("pack_weight.cu", "pack_weight", (("IN", spec.dtype),)),
         grid=tiles(count, ELEMENT_THREADS),
         block=ELEMENT_THREADS,
-        params=fill(PACKED_WEIGHT, count=count, channels=divisor(in_channels), taps=divisor(taps)),
+        params=fill(
+            PACKED_WEIGHT,
+            group=out_channels * in_channels * taps,
+            row=steps[0],
+            channel=steps[1],
+            count=count,
+            channels=divisor(rows[1]),
+            taps=divisor(taps),
+            rows=divisor(rows[0]),
+        ),
         addresses=(Address("weight", 1), Address("result", WORKSPACE, offset)),
     )
 
