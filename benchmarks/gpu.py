@@ -23,7 +23,7 @@ import numpy as np
 import typer
 
 import fastconv as fc
-from fastconv import testing
+from fastconv import arguments, testing
 from fastconv.backends import Unsupported, backends, fetch, put, wait
 from fastconv.plan import Plan, plan
 from fastconv.problems import PROBLEMS
@@ -148,7 +148,8 @@ def moved(array: Any) -> Any:
 def ours(spec: Spec, op: Op, placed: Sequence[Any]) -> dict[str, tuple[Plan, Call]]:
     """Every algorithm of ours on operands that are on the card, writing to a result that is there too.
 
-    The one that is chosen is also given images and their gradients with channels last.
+    The one that is chosen is also given images and their gradients with channels last, as the functions people call hand
+    them on: a gradient in 32 bits comes in C order.
     """
     found: dict[str, tuple[Plan, Call]] = {}
     for made in testing.plans(spec, op, "cupy"):
@@ -157,7 +158,10 @@ def ours(spec: Spec, op: Op, placed: Sequence[Any]) -> dict[str, tuple[Plan, Cal
             found[made.algorithm] = made, partial(made, *placed, out=out)
     chosen = plan(spec, op, "cupy")
     images = ("input", "grad_output")
-    last = [moved(a) if s.name in images else a for a, s in zip(placed, spec.shapes(op), strict=False)]
+    last = [
+        arguments.operand(moved(array), shape) if shape.name in images else array
+        for array, shape in zip(placed, spec.shapes(op), strict=False)
+    ]
     found[chosen.algorithm + LAST] = chosen, partial(chosen, *last, out=chosen(*last))
     return found
 

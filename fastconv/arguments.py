@@ -234,8 +234,8 @@ def common_dtype(**arrays: Array) -> str:
     return result
 
 
-# Operands a matrix product reads row by row; images may have any strides. On a device a gradient of images may have its
-# channels last, too.
+# Operands a matrix product reads row by row; images may have any strides. On a device a gradient of images in 16 bits may
+# have its channels last, too: no matrix product of the array library takes these types there, and own kernels take any.
 IN_C_ORDER = ("weight", "grad_output")
 
 
@@ -244,8 +244,8 @@ def is_ready(array: Array, shape: Shape) -> bool:
     if type_name(array.dtype) != shape.dtype:
         return False
     if shape.name in IN_C_ORDER and not array.flags.c_contiguous:
-        on_device = not isinstance(array, np.ndarray)
-        return on_device and shape.name == "grad_output" and _has_channels_last(array)
+        free = not isinstance(array, np.ndarray) and shape.dtype in ("float16", "bfloat16")
+        return free and shape.name == "grad_output" and _has_channels_last(array)
     return not isinstance(array, np.ndarray) or (array.flags.aligned and array.dtype.isnative)
 
 

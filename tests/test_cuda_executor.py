@@ -132,7 +132,7 @@ def test_a_call_like_an_earlier_one_goes_straight_to_its_kernel(
 
 
 def test_a_gradient_with_its_channels_last_is_read_where_it_lies(device: Module) -> None:
-    """By whole vectors in 16 bits; any other order is brought into C order first."""
+    """In 16 bits, by whole vectors; any other order is brought into C order first, and so is float32."""
     w, dy = (np.rint(4 * random(*shape)).astype("f2") for shape in ((16, 3, 3, 3), (2, 16, 5, 6)))
     expected = fc.grad.conv2d_input((2, 3, 7, 8), w, dy, backend="naive")
     last = np.moveaxis(np.moveaxis(dy, 1, -1).copy(), -1, 1)
@@ -143,6 +143,7 @@ def test_a_gradient_with_its_channels_last_is_read_where_it_lies(device: Module)
         np.testing.assert_array_equal(made.host, expected)
         kernels = [kernel for _, kernel in executor._loaded if kernel.name == "implicit_gemm_mma"]
         assert [dict(kernel.defines)["GATHERED_WHOLE"] for kernel in kernels] == [whole]
+    both(lambda dy, w, **k: fc.grad.conv2d_input((2, 3, 7, 8), w, dy, **k), last.astype("f4"), w.astype("f4"))
 
 
 def test_scratch_is_what_the_plan_says(device: Module) -> None:

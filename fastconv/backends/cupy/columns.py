@@ -209,13 +209,11 @@ class _Columned:
         """The columns of so many images in the workspace: (images, groups, rows, positions)."""
         return self._matrix(WORKSPACE, 0, some, self.rows)
 
-    def pixels(self, array: int, begin: int, some: int, images: View) -> Operand:
-        """Those images of an output-shaped array, dense, channels last or not: (images, groups, channels, positions)."""
-        all_channels, channels = self.spec.out_channels, self.spec.out_channels // self.spec.groups
-        made = self._matrix(array, begin * all_channels * self.positions * self.itemsize, some, channels)
-        if images.channels_last:
-            made = made._replace(strides=(made.strides[0], channels, 1, all_channels))
-        return made
+    def pixels(self, array: int, begin: int, some: int) -> Operand:
+        """Those images of an output-shaped array in C order: (images, groups, channels, positions)."""
+        channels = self.spec.out_channels // self.spec.groups
+        start = begin * self.spec.out_channels * self.positions * self.itemsize
+        return self._matrix(array, start, some, channels)
 
     def weight(self) -> Operand:
         """The weight: (groups, out channels, rows)."""
@@ -263,7 +261,7 @@ def im2col(spec: ConvSpec, precision: str, workspace_limit: int | None) -> Run:
                 source = _at("from", 0, lifted(x.strides, 0), begin, spec.dtype)
                 target = Address("to", WORKSPACE), made.strides
                 steps.append(_columns(spec, some, False, (spec.dtype,) * 3, source, target))
-            steps.append(Product(left=made.weight(), right=columns, out=made.pixels(3, begin, some, y)))
+            steps.append(Product(left=made.weight(), right=columns, out=made.pixels(3, begin, some)))
         if bias and spec.batch:
             steps.append(_biased(spec, bias, made.positions))
         return Program(steps=tuple(steps), workspace=0 if bare else made.workspace)
@@ -304,9 +302,7 @@ def input_grad(spec: ConvSpec, precision: str, workspace_limit: int | None) -> R
         strides = lifted(dx.strides, 0)
         for begin, some in portions(spec.batch, made.images):
             columns = made.columns(some)
-            steps.append(
-                Product(left=turned(made.weight()), right=made.pixels(0, begin, some, dy), out=columns)
-            )
+            steps.append(Product(left=turned(made.weight()), right=made.pixels(0, begin, some), out=columns))
             target, source = (
                 _at("to", 3, strides, begin, spec.dtype),
                 (Address("from", WORKSPACE), made.strides),
@@ -356,7 +352,7 @@ def weight_grad(spec: ConvSpec, precision: str, workspace_limit: int | None) -> 
                 (weight, o_group * c_group, c_group, 1),
                 spec.dtype,
             )
-            steps.append(Product(left=made.pixels(1, begin, some, dy), right=turned(columns), out=out))
+            steps.append(Product(left=made.pixels(1, begin, some), right=turned(columns), out=out))
         shape = Shape(spec.out_channels, c_group, 0, 1)
         flat = (Digit(c_group, other=1), *(Digit(1),) * AXES)
         types = Types(spec.dtype, spec.dtype, spec.dtype)

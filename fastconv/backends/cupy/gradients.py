@@ -409,9 +409,7 @@ def weight_grad(spec: ConvSpec, precision: str, workspace_limit: int | None) -> 
     @kept
     def build(x: View, dy: View, dw: View) -> Program:
         places, lanes = weight_places(spec, x, dy, dw), int(not x.channels_last)
-        return product(
-            shape, types, tile=tile, lanes=lanes, mode=spec.padding_mode, parts=parts, **places
-        )  # fmt: skip
+        return product(shape, types, tile=tile, lanes=lanes, mode=spec.padding_mode, parts=parts, **places)
 
     return Run(
         call=OnDevice(build),
@@ -436,7 +434,7 @@ def weight_grad_mma(spec: ConvSpec, precision: str, workspace_limit: int | None)
         whole = _in_vectors(spec, dy), _pointwise(spec) and _in_vectors(spec, x)
         return tensor_product(
             shape, types, tile=tile, lanes=lanes, whole=whole, mode=spec.padding_mode, parts=parts, **places
-        )  # fmt: skip
+        )
 
     return Run(
         call=OnDevice(build),
