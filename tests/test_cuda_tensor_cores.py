@@ -58,6 +58,7 @@ GRADIENTS = (
     *RAGGED,
     "n2 c20x4x8 k10x1x1 s1 p0",  # a weight gradient of whole vectors alone
     "n1 c5x9x8 k9x3x3 s1 p1",  # grad_output in whole vectors, the input gathered
+    "n1 c5x6x7 k8x2x3 s1 p1 d2",  # the input gradient's weight in whole vectors of taps, grad_output gathered
     "n2 c7x9x11 k24x3x3 s2 p1",  # phases, with channels last whole vectors of them
     "n1 c70x5x6 k16x3x2 s3x1 p1 d2x1 g2",
 )

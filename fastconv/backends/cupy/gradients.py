@@ -155,7 +155,9 @@ class Phased(NamedTuple):
         Of the result, lifted.
     bias : View or None
     weight : Placed
-        The weight as given, or packed in scratch with out channels last, whole vectors of them as in ``grad_output``.
+        The weight as given, or packed in scratch: in the order it is summed.
+    whole : tuple of bool
+        Whether numbers of k come in whole vectors, of the weight and of ``grad_output``.
     """
 
     spec: ConvSpec
@@ -168,11 +170,7 @@ class Phased(NamedTuple):
     strides: tuple[int, ...]
     bias: View | None
     weight: Placed
-
-    @property
-    def packed(self) -> bool:
-        """Whether both operands come in whole vectors of out channels."""
-        return self.weight.array == WORKSPACE
+    whole: tuple[bool, bool] = (False, False)
 
     def parts(self) -> Iterator[Part]:
         """The phases, each with its place."""
@@ -218,7 +216,7 @@ def by_phases(
 ) -> Run:
     """Input gradient by phases; where padding shows input elements, of the padded input, which is then folded.
 
-    With `packs` the launches take a packed weight where ``grad_output`` has its channels last.
+    With `packs` the launches take a packed weight where its vectors of k are whole ones.
     """
     check_positions(spec)
     bare = unpadded(spec)
@@ -232,7 +230,10 @@ def by_phases(
     plain = spec.padding_mode == "zeros"
     c_group, o_group = spec.in_channels // spec.groups, spec.out_channels // spec.groups
     vector = VECTOR_BYTES // DTYPES[spec.dtype].itemsize
-    packed = packed_bytes(spec, o_group, workspace_limit) if packs and plain else 0
+    # Taps that are summed one after the other are neighbours where one phase has them all.
+    by_channels, by_taps = o_group % vector == 0, o_group * volume(spec.kernel_size) % vector == 0
+    by_taps = by_taps and volume(spec.stride) == 1
+    packed = packed_bytes(spec, workspace_limit) if packs and plain and (by_channels or by_taps) else 0
     images, own = spec.batch, packed
     if not plain:
         image = volume(bare.input_shape[1:]) * DTYPES[types.sums].itemsize
@@ -245,10 +246,13 @@ def by_phases(
         weight = Placed(1, 0, group=o_group * w.strides[0])
         if plain:
             packing: list[Launch] = []
-            if packed and dy.channels_last and in_vectors(dy, vector):
-                packing, w = [packed_weight(spec, 0, of_gradient=True)], _packed_view(spec)
+            last, whole = dy.channels_last, (False, False)
+            if packed and (by_channels if last else by_taps):
+                packing = [packed_weight(spec, 0, of_gradient=True, channels_last=last)]
+                w = _packed_view(spec, last)
                 weight = Placed(WORKSPACE, 0, group=c_group * w.strides[1])
-            phased = Phased(spec, types, images, dy, w, Placed(0, 0), Placed(3, 0), dxs, bias, weight)
+                whole = True, last and in_vectors(dy, vector)
+            phased = Phased(spec, types, images, dy, w, Placed(0, 0), Placed(3, 0), dxs, bias, weight, whole)
             return Program(
                 steps=(*packing, *phased.unmet(), *launches(phased)), workspace=packed if packing else 0
             )
@@ -286,11 +290,13 @@ def input_grad_mma(spec: ConvSpec, precision: str, workspace_limit: int | None) 
     return by_phases(spec, workspace_limit, _tensor_products, seconds, "", error, packs=True)
 
 
-def _packed_view(spec: ConvSpec) -> View:
+def _packed_view(spec: ConvSpec, channels_last: bool) -> View:
     """How the weight lies that :func:`packed_weight` writes for this gradient."""
     o_group, taps = spec.out_channels // spec.groups, volume(spec.kernel_size)
-    along = [math.prod(spec.kernel_size[at + 1 :]) * o_group for at in range(spec.rank)]
-    return View((1, taps * o_group, *along), True)
+    along = [math.prod(spec.kernel_size[at + 1 :]) for at in range(spec.rank)]
+    if channels_last:
+        return View((1, taps * o_group, *(step * o_group for step in along)), True)
+    return View((taps, taps * o_group, *along), True)
 
 
 def _products(given: Phased) -> Steps:
@@ -304,8 +310,7 @@ def _tensor_products(given: Phased) -> Steps:
     """The launches of every phase, as products on tensor cores."""
     for shape, places in _places(given):
         lanes, tile = int(given.dy.channels_last), warp_tile_for(shape)
-        whole = given.packed, given.packed
-        made = tensor_product(shape, given.types, tile=tile, lanes=lanes, whole=whole, **places)
+        made = tensor_product(shape, given.types, tile=tile, lanes=lanes, whole=given.whole, **places)
         yield from made.launches
 
 

@@ -45,9 +45,9 @@ from fastconv.spec import DTYPES, ConvSpec
 PACKED_WEIGHT = np.dtype(
     [
         *((name, "u8") for name in ("weight", "result")),
-        *((name, "i8") for name in ("group", "row", "channel")),
+        *((name, "i8") for name in ("group", "row", "outer", "inner")),
         ("count", "i4"),
-        *((name, DIVISOR) for name in ("channels", "taps", "rows")),
+        *((name, DIVISOR) for name in ("rows", "outers", "inners")),
     ],
     align=True,
 )
@@ -65,7 +65,7 @@ def implicit_gemm_mma(spec: ConvSpec, precision: str, workspace_limit: int | Non
     axes, types, taps = forward_axes(spec), types_of(spec), volume(spec.kernel_size)
     shape = Shape(out_channels, spec.batch * volume(spec.out_size), in_channels * taps, spec.groups)
     vector = VECTOR_BYTES // DTYPES[spec.dtype].itemsize
-    packed = packed_bytes(spec, in_channels, workspace_limit) if taps > 1 else 0
+    packed = packed_bytes(spec, workspace_limit) if taps > 1 and in_channels % vector == 0 else 0
     tile = warp_tile_for(shape)
     parts = parts_for(shape, tile, types.sums, None if workspace_limit is None else workspace_limit - packed)
     partial = tiles(workspace_of(shape, parts, types.sums), VECTOR_BYTES) * VECTOR_BYTES if packed else 0
@@ -128,35 +128,41 @@ def error_on_tensor_cores(spec: ConvSpec, precision: str) -> float:
     return TF32_ERROR if spec.dtype == "float32" else 0.0
 
 
-def packed_bytes(spec: ConvSpec, channels: int, limit: int | None) -> int:
-    """Bytes of the weight packed with these channels last; 0 where they are no whole vectors, or the limit holds none."""
-    itemsize = DTYPES[spec.dtype].itemsize
-    nbytes = volume(spec.weight_shape) * itemsize
-    whole = channels % (VECTOR_BYTES // itemsize) == 0
-    return nbytes if whole and (limit is None or nbytes <= limit) else 0
+def packed_bytes(spec: ConvSpec, limit: int | None) -> int:
+    """Bytes of the packed weight; 0 where the limit holds none."""
+    nbytes = volume(spec.weight_shape) * DTYPES[spec.dtype].itemsize
+    return nbytes if limit is None or nbytes <= limit else 0
 
 
-def packed_weight(spec: ConvSpec, offset: int, *, of_gradient: bool = False) -> Launch:
-    """The launch that writes the weight, the channels that are summed last, to `offset` bytes of the workspace."""
+def packed_weight(
+    spec: ConvSpec, offset: int, *, of_gradient: bool = False, channels_last: bool = True
+) -> Launch:
+    """The launch that writes the weight, what is summed last, to `offset` bytes of the workspace.
+
+    Channels are inner to taps with `channels_last`, and outer without.
+    """
     out_channels, in_channels = spec.out_channels // spec.groups, spec.in_channels // spec.groups
-    count, taps = volume(spec.weight_shape), volume(spec.kernel_size)
-    check_counts(**{"elements of the weight": count})
-    rows, steps = (out_channels, in_channels), (in_channels * taps, taps)
+    elements, taps = volume(spec.weight_shape), volume(spec.kernel_size)
+    check_counts(**{"elements of the weight": elements})
+    # How many of them there are, and elements of the weight from one to the next.
+    row, channel, tap = (out_channels, in_channels * taps), (in_channels, taps), (taps, 1)
     if of_gradient:
-        rows, steps = rows[::-1], steps[::-1]
+        row, channel = channel, row
+    outer, inner = (tap, channel) if channels_last else (channel, tap)
     return Launch(
         kernel=Kernel("pack_weight.cu", "pack_weight", (("IN", spec.dtype),)),
-        grid=tiles(count, ELEMENT_THREADS),
+        grid=tiles(elements, ELEMENT_THREADS),
         block=ELEMENT_THREADS,
         params=fill(
             PACKED_WEIGHT,
             group=out_channels * in_channels * taps,
-            row=steps[0],
-            channel=steps[1],
-            count=count,
-            channels=divisor(rows[1]),
-            taps=divisor(taps),
-            rows=divisor(rows[0]),
+            row=row[1],
+            outer=outer[1],
+            inner=inner[1],
+            count=elements,
+            rows=divisor(row[0]),
+            outers=divisor(outer[0]),
+            inners=divisor(inner[0]),
         ),
         addresses=(Address("weight", 1), Address("result", WORKSPACE, offset)),
     )
