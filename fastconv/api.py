@@ -134,13 +134,7 @@ def run(call: Call, given: Options, packs: dict[Any, Any] | None = None) -> Any:
     if listener is not None:
         listener.append(chosen)
         return None
-    if (
-        not copied
-        and given["out"] is None
-        and call.batched
-        and kind == "numpy"
-        and not chosen.run.finite_only
-    ):
+    if not copied and given["out"] is None and call.batched and not chosen.run.finite_only:
         _remember(call, chosen, packs, results)
     operands = [arguments.operand(array, shape) for array, shape in zip(call.operands, shapes, strict=False)]
     out_argument = targets if len(targets) == 2 else targets[0]
@@ -163,19 +157,20 @@ def run(call: Call, given: Options, packs: dict[Any, Any] | None = None) -> Any:
 
 def _remember(call: Call, chosen: Plan, packs: dict[Any, Any] | None, results: Sequence[Shape]) -> None:
     """Let the next call like this one go straight to its kernel, if nothing but shapes decided."""
-    floats = call.spec.dtype in ("float32", "float64")
-    if isinstance(call.spec, PoolSpec) and floats:
+    if DTYPES[call.spec.dtype].kind != "f":
+        return
+    if isinstance(call.spec, PoolSpec):
         given = any(shape.name == "indices" for shape in call.spec.shapes(call.op)[: -len(results)])
         if given and not chosen.run.checks_indices:
             return
         recall.remember(chosen, call.operands, (), results)
-    elif isinstance(call.spec, ConvSpec) and floats and call.spec.out_dtype == call.spec.dtype:
+    elif call.op is Op.CONV_WEIGHT_GRAD:
+        recall.remember(chosen, call.operands, (), results)
+    elif call.op in (Op.CONV, Op.CONV_INPUT_GRAD):
         bias = call.bias
         if bias is not None and bias.dtype.name != call.spec.dtype:
             return
-        if call.op not in (Op.CONV, Op.CONV_INPUT_GRAD):
-            recall.remember(chosen, call.operands, (), results)
-        elif packs is None and chosen.run.pack is None:
+        if packs is None and chosen.run.pack is None:
             recall.remember(chosen, (*call.operands, bias), (), results)
         elif packs is not None:
             packed = _packed(chosen, call.operands[1], packs)

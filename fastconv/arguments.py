@@ -234,15 +234,24 @@ def common_dtype(**arrays: Array) -> str:
     return result
 
 
-# Operands a matrix product reads row by row; images may have any strides.
+# Operands a matrix product reads row by row; images may have any strides. On a device a gradient of images in 16 bits may
+# have its channels last, too: no matrix product of the array library takes these types there, and own kernels take any.
 IN_C_ORDER = ("weight", "grad_output")
 
 
 def is_ready(array: Array, shape: Shape) -> bool:
     """Whether a kernel can read `array` where it lies: right type, aligned, native, weights in C order."""
-    if type_name(array.dtype) != shape.dtype or (shape.name in IN_C_ORDER and not array.flags.c_contiguous):
+    if type_name(array.dtype) != shape.dtype:
         return False
+    if shape.name in IN_C_ORDER and not array.flags.c_contiguous:
+        free = not isinstance(array, np.ndarray) and shape.dtype in ("float16", "bfloat16")
+        return free and shape.name == "grad_output" and _has_channels_last(array)
     return not isinstance(array, np.ndarray) or (array.flags.aligned and array.dtype.isnative)
+
+
+def _has_channels_last(array: Array) -> bool:
+    """Whether channels are neighbours in memory, and nothing lies between positions."""
+    return bool(array.transpose(0, *range(2, array.ndim), 1).flags.c_contiguous)
 
 
 def operand(array: Array, shape: Shape) -> Array:

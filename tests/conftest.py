@@ -81,7 +81,7 @@ def pytest_sessionstart(session: pytest.Session) -> None:
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     for item in items:
         for name, why in ON_REQUEST.items():
-            if name in item.keywords and name not in config.option.markexpr:
+            if item.get_closest_marker(name) and name not in config.option.markexpr:
                 item.add_marker(pytest.mark.skip(reason=why))
         if isinstance(item, pytest.Function) and is_hypothesis_test(item.obj):
             item.add_marker("nightly")

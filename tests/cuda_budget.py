@@ -37,6 +37,7 @@ DISASSEMBLED = "sm_90a"
 LARGE = (
     "n32 c256x56x56 k256x3x3 s1 p1 f32",
     "n32 c64x56x56 k64x1x1 s1 p0 f32",
+    "n32 c64x56x56 k64x1x1 s1 p0 f16",
     "n32 c128x28x28 k128x3x3 s2 p1 f16",
     "n32 c128x28x28 k128x3x3 s1 p1 bf16",
     "n32 c64x28x28 k64x3x3 s1 p1 f64",
@@ -113,7 +114,7 @@ def views(spec: Spec, op: Op, channels_last: bool, bias: bool = True) -> list[Vi
 def _view(shape: Shape, channels_last: bool) -> View:
     sizes = shape.shape
     strides = [math.prod(sizes[axis + 1 :]) for axis in range(len(sizes))]
-    if channels_last and shape.name == "input":
+    if channels_last and shape.name in ("input", "grad_output"):
         strides = [strides[0], 1, *(stride * sizes[1] for stride in strides[2:])]
     return View(tuple(strides), True)
 

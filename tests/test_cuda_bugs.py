@@ -151,6 +151,7 @@ def test_the_unchanged_kernels_pass(check: str) -> None:
         TENSOR_CORES,
         "implicit_gemm_mma C n2 c10x5x6 k12x3x2 s2x1 p1 g2 bf16",
         "implicit_gemm_mma C n1 c5x5x6 k9x3x3 s1 p1 f32",
+        "implicit_gemm_mma C n1 c5x4x4 k9x1x1 s1 p0 f16",
         "implicit_gemm L n1 c5x5x6 k9x3x3 s1 p1 f32",
         "depthwise C n1 c4x7x6 k4x3x3 s1 p1 g4 f32",
         "every C max n1 c2x7x6 k3x3 s2 p1 indices f32",

@@ -7,6 +7,7 @@ import pickle
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ import pytest
 
 import fastconv as fc
 from benchmarks import gpu as gpu_benchmark
-from fastconv import disk, testing
+from fastconv import api, arguments, disk, recall, testing
 from fastconv.backends import _BACKENDS, _Row
 from fastconv.backends.cupy import compile as compiler
 from fastconv.backends.cupy import run as executor
@@ -22,8 +23,9 @@ from fastconv.backends.cupy.launch import Kernel
 from fastconv.compare import Comparison, measure, problems, report
 from fastconv.compare.machine import describe
 from fastconv.plan import plan
+from fastconv.spec import Op, parse
 from tests import emulator
-from tests.emulator.device import Module, ndarray
+from tests.emulator.device import Memory, Module, ndarray
 
 pytestmark = pytest.mark.skipif(emulator.missing() is not None, reason=str(emulator.missing()))
 
@@ -36,6 +38,7 @@ def device(monkeypatch: pytest.MonkeyPatch) -> Iterator[Module]:
     monkeypatch.setitem(_BACKENDS, "cupy", _Row("fastconv.backends.cupy", "cupy"))
     monkeypatch.setattr(compiler, "cubin", lambda kernel, arch: pickle.dumps(kernel))
     monkeypatch.setattr(executor, "_loaded", {})
+    monkeypatch.setattr(api, "_memory", recall.Memory())
     plan.cache_clear()
     yield module
     plan.cache_clear()
@@ -98,6 +101,51 @@ def test_nothing_is_loaded_or_built_after_the_first_call(
     np.testing.assert_array_equal(fc.conv2d(x, w).host, first.host)
 
 
+@pytest.mark.parametrize("dtype", ["f4", "f2"])
+def test_a_call_like_an_earlier_one_goes_straight_to_its_kernel(
+    device: Module, monkeypatch: pytest.MonkeyPatch, dtype: str
+) -> None:
+    """Other numbers in the same shapes, types and strides are not checked again; other strides are."""
+    calls: list[tuple[Callable[..., Any], tuple[tuple[int, ...], ...]]] = [
+        (lambda x, w, **k: fc.conv2d(x, w, padding=1, **k), ((2, 3, 5, 6), (4, 3, 3, 3))),
+        (lambda x, w, b, **k: fc.conv2d(x, w, b, 2, **k), ((2, 3, 5, 6), (4, 3, 3, 3), (4,))),
+        (lambda dy, w, **k: fc.grad.conv2d_input((2, 3, 5, 6), w, dy, **k), ((2, 4, 3, 4), (4, 3, 3, 3))),
+        (lambda x, dy, **k: fc.grad.conv2d_weight(x, (4, 3, 3, 3), dy, **k), ((2, 3, 5, 6), (2, 4, 3, 4))),
+        (lambda x, **k: fc.max_pool2d(x, 2, **k), ((2, 3, 4, 6),)),
+        (lambda x, w, **k: fc.conv_transpose2d(x, w, None, 2, **k), ((2, 3, 4, 5), (3, 4, 2, 2))),
+    ]
+
+    def refuse(given: Any) -> None:
+        raise AssertionError("its arguments were checked")
+
+    for function, shapes in calls:
+        first, other = ([np.rint(k * random(*shape)).astype(dtype) for shape in shapes] for k in (4, -3))
+        expected = function(*other, backend="naive")
+        function(*map(ndarray, first))
+        with monkeypatch.context() as later:
+            later.setattr(arguments, "options", refuse)
+            np.testing.assert_array_equal(function(*map(ndarray, other)).host, expected)
+            turned = ndarray(np.moveaxis(np.moveaxis(other[0], 1, -1).copy(), -1, 1))
+            with pytest.raises(AssertionError, match="its arguments were checked"):
+                function(turned, *map(ndarray, other[1:]))
+        np.testing.assert_array_equal(function(turned, *map(ndarray, other[1:])).host, expected)
+
+
+def test_a_gradient_with_its_channels_last_is_read_where_it_lies(device: Module) -> None:
+    """In 16 bits, by whole vectors; any other order is brought into C order first, and so is float32."""
+    w, dy = (np.rint(4 * random(*shape)).astype("f2") for shape in ((16, 3, 3, 3), (2, 16, 5, 6)))
+    expected = fc.grad.conv2d_input((2, 3, 7, 8), w, dy, backend="naive")
+    last = np.moveaxis(np.moveaxis(dy, 1, -1).copy(), -1, 1)
+    across = dy.transpose(3, 2, 1, 0).copy().transpose(3, 2, 1, 0)
+    for given, whole in ((across, 0), (last, 1)):
+        executor._loaded.clear()
+        made = fc.grad.conv2d_input((2, 3, 7, 8), ndarray(w), ndarray(given))
+        np.testing.assert_array_equal(made.host, expected)
+        kernels = [kernel for _, kernel in executor._loaded if kernel.name == "implicit_gemm_mma"]
+        assert [dict(kernel.defines)["GATHERED_WHOLE"] for kernel in kernels] == [whole]
+    both(lambda dy, w, **k: fc.grad.conv2d_input((2, 3, 7, 8), w, dy, **k), last.astype("f4"), w.astype("f4"))
+
+
 def test_scratch_is_what_the_plan_says(device: Module) -> None:
     x, dy = ndarray(random(2, 4, 48, 48)), ndarray(random(2, 4, 46, 46))
     made = fc.explain("n2 c4x48x48 k4x3x3 s1 p0 f32", op="conv weight grad", backend="cupy")
@@ -143,21 +191,102 @@ def test_a_comparison_has_rows_of_the_device(device: Module) -> None:
     assert "operands there and results back take" in " ".join(report.summary(run))
 
 
+CARD = {
+    "name": "A card", "driver": 13000, "commit": "0123456789abcdef", "copy": 4e12, "call": 15e-6,
+    "peak": {"float32": 50e12, "float16": 600e12, "bfloat16": 600e12},
+}  # fmt: skip
+
+
+def row(problem: str, op: str, ours: float, last: float, theirs: float, copy: float) -> dict[str, Any]:
+    """One op of a layer as it is measured."""
+    seconds = {"implicit_gemm": ours, "cuDNN": 2 * theirs, "cuDNN channels_last": theirs}
+    seconds |= {"implicit_gemm channels last": last, "cudnn": 2.5e-4}
+    return {
+        "problem": problem, "op": op, "chosen": "implicit_gemm", "workspace": {"implicit_gemm": 0},
+        "seconds": seconds, "copy": copy, "checked": True,
+    }  # fmt: skip
+
+
 def test_the_page_of_a_card_shows_losses() -> None:
-    layer = {
-        "problem": "n32 c64x56x56 k64x3x3 s1 p1 f32",
-        "chosen": "implicit_gemm",
-        "workspace": {"implicit_gemm": 0},
-        "seconds": {"implicit_gemm": 4e-4, "cudnn": 2.5e-4, "cuDNN": 2e-4, "cuDNN channels_last": 3e-4},
-        "copy": 1e-4,
-        "checked": True,
-    }
-    card = {"name": "A card", "driver": 13000, "commit": "0123456789abcdef", "copy": 4.3e12}
-    text = gpu_benchmark.page({"card": card, "batch": 32, "layers": [layer]})
-    assert (
-        "0.50 times as fast as cuDNN's faster layout (geometric mean of 1 layers, 1 of them slower)" in text
-    )
-    assert "| 400.0 | 250.0 | 200.0 | 300.0 | - | 25% | 0 |" in text
+    layers = [
+        row("n32 c64x56x56 k64x3x3 s1 p1 f32", "conv", 4e-4, 5e-4, 2e-4, 1e-4),
+        row("n32 c64x56x56 k64x3x3 s1 p1 f32", "conv input grad", 1e-4, 3e-4, 2e-4, 1e-5),
+        row("n32 c64x56x56 k64x1x1 s1 p0 f16", "conv", 8e-5, 4e-5, 2e-5, 1e-5),
+        row("max n32 c64x112x112 k3x3 s2 p1 indices f32", "pool input grad", 4e-5, 6e-5, 1e-4, 3e-5),
+    ]
+    results = {"card": CARD, "batch": 32, "minutes": 8.0, "left": 3, "layers": layers}
+    text = gpu_benchmark.page(results)
+    for line in (
+        "| the host's time of a warm call | at most 20 us | 15.0 us |",
+        "| conv, float32, ResNet-50 and VGG16: times as fast as cuDNN | 1.00 | 0.50, the geometric mean of 1, 1 of them",
+        "| conv input grad, float32, ResNet-50 and VGG16: times as fast as cuDNN | 1.00 | 2.00, the geometric mean of 1, 0",
+        "| conv, 16 bits, channels last: times as fast as cuDNN | 0.60 | 0.50, the geometric mean of 1, 1 of them below",
+        "| 1x1, depthwise, pools, bound by memory: of a copy's rate | 0.80 | 0.43, the geometric mean of 2, 2 of them",
+        "Not come to in 8 minutes: 3 of the layers' functions.",
+        "0.50 times as fast as cuDNN's faster layout (geometric mean of 1 layers, 1 of them slower)",
+        "| 400.0 | 500.0 | 250.0 | 400.0 | 200.0 | - | 25% | 0 |",
+        "| 100.0 | 300.0 | 250.0 | 400.0 | 200.0 | - | 10% | 0 |",
+    ):
+        assert line in text
+
+
+def test_every_layer_is_measured_forwards_and_most_backwards() -> None:
+    made = list(gpu_benchmark.cases(["lenet"], 4))
+    convolution = [(spec.dtype, op) for spec, op in made if str(spec).startswith("n4 c1x32x32")]
+    assert convolution == [
+        *(("float32", op) for op in (Op.CONV, Op.CONV_INPUT_GRAD, Op.CONV_WEIGHT_GRAD)),
+        *(("float16", op) for op in (Op.CONV, Op.CONV_INPUT_GRAD, Op.CONV_WEIGHT_GRAD)),
+        ("bfloat16", Op.CONV),
+    ]
+
+
+@pytest.mark.oracle
+@pytest.mark.parametrize("channels_last", [False, True])
+@pytest.mark.parametrize(
+    "problem",
+    [
+        "n2 c4x7x8 k6x3x3 s2 p1 g2 f64",
+        "max n2 c3x7x8 k3x3 s2 p1 indices f64",
+        "avg n2 c3x7x8 k3x2 s2 p1 f64",
+        "avg n2 c3x7x8 o1x1 f64",
+    ],
+)
+def test_the_rival_computes_the_same(problem: str, channels_last: bool) -> None:
+    """What is called of PyTorch on a card, called on the host."""
+    torch = pytest.importorskip("torch")
+    spec = parse(problem)
+    order = torch.channels_last if channels_last else torch.contiguous_format
+    for op in spec.ops[: 3 if problem.startswith("n") else 2]:
+        given = testing.operands(spec, op, "integers")
+        call = gpu_benchmark.theirs(
+            spec, op, [torch.from_numpy(array).contiguous(memory_format=order) for array in given]
+        )
+        assert call is not None
+        expected = testing.reference(spec, op, given)
+        expected = expected[0] if isinstance(expected, tuple) else expected
+        np.testing.assert_allclose(call().numpy(), expected, rtol=2**-50)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+def test_a_layer_is_measured(device: Module, monkeypatch: pytest.MonkeyPatch, dtype: str) -> None:
+    """All but the clock, without a rival: every algorithm's call runs, on operands of its type."""
+
+    def once(calls: dict[str, Callable[[], Any]]) -> dict[str, float]:
+        return {name: float(call() is not None) for name, call in calls.items()}
+
+    monkeypatch.setattr(gpu_benchmark, "in_turns", once)
+    monkeypatch.setattr(gpu_benchmark, "cublas", lambda spec, op: None)
+    for spec, op in gpu_benchmark.cases(["lenet"], 1):
+        if spec.dtype == dtype:
+            made = gpu_benchmark.measure_layer(spec, op, 1e12)
+            assert {made["chosen"], made["chosen"] + gpu_benchmark.LAST} <= set(made["seconds"])
+            assert set(made["seconds"].values()) == {1.0}
+            assert not made["checked"]
+
+
+def test_what_a_call_costs_the_host_is_measured(device: Module) -> None:
+    """On a card; here the kernels run on the host too, which takes longer than nothing."""
+    assert 0 < gpu_benchmark.call_overhead() < 1
 
 
 def test_the_page_says_that_nothing_was_measured() -> None:
@@ -176,12 +305,20 @@ def test_a_result_that_overlaps_an_operand(device: Module) -> None:
 
 
 def test_arrays_of_another_device_are_refused(device: Module, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the first call there and by one like an earlier one; on its own device each has kernels of its own."""
+    x, w = ndarray(random(1, 1, 3, 3)), ndarray(random(2, 1, 2, 2))
+    first = fc.conv2d(x, w)
     monkeypatch.setattr(device.cuda.runtime, "getDevice", lambda: 1)
-    x = ndarray(random(1, 1, 3, 3))
-    with pytest.raises(
-        ValueError, match=r"device: got an array of shape .* on device 0, expected all on the current one, 1"
-    ):
-        fc.conv2d(x, x)
+    monkeypatch.setattr(device.cuda, "Device", lambda: SimpleNamespace(id=1, compute_capability="80"))
+    for given in ((x, w), (x, x)):
+        with pytest.raises(
+            ValueError,
+            match=r"device: got an array of shape .* on device 0, expected all on the current one, 1",
+        ):
+            fc.conv2d(*given)
+    monkeypatch.setattr(Memory, "device_id", 1)
+    np.testing.assert_array_equal(fc.conv2d(x, w).host, first.host)
+    assert {number for number, _ in executor._loaded} == {0, 1}
 
 
 def test_the_fastest_is_measured_on_the_device(

@@ -131,5 +131,5 @@ def test_the_ptx_bodies_mean_the_same(compiled: Callable[[str], cuda_budget.Cost
 
     words, expected = case()
     results = cupy.full((LANES, WRITTEN), 0xDEADBEEF, "u4")
-    device.run(PROGRAM, (cupy.asarray(words), results))
+    device.OnDevice(lambda *views: PROGRAM)(cupy.asarray(words), results)
     np.testing.assert_array_equal(cupy.asnumpy(results), expected)

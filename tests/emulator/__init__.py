@@ -154,7 +154,7 @@ class Emulated:
 
     def __call__(self, *arrays: Any) -> None:
         self.seed += 1
-        views = (None if array is None else view(array, array.ctypes.data) for array in arrays)
+        views = (None if a is None else view(a.strides, a.itemsize, a.ctypes.data % 16 == 0) for a in arrays)
         run(self.build(*views), arrays, self.seed, self.how)
 
 

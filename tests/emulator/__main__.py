@@ -50,7 +50,7 @@ def check(made: Plan, order: str) -> None:
     shapes, given = made.spec.shapes(made.op), operands(made.spec, made.op, "integers")
     moved = [
         np.moveaxis(np.moveaxis(array, 1, -1).copy(), -1, 1)
-        if order == "L" and shape.name == "input"
+        if order == "L" and shape.name in ("input", "grad_output")
         else array
         for array, shape in zip(given, shapes, strict=False)
     ]

@@ -7,7 +7,10 @@ cuDNN's, which ask the device where somebody names them.
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
+
+import numpy as np
 
 from fastconv.backends import Planner
 from fastconv.backends.cupy import columns, cudnn, depthwise, gradients, pooling
@@ -20,11 +23,17 @@ def empty(shape: tuple[int, ...], dtype: str) -> Any:
     """An array of this backend's kind, on the current device."""
     import cupy
 
-    if dtype == "bfloat16":
+    return cupy.empty(shape, _dtype(dtype))
+
+
+@cache
+def _dtype(name: str) -> np.dtype[Any]:
+    """NumPy's type of this name; ``bfloat16`` is known to it once ml_dtypes is imported."""
+    if name == "bfloat16":
         import ml_dtypes
 
-        return cupy.empty(shape, ml_dtypes.bfloat16)
-    return cupy.empty(shape, dtype)
+        name = ml_dtypes.bfloat16
+    return np.dtype(name)
 
 
 def put(array: Any) -> Any:
@@ -57,8 +66,15 @@ def device() -> str:
 
 PLANNERS: dict[Op, tuple[Planner, ...]] = {
     Op.CONV: (implicit_gemm_mma, implicit_gemm, depthwise.depthwise, columns.im2col, cudnn.cudnn),
-    Op.CONV_INPUT_GRAD: (gradients.input_grad, depthwise.input_grad, columns.input_grad, cudnn.input_grad),
+    Op.CONV_INPUT_GRAD: (
+        gradients.input_grad_mma,
+        gradients.input_grad,
+        depthwise.input_grad,
+        columns.input_grad,
+        cudnn.input_grad,
+    ),
     Op.CONV_WEIGHT_GRAD: (
+        gradients.weight_grad_mma,
         gradients.weight_grad,
         depthwise.weight_grad,
         columns.weight_grad,

@@ -2,7 +2,8 @@
 
 The gradient of the input gathers from ``grad_output``: at a stride the input's positions fall into phases, each met by
 every so many-th kernel element alone, and each a product of its own without a wasted multiplication. The gradient of the
-weight is one product over images and positions, cut into parts that are added up in a fixed order.
+weight is one product over images and positions, cut into parts that are added up in a fixed order. Either kind of
+product, on CUDA cores or on tensor cores, takes the same places.
 """
 
 from __future__ import annotations
@@ -32,9 +33,18 @@ from fastconv.backends.cupy.geometry import (
     volume,
 )
 from fastconv.backends.cupy.implicit_gemm import RATE, check_positions, forward_axes, types_of
+from fastconv.backends.cupy.implicit_gemm_mma import RATE as TENSOR_RATE
+from fastconv.backends.cupy.implicit_gemm_mma import (
+    error_on_tensor_cores,
+    in_vectors,
+    packed_bytes,
+    packed_weight,
+)
 from fastconv.backends.cupy.launch import WORKSPACE, Address, Kernel, Launch, Program, View, kept
 from fastconv.backends.cupy.product import (
+    VECTOR_BYTES,
     Placed,
+    Places,
     Shape,
     Types,
     note,
@@ -42,8 +52,11 @@ from fastconv.backends.cupy.product import (
     pixels_of,
     product,
     taps_of,
+    tensor_note,
+    tensor_product,
     tile_for,
     total,
+    warp_tile_for,
     workspace_of,
 )
 from fastconv.backends.cupy.run import OnDevice
@@ -141,6 +154,10 @@ class Phased(NamedTuple):
     strides : tuple of int
         Of the result, lifted.
     bias : View or None
+    weight : Placed
+        The weight as given, or packed in scratch: in the order it is summed.
+    whole : tuple of bool
+        Whether numbers of k come in whole vectors, of the weight and of ``grad_output``.
     """
 
     spec: ConvSpec
@@ -152,6 +169,8 @@ class Phased(NamedTuple):
     target: Placed
     strides: tuple[int, ...]
     bias: View | None
+    weight: Placed
+    whole: tuple[bool, bool] = (False, False)
 
     def parts(self) -> Iterator[Part]:
         """The phases, each with its place."""
@@ -192,8 +211,13 @@ def by_phases(
     launches: Callable[[Phased], Steps],
     seconds: float,
     note: str,
+    error: float = 0.0,
+    packs: bool = False,
 ) -> Run:
-    """Input gradient by phases; where padding shows input elements, of the padded input, which is then folded."""
+    """Input gradient by phases; where padding shows input elements, of the padded input, which is then folded.
+
+    With `packs` the launches take a packed weight where its vectors of k are whole ones.
+    """
     check_positions(spec)
     bare = unpadded(spec)
     check_counts(
@@ -204,7 +228,13 @@ def by_phases(
     )
     types = types_of(spec)
     plain = spec.padding_mode == "zeros"
-    images, own = spec.batch, 0
+    c_group, o_group = spec.in_channels // spec.groups, spec.out_channels // spec.groups
+    vector = VECTOR_BYTES // DTYPES[spec.dtype].itemsize
+    # Taps that are summed one after the other are neighbours where one phase has them all.
+    by_channels, by_taps = o_group % vector == 0, o_group * volume(spec.kernel_size) % vector == 0
+    by_taps = by_taps and volume(spec.stride) == 1
+    packed = packed_bytes(spec, workspace_limit) if packs and plain and (by_channels or by_taps) else 0
+    images, own = spec.batch, packed
     if not plain:
         image = volume(bare.input_shape[1:]) * DTYPES[types.sums].itemsize
         images = images_at_once(spec.batch, volume(bare.input_shape[1:]), image, workspace_limit)
@@ -213,15 +243,25 @@ def by_phases(
     @kept
     def build(dy: View, w: View, bias: View | None, dx: View) -> Program:
         dys, dxs = lifted(dy.strides, 0), lifted(dx.strides, 0)
+        weight = Placed(1, 0, group=o_group * w.strides[0])
         if plain:
-            phased = Phased(spec, types, images, dy, w, Placed(0, 0), Placed(3, 0), dxs, bias)
-            return Program(steps=(*phased.unmet(), *launches(phased)))
+            packing: list[Launch] = []
+            last, whole = dy.channels_last, (False, False)
+            if packed and (by_channels if last else by_taps):
+                packing = [packed_weight(spec, 0, of_gradient=True, channels_last=last)]
+                w = _packed_view(spec, last)
+                weight = Placed(WORKSPACE, 0, group=c_group * w.strides[1])
+                whole = True, last and in_vectors(dy, vector)
+            phased = Phased(spec, types, images, dy, w, Placed(0, 0), Placed(3, 0), dxs, bias, weight, whole)
+            return Program(
+                steps=(*packing, *phased.unmet(), *launches(phased)), workspace=packed if packing else 0
+            )
         inner, scratch = c_strides(bare.input_shape), Placed(WORKSPACE, 0)
         steps: list[Launch] = []
         for begin, some in portions(spec.batch, images):
             source = Placed(0, begin * dys[0])
             padded_types = types._replace(out=types.sums)
-            phased = Phased(bare, padded_types, some, dy, w, source, scratch, inner, None)
+            phased = Phased(bare, padded_types, some, dy, w, source, scratch, inner, None, weight)
             steps += [*phased.unmet(), *launches(phased), _folded(spec, some, inner, bias, begin, dxs)]
         return Program(steps=tuple(steps), workspace=own)
 
@@ -232,6 +272,7 @@ def by_phases(
         seconds=seconds,
         shared=own,
         note=f"{note}{count} phase{'s' * (count != 1)}{folded}",
+        error=error,
     )
 
 
@@ -241,9 +282,41 @@ def input_grad(spec: ConvSpec, precision: str, workspace_limit: int | None) -> R
     return by_phases(spec, workspace_limit, _products, spec.flops() / RATE, "")
 
 
+@algorithm("implicit_gemm_mma")
+def input_grad_mma(spec: ConvSpec, precision: str, workspace_limit: int | None) -> Run:
+    """The same on tensor cores; sums are float32."""
+    error = error_on_tensor_cores(spec, precision)
+    seconds = spec.flops() / TENSOR_RATE[spec.dtype]
+    return by_phases(spec, workspace_limit, _tensor_products, seconds, "", error, packs=True)
+
+
+def _packed_view(spec: ConvSpec, channels_last: bool) -> View:
+    """How the weight lies that :func:`packed_weight` writes for this gradient."""
+    o_group, taps = spec.out_channels // spec.groups, volume(spec.kernel_size)
+    along = [math.prod(spec.kernel_size[at + 1 :]) for at in range(spec.rank)]
+    if channels_last:
+        return View((1, taps * o_group, *(step * o_group for step in along)), True)
+    return View((taps, taps * o_group, *along), True)
+
+
 def _products(given: Phased) -> Steps:
-    """The launches of every phase, as products."""
-    spec, types, strides = given.spec, given.types, given.strides
+    """The launches of every phase, as products on CUDA cores."""
+    for shape, places in _places(given):
+        lanes, tile = int(given.dy.channels_last), tile_for(shape, given.types.sums)
+        yield from product(shape, given.types, tile=tile, lanes=lanes, **places).launches
+
+
+def _tensor_products(given: Phased) -> Steps:
+    """The launches of every phase, as products on tensor cores."""
+    for shape, places in _places(given):
+        lanes, tile = int(given.dy.channels_last), warp_tile_for(shape)
+        made = tensor_product(shape, given.types, tile=tile, lanes=lanes, whole=given.whole, **places)
+        yield from made.launches
+
+
+def _places(given: Phased) -> Iterator[tuple[Shape, Places]]:
+    """The product of every phase: its shape, and where its numbers are."""
+    spec, strides = given.spec, given.strides
     c_group, o_group = spec.in_channels // spec.groups, spec.out_channels // spec.groups
     dys, ws = lifted(given.dy.strides, 0), lifted(given.w.strides, 0)
     bias = given.bias and Placed(2, 0, given.bias.strides[0], c_group * given.bias.strides[0])
@@ -256,24 +329,27 @@ def _products(given: Phased) -> Steps:
             spec.groups,
         )
         taps = (ws[0], *part.weight_taps)
-        yield from product(
+        yield (
             shape,
-            types,
-            rows=taps_of(part.axes, o_group, dys[1:], taps, linear=True, channels_first=not last),
-            columns=pixels_of(
-                part.axes, given.images, (dys[0], *dys[2:]), (strides[0], *part.result_strides), linear=True
+            Places(
+                rows=taps_of(part.axes, o_group, dys[1:], taps, linear=True, channels_first=not last),
+                columns=pixels_of(
+                    part.axes,
+                    given.images,
+                    (dys[0], *dys[2:]),
+                    (strides[0], *part.result_strides),
+                    linear=True,
+                ),
+                axes=part.axes,
+                gathered=given.source._replace(group=o_group * dys[1]),
+                gathered_strides=dys[2:],
+                dense=given.weight._replace(start=part.weight_start, row=ws[1]),
+                result=given.target._replace(
+                    start=given.target.start + part.result_start, row=strides[1], group=c_group * strides[1]
+                ),
+                bias=bias,
             ),
-            axes=part.axes,
-            gathered=given.source._replace(group=o_group * dys[1]),
-            gathered_strides=dys[2:],
-            dense=Placed(1, part.weight_start, row=ws[1], group=o_group * ws[0]),
-            result=given.target._replace(
-                start=given.target.start + part.result_start, row=strides[1], group=c_group * strides[1]
-            ),
-            bias=bias,
-            lanes=int(last),
-            tile=tile_for(shape, types.sums),
-        ).launches
+        )
 
 
 def _along(spec: ConvSpec) -> list[list[Phase]]:
@@ -331,35 +407,14 @@ def _folded(
 def weight_grad(spec: ConvSpec, precision: str, workspace_limit: int | None) -> Run:
     """Weight gradient: out channels by kernel elements, summed over images and positions."""
     check_positions(spec)
-    c_group, o_group = spec.in_channels // spec.groups, spec.out_channels // spec.groups
-    axes, types = forward_axes(spec), types_of(spec)
-    shape = Shape(
-        o_group, c_group * volume(spec.kernel_size), spec.batch * volume(spec.out_size), spec.groups
-    )
+    shape, types = weight_shape(spec), types_of(spec)
     tile = tile_for(shape, types.sums)
     parts = parts_for(shape, tile, types.sums, workspace_limit)
-    linear = spec.padding_mode == "zeros"
 
     @kept
     def build(x: View, dy: View, dw: View) -> Program:
-        xs, dys, dws = lifted(x.strides, 0), lifted(dy.strides, 0), lifted(dw.strides, 0)
-        return product(
-            shape,
-            types,
-            rows=pixels_of(axes, spec.batch, (xs[0], *xs[2:]), (dys[0], *dys[2:]), linear=linear),
-            columns=taps_of(
-                axes, c_group, xs[1:], dws[1:], linear=linear, channels_first=not x.channels_last
-            ),
-            axes=axes,
-            gathered=Placed(0, 0, group=c_group * xs[1]),
-            gathered_strides=xs[2:],
-            dense=Placed(1, 0, row=dys[1], group=o_group * dys[1]),
-            result=Placed(2, 0, row=dws[0], group=o_group * dws[0]),
-            mode=spec.padding_mode,
-            lanes=int(not x.channels_last),
-            tile=tile,
-            parts=parts,
-        )
+        places, lanes = weight_places(spec, x, dy, dw), int(not x.channels_last)
+        return product(shape, types, tile=tile, lanes=lanes, mode=spec.padding_mode, parts=parts, **places)
 
     return Run(
         call=OnDevice(build),
@@ -367,3 +422,67 @@ def weight_grad(spec: ConvSpec, precision: str, workspace_limit: int | None) -> 
         shared=workspace_of(shape, parts, types.sums),
         note=note(shape, tile, parts),
     )
+
+
+@algorithm("implicit_gemm_mma")
+def weight_grad_mma(spec: ConvSpec, precision: str, workspace_limit: int | None) -> Run:
+    """The same on tensor cores; sums are float32."""
+    error = error_on_tensor_cores(spec, precision)
+    check_positions(spec)
+    shape, types = weight_shape(spec), types_of(spec)
+    tile = warp_tile_for(shape)
+    parts = parts_for(shape, tile, types.sums, workspace_limit)
+
+    @kept
+    def build(x: View, dy: View, dw: View) -> Program:
+        places, lanes = weight_places(spec, x, dy, dw), int(not x.channels_last)
+        whole = _in_vectors(spec, dy), _pointwise(spec) and _in_vectors(spec, x)
+        return tensor_product(
+            shape, types, tile=tile, lanes=lanes, whole=whole, mode=spec.padding_mode, parts=parts, **places
+        )
+
+    return Run(
+        call=OnDevice(build),
+        seconds=spec.flops(Op.CONV_WEIGHT_GRAD) / TENSOR_RATE[spec.dtype],
+        shared=workspace_of(shape, parts, types.sums),
+        note=tensor_note(shape, tile, parts),
+        error=error,
+    )
+
+
+def weight_shape(spec: ConvSpec) -> Shape:
+    """Of a weight gradient's product."""
+    c_group, o_group = spec.in_channels // spec.groups, spec.out_channels // spec.groups
+    return Shape(o_group, c_group * volume(spec.kernel_size), spec.batch * volume(spec.out_size), spec.groups)
+
+
+def weight_places(spec: ConvSpec, x: View, dy: View, dw: View) -> Places:
+    """Where the numbers of a weight gradient's product are."""
+    c_group, o_group = spec.in_channels // spec.groups, spec.out_channels // spec.groups
+    axes, linear = forward_axes(spec), spec.padding_mode == "zeros"
+    xs, dys, dws = lifted(x.strides, 0), lifted(dy.strides, 0), lifted(dw.strides, 0)
+    return Places(
+        rows=pixels_of(axes, spec.batch, (xs[0], *xs[2:]), (dys[0], *dys[2:]), linear=linear),
+        columns=taps_of(axes, c_group, xs[1:], dws[1:], linear=linear, channels_first=not x.channels_last),
+        axes=axes,
+        gathered=Placed(0, 0, group=c_group * xs[1]),
+        gathered_strides=xs[2:],
+        dense=Placed(1, 0, row=dys[1], group=o_group * dys[1]),
+        result=Placed(2, 0, row=dws[0], group=o_group * dws[0]),
+    )
+
+
+def _pointwise(spec: ConvSpec) -> bool:
+    """Whether every output position reads the input's position of the same number."""
+    return volume(spec.kernel_size) == 1 and spec.in_size == spec.out_size and not any(map(any, spec.padding))
+
+
+def _in_vectors(spec: ConvSpec, images: View) -> bool:
+    """Whether images that are as large as the output hold positions in a row, whole vectors of them to a channel."""
+    vector, size = VECTOR_BYTES // DTYPES[spec.dtype].itemsize, volume(spec.out_size)
+    rows = [stride for stride, n in zip(images.strides[2:], spec.out_size, strict=True) if n > 1]
+    real = [n for n in spec.out_size if n > 1]
+    in_a_row = [math.prod(real[at + 1 :]) for at in range(len(real))]
+    channels = zip(images.strides[:2], (spec.batch, 2), strict=True)
+    whole = size % vector == 0 and all(stride % vector == 0 for stride, n in channels if n > 1)
+    return images.aligned and rows == in_a_row and whole

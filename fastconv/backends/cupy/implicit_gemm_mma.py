@@ -34,6 +34,7 @@ from fastconv.backends.cupy.product import (
     parts_for,
     pixels_of,
     taps_of,
+    tensor_note,
     tensor_product,
     warp_tile_for,
     workspace_of,
@@ -42,7 +43,12 @@ from fastconv.backends.cupy.run import OnDevice
 from fastconv.spec import DTYPES, ConvSpec
 
 PACKED_WEIGHT = np.dtype(
-    [("weight", "u8"), ("result", "u8"), ("count", "i4"), ("channels", DIVISOR), ("taps", DIVISOR)],
+    [
+        *((name, "u8") for name in ("weight", "result")),
+        *((name, "i8") for name in ("group", "row", "outer", "inner")),
+        ("count", "i4"),
+        *((name, DIVISOR) for name in ("rows", "outers", "inners")),
+    ],
     align=True,
 )
 
@@ -53,18 +59,13 @@ RATE = {"float16": 200e12, "bfloat16": 200e12, "float32": 100e12}
 
 def implicit_gemm_mma(spec: ConvSpec, precision: str, workspace_limit: int | None) -> Run:
     """Forward on tensor cores; sums are float32."""
-    if spec.dtype not in RATE:
-        raise Unsupported(
-            f"{spec.dtype} is no type of tensor cores here: float16, bfloat16, or float32 as tf32"
-        )
-    if spec.dtype == "float32" and precision != "tf32":
-        raise Unsupported(f"float32 on tensor cores is tf32, which precision={precision!r} does not allow")
+    error = error_on_tensor_cores(spec, precision)
     check_positions(spec)
     out_channels, in_channels = spec.out_channels // spec.groups, spec.in_channels // spec.groups
     axes, types, taps = forward_axes(spec), types_of(spec), volume(spec.kernel_size)
     shape = Shape(out_channels, spec.batch * volume(spec.out_size), in_channels * taps, spec.groups)
     vector = VECTOR_BYTES // DTYPES[spec.dtype].itemsize
-    packed = packed_bytes(spec, vector, workspace_limit)
+    packed = packed_bytes(spec, workspace_limit) if taps > 1 and in_channels % vector == 0 else 0
     tile = warp_tile_for(shape)
     parts = parts_for(shape, tile, types.sums, None if workspace_limit is None else workspace_limit - packed)
     partial = tiles(workspace_of(shape, parts, types.sums), VECTOR_BYTES) * VECTOR_BYTES if packed else 0
@@ -104,38 +105,65 @@ def implicit_gemm_mma(spec: ConvSpec, precision: str, workspace_limit: int | Non
         )
         if not pack or not program.steps:
             return program
-        packing = packed_weight(spec, taps, partial)
+        packing = packed_weight(spec, partial)
         return Program(steps=(packing, *program.steps), workspace=partial + packed)
 
-    blocks = tiles(shape.m, tile.m) * tiles(shape.n, tile.n) * shape.groups * parts
     return Run(
         call=OnDevice(build),
         seconds=spec.flops() / RATE[spec.dtype],
         shared=max(workspace_of(shape, parts, types.sums), partial + packed),
-        note=f"{blocks} blocks of {tile.m}x{tile.n}, {tile.stages} stages"
-        + f", k in {parts} parts" * (parts > 1),
-        error=TF32_ERROR if spec.dtype == "float32" else 0.0,
+        note=tensor_note(shape, tile, parts),
+        error=error,
     )
 
 
-def packed_bytes(spec: ConvSpec, vector: int, limit: int | None) -> int:
-    """Bytes of the packed weight; 0 where none is wanted, or the limit holds none."""
-    in_channels, taps = spec.in_channels // spec.groups, volume(spec.kernel_size)
-    nbytes = spec.out_channels * in_channels * taps * DTYPES[spec.dtype].itemsize
-    wanted = taps > 1 and in_channels % vector == 0 and (limit is None or nbytes <= limit)
-    return nbytes if wanted else 0
+def error_on_tensor_cores(spec: ConvSpec, precision: str) -> float:
+    """What tensor cores add to the plain sum's error; they decline types they do not have, and tf32 unasked."""
+    if spec.dtype not in RATE:
+        raise Unsupported(
+            f"{spec.dtype} is no type of tensor cores here: float16, bfloat16, or float32 as tf32"
+        )
+    if spec.dtype == "float32" and precision != "tf32":
+        raise Unsupported(f"float32 on tensor cores is tf32, which precision={precision!r} does not allow")
+    return TF32_ERROR if spec.dtype == "float32" else 0.0
 
 
-def packed_weight(spec: ConvSpec, taps: int, offset: int) -> Launch:
-    """The launch that writes the weight with channels last to `offset` bytes of the workspace."""
-    in_channels = spec.in_channels // spec.groups
-    count = spec.out_channels * in_channels * taps
-    check_counts(**{"elements of the weight": count})
+def packed_bytes(spec: ConvSpec, limit: int | None) -> int:
+    """Bytes of the packed weight; 0 where the limit holds none."""
+    nbytes = volume(spec.weight_shape) * DTYPES[spec.dtype].itemsize
+    return nbytes if limit is None or nbytes <= limit else 0
+
+
+def packed_weight(
+    spec: ConvSpec, offset: int, *, of_gradient: bool = False, channels_last: bool = True
+) -> Launch:
+    """The launch that writes the weight, what is summed last, to `offset` bytes of the workspace.
+
+    Channels are inner to taps with `channels_last`, and outer without.
+    """
+    out_channels, in_channels = spec.out_channels // spec.groups, spec.in_channels // spec.groups
+    elements, taps = volume(spec.weight_shape), volume(spec.kernel_size)
+    check_counts(**{"elements of the weight": elements})
+    # How many of them there are, and elements of the weight from one to the next.
+    row, channel, tap = (out_channels, in_channels * taps), (in_channels, taps), (taps, 1)
+    if of_gradient:
+        row, channel = channel, row
+    outer, inner = (tap, channel) if channels_last else (channel, tap)
     return Launch(
         kernel=Kernel("pack_weight.cu", "pack_weight", (("IN", spec.dtype),)),
-        grid=tiles(count, ELEMENT_THREADS),
+        grid=tiles(elements, ELEMENT_THREADS),
         block=ELEMENT_THREADS,
-        params=fill(PACKED_WEIGHT, count=count, channels=divisor(in_channels), taps=divisor(taps)),
+        params=fill(
+            PACKED_WEIGHT,
+            group=out_channels * in_channels * taps,
+            row=row[1],
+            outer=outer[1],
+            inner=inner[1],
+            count=elements,
+            rows=divisor(row[0]),
+            outers=divisor(outer[0]),
+            inners=divisor(inner[0]),
+        ),
         addresses=(Address("weight", 1), Address("result", WORKSPACE, offset)),
     )
 

@@ -6,7 +6,7 @@ executors run it: ``run.py`` on CuPy arrays, and the emulation in ``tests/emulat
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, NamedTuple
@@ -49,10 +49,9 @@ class View(NamedTuple):
         return self.strides[1] == 1 != self.strides[-1]
 
 
-def view(array: Any, address: int) -> View:
-    """The layout of an array that lies at `address`."""
-    size = array.dtype.itemsize
-    return View(tuple(stride // size for stride in array.strides), address % 16 == 0)
+def view(strides: Sequence[int], itemsize: int, aligned: bool) -> View:
+    """The layout of an array whose strides are given in bytes."""
+    return View(tuple(stride // itemsize for stride in strides), aligned)
 
 
 class Kernel(NamedTuple):

@@ -441,6 +441,15 @@ def workspace_of(shape: Shape, parts: int, sums: str) -> int:
 
 def note(shape: Shape, tile: Tile, parts: int) -> str:
     """What was decided, for people."""
+    return _note(shape, tile, parts, f"{tile.per}x{tile.per} a thread")
+
+
+def tensor_note(shape: Shape, tile: WarpTile, parts: int) -> str:
+    """What was decided on tensor cores, for people."""
+    return _note(shape, tile, parts, f"{tile.stages} stages")
+
+
+def _note(shape: Shape, tile: Tile | WarpTile, parts: int, made: str) -> str:
     blocks = tiles(shape.m, tile.m) * tiles(shape.n, tile.n) * shape.groups * parts
     cut = f", k in {parts} parts" if parts > 1 else ""
-    return f"{blocks} blocks of {tile.m}x{tile.n}, {tile.per}x{tile.per} a thread{cut}"
+    return f"{blocks} blocks of {tile.m}x{tile.n}, {made}{cut}"

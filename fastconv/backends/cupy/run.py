@@ -9,13 +9,19 @@ from __future__ import annotations
 
 import contextlib
 import os
+import struct
 import tempfile
+from collections.abc import Callable
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from fastconv.backends.cupy import compile as compiler
 from fastconv.backends.cupy import graph
 from fastconv.backends.cupy.launch import (
+    KEPT_LAYOUTS,
     WORKSPACE,
     Build,
     Fill,
@@ -23,7 +29,9 @@ from fastconv.backends.cupy.launch import (
     Kernel,
     Launch,
     Operand,
+    Product,
     Program,
+    View,
     view,
 )
 
@@ -35,9 +43,20 @@ MOST_SHARED = 48 * 1024
 # Kernels that are loaded, by device and what was compiled: a few kilobytes each, and their variants are finite.
 _loaded: dict[tuple[int, Kernel], Any] = {}
 
+# An array's strides and the size of an element, in bytes, and whether it begins a line of 16 bytes.
+Layout = tuple[tuple[int, ...], int, bool]
+
+# A step that is ready: it takes the call's arrays, their addresses (the scratch's last) and the scratch.
+Step = Callable[[tuple[Array, ...], list[int], Any], None]
+
+_fill_pointer = struct.Struct("=Q").pack_into
+
 
 class OnDevice:
     """The ``call`` of a planner's run: finds the program for the arrays' layout and runs it.
+
+    What a device and a layout decide is found once, its kernels included; a later call reads each array's address,
+    fills them in and launches.
 
     Attributes
     ----------
@@ -47,55 +66,99 @@ class OnDevice:
 
     def __init__(self, build: Build) -> None:
         self.build = build
+        self._ready = lru_cache(maxsize=KEPT_LAYOUTS)(self._make_ready)
 
     def __call__(self, *arrays: Array) -> None:
-        """Run on CuPy arrays: operands, a bias or None, results."""
-        check_device(arrays)
-        run(self.build(*(None if a is None else view(a, a.data.ptr) for a in arrays)), arrays)
+        """Run on CuPy arrays: operands, a bias or None, results.
+
+        Raises
+        ------
+        ValueError
+            If one lies on another device than the current one, where kernels run and scratch lies.
+        """
+        import cupy
+
+        current = cupy.cuda.runtime.getDevice()
+        places: list[int] = []
+        layouts: list[Layout | None] = []
+        for array in arrays:
+            if array is None:
+                places.append(0)
+                layouts.append(None)
+                continue
+            data = array.data
+            if data.device_id != current:
+                raise ValueError(
+                    f"device: got an array of shape {array.shape} on device {data.device_id}, expected all on the "
+                    f"current one, {current}; compute inside `with cupy.cuda.Device({data.device_id}):`"
+                )
+            place = data.ptr
+            places.append(place)
+            layouts.append((array.strides, array.itemsize, place % 16 == 0))
+        workspace, steps = self._ready(current, *layouts)
+        scratch = cupy.cuda.alloc(workspace) if workspace else None
+        places.append(scratch.ptr if scratch is not None else 0)  # numbered -1, WORKSPACE
+        for step in steps:
+            step(arrays, places, scratch)
+
+    def _make_ready(self, device: int, *layouts: Layout | None) -> tuple[int, tuple[Step, ...]]:
+        """The bytes of scratch and the steps for arrays of these strides, sizes and alignments on the current device."""
+        views: list[View | None] = [None if layout is None else view(*layout) for layout in layouts]
+        program: Program = self.build(*views)
+        return program.workspace, tuple(map(_ready, program.steps))
 
 
-def check_device(arrays: tuple[Array, ...]) -> None:
-    """Refuse arrays of another device than the current one, where kernels run and scratch lies.
+def _ready(step: Launch | Product | Fill | Graph) -> Step:
+    """A program's step as a function of addresses, its kernel loaded."""
+    match step:
+        case Launch():
+            return _launching(step)
+        case Fill():
+            return _filling(step)
+        case Graph():
+            return lambda arrays, places, scratch: graph.run(step, places)
+        case Product():
+            return _multiplying(step)
 
-    Raises
-    ------
-    ValueError
-    """
+
+def _launching(step: Launch) -> Step:
+    """The struct is copied as bytes: NumPy copies one of many fields field by field, ten times as slowly."""
+    launch, grid, block, shared = function(step.kernel, step.shared), (step.grid,), (step.block,), step.shared
+    dtype, template, fields = step.params.dtype, step.params.tobytes(), step.params.dtype.fields
+    assert fields is not None
+    pointers = [(int(fields[field][1]), array, offset) for field, array, offset in step.addresses]
+
+    def run(arrays: tuple[Array, ...], places: list[int], scratch: Any) -> None:
+        params = bytearray(template)
+        for field, array, offset in pointers:
+            _fill_pointer(params, field, places[array] + offset)
+        launch(grid, block, (np.ndarray((), dtype, params),), shared_mem=shared)
+
+    return run
+
+
+def _filling(step: Fill) -> Step:
     import cupy
 
-    current = cupy.cuda.runtime.getDevice()
-    for array in arrays:
-        if array is not None and array.device.id != current:
-            raise ValueError(
-                f"device: got an array of shape {array.shape} on device {array.device.id}, expected all on the current "
-                f"one, {current}; compute inside `with cupy.cuda.Device({array.device.id}):`"
-            )
+    array, offset, nbytes, byte = step
+    memset, stream = cupy.cuda.runtime.memsetAsync, cupy.cuda.get_current_stream
+
+    def run(arrays: tuple[Array, ...], places: list[int], scratch: Any) -> None:
+        memset(places[array] + offset, byte, nbytes, stream().ptr)
+
+    return run
 
 
-def run(program: Program, arrays: tuple[Array, ...]) -> None:
-    """Launch every step on the current stream."""
+def _multiplying(step: Product) -> Step:
     import cupy
 
-    scratch = cupy.cuda.alloc(program.workspace) if program.workspace else None
-    places = [0 if array is None else array.data.ptr for array in arrays]
-    places.append(scratch.ptr if scratch is not None else 0)  # numbered -1, WORKSPACE
-    for step in program.steps:
-        if isinstance(step, Launch):
-            params = step.params.copy()
-            for field, array, offset in step.addresses:
-                params[field] = places[array] + offset
-            function(step.kernel, step.shared)((step.grid,), (step.block,), (params,), shared_mem=step.shared)
-        elif isinstance(step, Fill):
-            cupy.cuda.runtime.memsetAsync(
-                places[step.array] + step.offset, step.byte, step.nbytes, cupy.cuda.get_current_stream().ptr
-            )
-        elif isinstance(step, Graph):
-            graph.run(step, places)
-        else:
-            left, right, out = (
-                _matrix(operand, arrays, scratch) for operand in (step.left, step.right, step.out)
-            )
-            cupy.matmul(left, right, out=out)
+    def run(arrays: tuple[Array, ...], places: list[int], scratch: Any) -> None:
+        left, right, out = (
+            _matrix(operand, arrays, scratch) for operand in (step.left, step.right, step.out)
+        )
+        cupy.matmul(left, right, out=out)
+
+    return run
 
 
 def function(kernel: Kernel, shared: int) -> Any:

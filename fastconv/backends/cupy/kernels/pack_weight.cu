@@ -1,5 +1,6 @@
-// A weight with its channels last, as images of that layout want it: result[row, tap, c] = weight[row, c, tap], one
-// element a thread, rows being out channels.
+// A weight in the order a product sums it, so that neighbours in k are neighbours in memory, one element a thread:
+// result[group, row, outer, inner]. Forward, rows are out channels and the channels those of the input; the gradient of
+// the input has it the other way round. Where images have their channels last, channels are inner and taps outer.
 //
 // Compiled in: IN.
 #include "geometry.cuh"
@@ -8,16 +9,19 @@
 struct PackedWeight {
     const void* weight;
     void* result;
-    int count;  // elements
-    Divisor channels, taps;
+    long long group, row, outer, inner;  // elements of the weight from one to the next
+    int count;                           // elements
+    Divisor rows, outers, inners;
 };
 
 extern "C" __global__ void __launch_bounds__(256) pack_weight(const __grid_constant__ PackedWeight p) {
     const long long number = (long long)blockIdx.x * 256 + threadIdx.x;
     if (number >= p.count) return;
     const int at = (int)number;
-    const int row_tap = divide(at, p.channels), c = at - row_tap * (int)p.channels.divisor;
-    const int row = divide(row_tap, p.taps), tap = row_tap - row * (int)p.taps.divisor;
-    const long long from = ((long long)row * p.channels.divisor + c) * p.taps.divisor + tap;
+    const int rest = divide(at, p.inners);
+    const int inner = at - rest * (int)p.inners.divisor;
+    const int group_row = divide(rest, p.outers), outer = rest - group_row * (int)p.outers.divisor;
+    const int group = divide(group_row, p.rows), row = group_row - group * (int)p.rows.divisor;
+    const long long from = group * p.group + row * p.row + outer * p.outer + inner * p.inner;
     ((IN*)p.result)[at] = ((const IN*)p.weight)[from];
 }
