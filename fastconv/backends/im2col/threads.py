@@ -10,58 +10,20 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
 from contextvars import copy_context
-from functools import cache
 from itertools import islice
 from typing import Any, TypeVar
 
 from fastconv.backends.blocks import Scratch
-from fastconv.threads import get_num_threads
+from fastconv.threads import get_num_threads, single_threaded_blas
 
 T = TypeVar("T")
 
 
 _lock = threading.Lock()
 _pool: ThreadPoolExecutor | None = None
-_inside = 0
-_blas_limit: Any = None
-
-
-@cache
-def _blas() -> Any:
-    from threadpoolctl import ThreadpoolController
-
-    return ThreadpoolController().select(user_api="blas")
-
-
-def _take_control() -> None:
-    """Let this thread set OpenBLAS's threads: newer threadpoolctl heeds only the thread that did it last."""
-    for library in _blas().lib_controllers:
-        if hasattr(library, "clear_controlling_thread"):
-            library.clear_controlling_thread(force=True)
-
-
-@contextmanager
-def single_threaded_blas() -> Iterator[None]:
-    """BLAS in one thread while anybody is inside; the last to leave restores what was."""
-    global _inside, _blas_limit
-    with _lock:
-        if _inside == 0:
-            _take_control()
-            _blas_limit = _blas().limit(limits=1)
-        _inside += 1
-    try:
-        yield
-    finally:
-        with _lock:
-            _inside -= 1
-            if _inside == 0:
-                _take_control()
-                _blas_limit.restore_original_limits()
-                _take_control()
 
 
 def _workers() -> ThreadPoolExecutor:
@@ -79,8 +41,8 @@ def _start(work: Callable[..., None], *arguments: Any) -> Future[None]:
 
 def _after_fork() -> None:
     """A child has none of its parent's threads."""
-    global _lock, _pool, _inside
-    _lock, _pool, _inside = threading.Lock(), None, 0
+    global _lock, _pool
+    _lock, _pool = threading.Lock(), None
 
 
 if hasattr(os, "register_at_fork"):

@@ -201,8 +201,9 @@ def channel_steps(spec: ConvSpec, g: Geometry, most: int) -> Iterator[tuple[int,
     """Output channels and groups of a task: even shares of either, no more than `most` channels at a time."""
     NS = scalars(host())
     for blocks in shares(-(-g.o // NS)):
-        if blocks * NS <= max(most, NS):
-            yield min(blocks * NS, g.o), 1
+        step = min(blocks * NS, g.o)
+        if step <= max(most, NS):
+            yield step, 1
     per_group = 2 * spec.batch * g.o * math.prod(g.out) * g.K
     for step in shares(spec.groups):
         if step > 1 and step * per_group <= 8 * TASK_FLOPS * max(spec.batch, 1):
