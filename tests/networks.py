@@ -88,7 +88,7 @@ def objects() -> Learned:
     """Five convolutions that tell planted objects apart."""
     train, test = planted(1200, 1), planted(300, 2)
     split = nn.data.Split(train.x, train.labels, test.x, test.labels)
-    return Learned(five_convolutions(1), _fitted(five_convolutions(1), split, 6, 0.003), split, test.boxes)
+    return Learned(five_convolutions(0), _fitted(five_convolutions(0), split, 6, 0.003), split, test.boxes)
 
 
 @cache

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from fastconv.backends import Planner, Run, Unsupported, algorithm, blocks
-from fastconv.backends.numba import cost, depthwise, direct, jit, threads
+from fastconv.backends.numba import cost, depthwise, direct, jit, threads, winograd
 from fastconv.backends.numba.kernels import input_grad as kernels
 from fastconv.backends.numba.operands import (
     ALIGNMENT,
@@ -115,7 +115,7 @@ def turner(spec: ConvSpec, parts: Sequence[Part]) -> Callable[[Array], list[Arra
     at = np.array(begins, np.int64)
     pair = spec.in_channels // spec.groups * math.prod(spec.kernel_size)
     channels = np.arange(kernels.TOGETHER)[:, None] * pair
-    offsets = np.concatenate([(channels + part.taps).ravel() for part in parts]).astype(np.int32)
+    offsets = np.array([*itertools.chain(*((channels + part.taps).flat for part in parts))], np.int32)
     o, c = spec.out_channels // spec.groups, spec.in_channels // spec.groups
     c_units = -(-c // kernels.TURNED)
     units = spec.groups * c_units
@@ -286,6 +286,16 @@ def plan_phases(forward: Planner, spec: ConvSpec, precision: str, limit: int | N
     )
 
 
+def plan_turned(spec: ConvSpec) -> Run | None:
+    """By Winograd, whose transform turns the weights as it reads them; where there is one phase, of all outputs."""
+    axes = [phases(spec, axis) for axis in range(spec.rank)]
+    parts = parts_of(spec, axes, spec.batch)
+    if len(parts) != 1 or set(spec.stride) != {1} or any(at.start for at in parts[0].read):
+        return None
+    turn = turner(spec, parts)
+    return winograd.turned(parts[0].spec, lambda weight: turn(weight)[0])
+
+
 def plan_folded(forward: Planner, spec: ConvSpec, precision: str, limit: int | None) -> Run:
     """Padding holds elements of the input: the padded input's gradient, whose border is added to what it shows."""
     padded = tuple(n + sum(pads) for n, pads in zip(spec.in_size, spec.padding, strict=True))
@@ -393,6 +403,10 @@ def input_grad(forward: Planner) -> Planner:
             g = direct.geometry(spec)
             if (g.c, g.o, g.kernel[2]) == (1, 1, 3) and Pairs.take(g):
                 return plan_pairs(spec, g)
+        if forward is winograd.winograd and spec.padding_mode == "zeros" and workspace_limit is None:
+            turned = plan_turned(spec)
+            if turned is not None:
+                return turned
         kind = plan_phases if spec.padding_mode == "zeros" else plan_folded
         return kind(forward, spec, precision, workspace_limit)
 

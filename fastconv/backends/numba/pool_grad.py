@@ -268,10 +268,32 @@ def pairs(spec: PoolSpec, wide: str) -> Pairs | None:
     return Pairs(g, wide, spec.batch * spec.channels, divisor=math.prod(axis.pop() for axis in by))
 
 
+def mirrored(spec: PoolSpec) -> PoolSpec | None:
+    """At a stride of 1 the windows that meet an element are a window of outputs: the average that its gradient is."""
+    if spec.mode != "avg" or spec.output_size or {*spec.stride, *spec.dilation} != {1}:
+        return None
+    by = [set(axis) for axis in pooling.factors(spec)]
+    padding = tuple(
+        (k - 1 - before, k - 1 - after)
+        for k, (before, after) in zip(spec.kernel_size, spec.padding, strict=True)
+    )
+    most = max(2 * max(pads) - k for pads, k in zip(padding, spec.kernel_size, strict=True))
+    if DTYPES[spec.dtype].kind != "f" or any(len(axis) != 1 for axis in by) or most > 0:
+        return None
+    return replace(
+        spec, in_size=spec.out_size, padding=padding, ceil_mode=False, count_include_pad=True,
+        divisor_override=math.prod(axis.pop() for axis in by),
+    )  # fmt: skip
+
+
 def spread(spec: PoolSpec, precision: str, workspace_limit: int | None) -> Run:
     """Each element adds up the windows that meet it."""
     if spec.mode == "max":
         raise Unsupported("a maximum is one element of its window, needs an average or an Lp pool")
+    if (forward := mirrored(spec)) is not None:
+        run = best(forward, workspace_limit)
+        note = f"an average itself; {run.note}" if run.note else "an average itself"
+        return replace(run, call=lambda dy, x, dx: run.call(dy, dx), note=note)
     wide = computed(spec.out_dtype)
     spreads = pairs(spec, wide) or Spreader(spec, wide)
     own = spreads.per_worker + ALIGNMENT

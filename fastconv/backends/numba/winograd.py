@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -169,8 +170,15 @@ FIELD = {name: at for at, name in enumerate(kernels.ARGUMENTS.names or ())}
 STRIDES = slice(FIELD["x_n"], FIELD["x_w"] + 1)
 
 
-def plan_form(spec: ConvSpec, cut: Layout, packed: bool, limit: int | None) -> Run:
-    """A form's run, of weights as they are given or transformed."""
+# What turns weights: the gradient of an input is a convolution with them.
+Turn = Callable[[Array], Array]
+
+
+def plan_form(spec: ConvSpec, cut: Layout, packed: bool, limit: int | None, turn: Turn | None = None) -> Run:
+    """A form's run, of weights as they are given or transformed; `turn` turns them for what needs no transform.
+
+    Weights that are to be turned are read so: turned ahead, 512 x 512 of them would come back from memory.
+    """
     form = kernels.FORMS[cut.form]
     NS = scalars(host())
     size, out = direct.lift(spec.in_size, 1), direct.lift(spec.out_size, 1)
@@ -184,6 +192,8 @@ def plan_form(spec: ConvSpec, cut: Layout, packed: bool, limit: int | None) -> R
     t_tasks = max(min(-(-TASKS // cut.blocks), tiles // (2 * NS)), 1)
     t_step = round_up(ceil(tiles, t_tasks), NS)
     t_tasks = -(-tiles // t_step)
+    taps = form.rh * form.rw
+    places = np.arange(lanes, dtype=np.int32) * taps + np.arange(taps, dtype=np.int32)[::-1, None]
     template = np.zeros(1, kernels.ARGUMENTS)
     nbytes = cut.scratch(packed)
     shared = cut.places * cut.v_step * cut.itemsize + ALIGNMENT
@@ -196,7 +206,7 @@ def plan_form(spec: ConvSpec, cut: Layout, packed: bool, limit: int | None) -> R
         "tiles_w": cut.tiles_w, "tiles": cut.tiles_h * cut.tiles_w,
         "v_step": cut.v_step, "u_step": cut.u_step, "m_step": cut.m_step,
         "rows_step": rows_step, "c_tasks": c_tasks, "t_step": t_step, "t_tasks": t_tasks, "part": cut.part,
-        "block": cut.block, "packed": packed,
+        "block": cut.block, "packed": packed, "turned": address(places) if turn else 0,
     }  # fmt: skip
     for name, value in values.items():
         template[name] = value
@@ -211,6 +221,8 @@ def plan_form(spec: ConvSpec, cut: Layout, packed: bool, limit: int | None) -> R
         at_once = max(min(at_once, (limit - shared) // nbytes), 1)
 
     def call(x: Array, w: Any, bias: Array | None, y: Array) -> None:
+        if turn and not packed:
+            w = np.ascontiguousarray(w)
         given = w.given if packed else w
         if not spec.batch:
             return
@@ -238,9 +250,10 @@ def plan_form(spec: ConvSpec, cut: Layout, packed: bool, limit: int | None) -> R
                 PRODUCTS[cut.form].address(spec.dtype), a, cut.blocks * t_tasks, workers, estimate / rounds
             )
         if a[FIELD["spoiled"]]:
-            exact.call(x, given, bias, y)
+            exact.call(x, turn(given) if turn else given, bias, y)
 
     def pack(weight: Array) -> Transformed:
+        weight = np.ascontiguousarray(weight) if turn else weight
         held, at = scratch(cut.blocks * cut.u_bytes)
         a = fields.copy()
         workers = threads.workers(cut.blocks)
@@ -249,6 +262,7 @@ def plan_form(spec: ConvSpec, cut: Layout, packed: bool, limit: int | None) -> R
         threads.launch(WEIGHTS[cut.form].address(spec.dtype), a, cut.blocks, workers, 0)
         return Transformed(weight, held[at - address(held) :])
 
+    call.tables = places  # type: ignore[attr-defined]
     error = ERRORS[max(form.n)] * (
         1 if spec.dtype == "float32" else np.finfo(spec.dtype).eps / np.finfo("f4").eps
     )
@@ -261,7 +275,7 @@ def plan_form(spec: ConvSpec, cut: Layout, packed: bool, limit: int | None) -> R
         note=f"{form}, {tiles} tiles at a time",
         error=float(error),
         pack=pack if packed else None,
-        packing=("winograd", cut.form, cut.block, cut.u_step) if packed else None,
+        packing=("winograd", cut.form, cut.block, cut.u_step, turn is not None) if packed else None,
     )
 
 
@@ -272,14 +286,19 @@ class Transformed(NamedTuple):
     transformed: Array
 
 
-def best(spec: ConvSpec, packed: bool, limit: int | None) -> Run:
+def best(spec: ConvSpec, packed: bool, limit: int | None, turn: Turn | None = None) -> Run:
     """The run of the cheapest form."""
     forms = check(spec)
     cuts = [layout(spec, f) for f in forms]
-    return plan_form(spec, min(cuts, key=lambda cut: seconds(spec, cut, packed)), packed, limit)
+    return plan_form(spec, min(cuts, key=lambda cut: seconds(spec, cut, packed)), packed, limit, turn)
 
 
 @cast_images
 def winograd(spec: ConvSpec, precision: str, workspace_limit: int | None) -> Run:
     """Minimal filtering of 3 or 5 taps at stride 1."""
     return replace(best(spec, False, workspace_limit), prepared=best(spec, True, workspace_limit))
+
+
+def turned(spec: ConvSpec, turn: Turn) -> Run:
+    """The same of weights (in_channels, out_channels, taps) that are to be turned."""
+    return replace(best(spec, False, None, turn), prepared=best(spec, True, None, turn))

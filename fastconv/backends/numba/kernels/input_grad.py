@@ -11,8 +11,6 @@ from numba.extending import intrinsic
 
 from .simd import (
     ELEMENTS,
-    I32,
-    I64,
     const,
     first_lanes,
     host,
@@ -23,6 +21,7 @@ from .simd import (
     masked_store,
     next_task,
     out_of_line,
+    pick,
     pointer,
     store,
     transpose,
@@ -68,29 +67,6 @@ def turn_block(typing: Any, T: Any, to: Any, to_step: Any, x: Any, step: Any) ->
 
     name = f"turn_block_{e.short}_{host().name}"
     return types.void(T, *[types.int64] * 4), out_of_line(name, "pipi", 1, e, body)
-
-
-@intrinsic
-def pick(typing: Any, T: Any, to: Any, x: Any, offsets: Any, count: Any) -> Any:
-    """``to[i] = x[offsets[i]]`` for i < count."""
-    e = ELEMENTS[T.instance_type]
-
-    def body(b: ir.IRBuilder, to: Any, x: Any, offsets: Any, count: Any) -> None:
-        offsets = b.inttoptr(offsets, I32.as_pointer())
-
-        def copy(i: Any) -> None:
-            at = b.sext(b.load(b.gep(offsets, [i])), I64)
-            b.store(b.load(b.gep(x, [at])), b.gep(to, [i]))
-
-        whole = b.and_(count, const(-8))
-        with b.if_then(b.icmp_signed(">", whole, const(0))), loop(b, const(0), whole, const(8)) as i:
-            for n in range(8):
-                copy(b.add(i, const(n)))
-        with b.if_then(b.icmp_signed("<", whole, count)), loop(b, whole, count) as i:
-            copy(i)
-
-    name = f"pick_{e.short}_{host().name}"
-    return types.void(T, *[types.int64] * 4), out_of_line(name, "ppii", 1, e, body)
 
 
 def turn(T: Any) -> Any:

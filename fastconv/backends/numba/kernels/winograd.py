@@ -33,6 +33,7 @@ from .simd import (
     multiply_add,
     next_task,
     out_of_line,
+    pick,
     pointer,
     splat,
     store,
@@ -265,6 +266,7 @@ FIELDS = (
     "t_step t_tasks part "  # products: tiles of a task, tasks along them, tiles worked on at a time
     "block "  # output channels of a task
     "packed "  # whether the weights are transformed already
+    "turned "  # of weights that are to be turned: where a vector of each tap lies among those of an input channel, else 0
     "spoiled"  # set where a result is not finite
 )
 ARGUMENTS = np.dtype([(name, np.int64) for name in FIELDS.split()])
@@ -336,13 +338,30 @@ def tiles_in(F: int) -> Any:
 
 
 @register_jitable
+def turn_taps(taps, T, size, lanes, a, stage, o, rows, c0):  # type: ignore[no-untyped-def]
+    """Vectors of `rows` output channels for each tap of some input channels, from weights (c, o, taps in reverse)."""
+    for c in range(lanes):
+        to, x = stage + size * c * taps * lanes, a.w + size * ((c0 + c) * a.o + o) * taps
+        if rows >= lanes and c0 + c < a.c:
+            pick(T, to, x, a.turned, taps * lanes)
+            continue
+        vectors = carray(pointer(to, T), taps * lanes)
+        for i in range(taps * lanes):
+            vectors[i] = 0
+        for k in range(taps if rows > 0 and c0 + c < a.c else 0):
+            pick(T, to + size * k * lanes, x, a.turned + 4 * k * lanes, rows)
+
+
+@register_jitable
 def transform_block(F, taps, T, size, lanes, a, to, stage, o0):  # type: ignore[no-untyped-def]
     """Weights of a block of output channels: (places, c_round, block), zero beyond the last channel."""
     for v in range(a.block // lanes):
         rows = min(a.o - o0 - v * lanes, lanes)
         for c0 in range(0, a.c_round, lanes):
             stop = min(a.c - c0, lanes) * taps if rows > 0 else 0
-            for k in range(0, lanes * taps, lanes):
+            if a.turned:
+                turn_taps(taps, T, size, lanes, a, stage, o0 + v * lanes, rows, c0)
+            for k in range(0, 0 if a.turned else lanes * taps, lanes):
                 load_transposed(
                     T, stage + k * lanes * size, a.w + size * ((o0 + v * lanes) * a.K + c0 * taps + k), a.K,
                     rows, 0, stop - k,
