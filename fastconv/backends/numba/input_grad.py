@@ -115,7 +115,8 @@ def turner(spec: ConvSpec, parts: Sequence[Part]) -> Callable[[Array], list[Arra
     at = np.array(begins, np.int64)
     pair = spec.in_channels // spec.groups * math.prod(spec.kernel_size)
     channels = np.arange(kernels.TOGETHER)[:, None] * pair
-    offsets = np.array([*itertools.chain(*((channels + part.taps).flat for part in parts))], np.int32)
+    none = np.zeros(0, np.int64)
+    offsets = np.concatenate([none, *((channels + part.taps).ravel() for part in parts)]).astype(np.int32)
     o, c = spec.out_channels // spec.groups, spec.in_channels // spec.groups
     c_units = -(-c // kernels.TURNED)
     units = spec.groups * c_units

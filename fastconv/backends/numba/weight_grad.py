@@ -17,6 +17,7 @@ import numpy as np
 from fastconv.backends import Run, Unsupported
 from fastconv.backends.numba import cost, direct, jit, threads
 from fastconv.backends.numba.kernels import weight_grad as kernels
+from fastconv.backends.numba.kernels.direct import SLOTS_BYTES
 from fastconv.backends.numba.kernels.simd import host
 from fastconv.backends.numba.kernels.tile import VECTORS, scalars
 from fastconv.backends.numba.operands import (
@@ -166,7 +167,7 @@ def plan_sums(spec: ConvSpec, precision: str, limit: int | None) -> Run:
         return spec.groups * taps * g.o * vectors * lanes * itemsize
 
     def worker(box: direct.Triple, in_columns: bool) -> int:
-        stage = 128 + NS * VECTORS * host().width
+        stage = SLOTS_BYTES + NS * VECTORS * host().width
         line = len(g.phases(2)) * round_up(round_up(box[2], lanes) + g.reach(2), lanes) * itemsize
         return round_up(max(stage, in_columns * g.c * g.kernel[0] * g.kernel[1] * line), 64)
 
