@@ -153,7 +153,7 @@ def loop_of(text: str, name: str, instruction: str, least: int = 1) -> list[str]
 def check_tiles(dtype: str) -> None:
     from fastconv.backends.numba import direct
     from fastconv.backends.numba.kernels.simd import host
-    from fastconv.backends.numba.kernels.tile import MICROKERNELS
+    from fastconv.backends.numba.kernels.tile import MICROKERNELS, together
 
     isa = host()
     register = {"avx512": "%zmm", "avx2": "%ymm"}[isa.name]
@@ -162,9 +162,10 @@ def check_tiles(dtype: str) -> None:
     checked = 0
     for kernel in MICROKERNELS:
         if kernel.dtype == dtype:
-            loop = loop_of(text, kernel.name, "vfmadd")
+            products = kernel.mv * kernel.ns * together(kernel)
+            loop = loop_of(text, kernel.name, "vfmadd", products)
             fmas = [line for line in loop if re.search(rf"vfmadd\d+{suffix}\b", line) and register in line]
-            assert len(fmas) == kernel.mv * kernel.ns, (kernel.name, len(fmas))
+            assert len(fmas) == products, (kernel.name, len(fmas))
             spills = [line for line in loop if re.search(r"vmov\w+\s+%[xyz]mm\d+, .*\(%r[sb]p", line)]
             assert not spills, (kernel.name, spills)
             checked += 1

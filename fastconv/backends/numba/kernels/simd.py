@@ -93,10 +93,19 @@ def splat(builder: ir.IRBuilder, vector: ir.VectorType, scalar: Any) -> Any:
 
 def as_written(branch: Any) -> None:
     """Tell LLVM not to unroll the loop that this branch closes."""
+    _mark(branch, "llvm.loop.unroll.disable")
+
+
+def unrolled(branch: Any, times: int) -> None:
+    """Tell LLVM to unroll the loop that this branch closes so often, and to write apart what is left over."""
+    _mark(branch, "llvm.loop.unroll.count", ir.Constant(I32, times))
+
+
+def _mark(branch: Any, name: str, *values: Any) -> None:
     module = branch.function.module
-    disable = module.add_metadata([ir.MetaDataString(module, "llvm.loop.unroll.disable")])
-    loop = module.add_metadata([disable, ir.MetaDataString(module, str(len(module.metadata)))])
-    loop.operands = (loop, disable)  # LLVM takes it for a loop's mark only if it begins with itself
+    mark = module.add_metadata([ir.MetaDataString(module, name), *values])
+    loop = module.add_metadata([mark, ir.MetaDataString(module, str(len(module.metadata)))])
+    loop.operands = (loop, mark)  # LLVM takes it for a loop's mark only if it begins with itself
     branch.set_metadata("llvm.loop", loop)
 
 
