@@ -81,7 +81,7 @@ def test_kernels_stay_inside_their_operands(channels_last: bool, dtype: str, at_
                 assert difference <= allowed, (str(spec), algorithm, difference)
 
 
-@pytest.mark.parametrize("size", [(7, 7), (9, 11)])
+@pytest.mark.parametrize("size", [(7, 9), (3, 21)])
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_images_that_would_leave_lanes_empty_are_one_row(dtype: str, size: tuple[int, int]) -> None:
     from fastconv.backends.numba import direct

@@ -241,10 +241,10 @@ def tile_begins(vectors: int) -> Array:
     return begins
 
 
-def flat_masks(g: Geometry, lanes: int) -> Array:
-    """Which lanes of every vector lie inside the input, for every tap: uint16 (tiles, taps, VECTORS)."""
-    positions = math.prod(g.out)
-    begins = tile_begins(-(-positions // lanes))
+def flat_masks(g: Geometry, lanes: int, vectors: int) -> Array:
+    """Which lanes of the vectors lie inside the input, for every tap: uint16 (tiles, taps, VECTORS)."""
+    positions = min(math.prod(g.out), vectors * lanes)
+    begins = tile_begins(vectors)
     if g.is_pointwise:  # of the last tile: all others are whole
         positions -= int(begins[-1]) * lanes
         g, begins = g._replace(out=(1, 1, positions), size=(1, 1, positions)), begins[:1]
@@ -259,17 +259,15 @@ def flat_masks(g: Geometry, lanes: int) -> Array:
     return np.ascontiguousarray(bits.transpose(1, 0, 2).astype(np.uint16))
 
 
-def split_positions(g: Geometry, lanes: int, packed: bool) -> tuple[int, int]:
+def split_positions(g: Geometry, lanes: int, whole: bool) -> tuple[int, int]:
     """Vectors of a plane, and positions left for sums with vectors along k.
 
-    A tile of one vector takes 5 cycles for each k, a sum along k half a cycle. It wants rows of weights, which
-    packing turns: large planes are packed, and have few positions left. Where there are panels only planes of no
-    more than that are summed so.
+    A vector of positions takes 0.5 cycles for each weight, whatever it holds; a position whose vectors lie along k takes
+    0.07. That wants rows of weights, which packing turns: large planes are packed, and have few positions left.
     """
     positions = math.prod(g.out)
     left = positions % lanes
-    alone = positions < lanes or g.o < panel_from(flat=True)
-    if not packed and alone and g.is_pointwise and 0 < left <= lanes * 3 // 8:
+    if not whole and g.is_pointwise and 0 < left <= lanes // 2:
         return positions // lanes, left
     return -(-positions // lanes), 0
 
@@ -325,9 +323,9 @@ def panel_fields(
     return {"panel_at": begin, "c_block": block}, nbytes
 
 
-def choose_flat(spec: ConvSpec, g: Geometry, packed: bool) -> Cut:
+def choose_flat(spec: ConvSpec, g: Geometry, whole: bool) -> Cut:
     """The cheapest cut into vectors of positions and blocks of channels."""
-    vectors, left = split_positions(g, cost.lanes(spec.dtype), packed)
+    vectors, left = split_positions(g, cost.lanes(spec.dtype), whole)
     most = WEIGHT_BYTES // (min(g.K, panel_terms()) * DTYPES[spec.dtype].itemsize)
     best = None
     tiles = max(-(-vectors // VECTORS), 1)
@@ -382,13 +380,13 @@ class Planned(NamedTuple):
 
 def plan_flat(spec: ConvSpec, g: Geometry, packed: bool, limit: int | None) -> Planned:
     """Arguments of the ``flat`` kernel."""
-    cut, batch, row = choose_flat(spec, g, packed), spec.batch, g
+    cut, batch, row, whole = choose_flat(spec, g, packed), spec.batch, g, packed
     if (all_images := joined(spec, g)) is not None:
-        other = choose_flat(spec.with_batch(1), all_images, packed)
+        other = choose_flat(spec.with_batch(1), all_images, whole=True)
         if other.o_step >= panel_from(flat=True) and other.seconds < cut.seconds:
-            cut, batch, row = other, 1, all_images
+            cut, batch, row, whole = other, 1, all_images, True
     lanes = cost.lanes(spec.dtype)
-    vectors, left = split_positions(row, lanes, packed)
+    vectors, left = split_positions(row, lanes, whole)
     step_d, step_h, step_w = strides(g.size)
     plane = math.prod(g.size)
     nbytes = -(-(128 + left * g.K * DTYPES[spec.dtype].itemsize) // 64) * 64
@@ -410,7 +408,7 @@ def plan_flat(spec: ConvSpec, g: Geometry, packed: bool, limit: int | None) -> P
             for kd, kh, kw in itertools.product(*map(range, g.kernel))
         )
         offsets = np.fromiter(taps_at, np.int64)
-        masks = flat_masks(row, lanes)
+        masks = flat_masks(row, lanes, vectors)
     offsets = offsets.astype(np.int32)
     v_step = cut.positions[0]
     v_tasks = max(-(-vectors // v_step), 1)

@@ -416,8 +416,9 @@ def gather(T, size, lanes, a, to, x, offsets):  # type: ignore[no-untyped-def]
     column = carray(pointer(to, T), a.left * a.K)
     for p in range(a.left):
         at = x + size * (a.vectors * lanes + p)
-        for k in range(a.K):
-            column[p * a.K + k] = element(at + size * offsets[k], T)
+        for c in range(a.c):
+            for t in range(a.taps):
+                column[p * a.K + c * a.taps + t] = element(at + size * (c * a.pitch_c + offsets[t]), T)
 
 
 @register_jitable
