@@ -50,6 +50,9 @@ ROUND_BYTES = 4 << 20
 # Positions of one tile: vectors of channels and the output's gradient stay in a core's L2 for all output channels.
 SUMMED = 512
 
+# Output channels from which a tile's vectors are copied to a panel.
+PANEL_FROM = 32
+
 # Planes this small are packed: a tile over several images reads the output's gradient in one go.
 PACKED_BELOW = 256
 
@@ -166,8 +169,10 @@ def plan_sums(spec: ConvSpec, precision: str, limit: int | None) -> Run:
     def sums_bytes(vectors: int, taps: int) -> int:
         return spec.groups * taps * g.o * vectors * lanes * itemsize
 
+    panel = g.o >= PANEL_FROM
+
     def worker(box: direct.Triple, in_columns: bool) -> int:
-        stage = SLOTS_BYTES + NS * VECTORS * host().width
+        stage = SLOTS_BYTES + (NS + panel * SUMMED) * VECTORS * host().width
         line = len(g.phases(2)) * round_up(round_up(box[2], lanes) + g.reach(2), lanes) * itemsize
         return round_up(max(stage, in_columns * g.c * g.kernel[0] * g.kernel[1] * line), 64)
 
@@ -207,7 +212,7 @@ def plan_sums(spec: ConvSpec, precision: str, limit: int | None) -> Run:
     positions = math.prod(box)
     block_n, block_q = 1, -(-positions // -(-positions // SUMMED))
     if cut.packed:
-        block_n = -(-images // -(-images * positions // SUMMED))
+        block_n = ceil(images, ceil(images, max(SUMMED // positions, 1)))
     blocks_of_round = -(-images // block_n) * -(-positions // block_q)
     reads = cut.taps * cut.vectors
     together = ceil(reads, ceil(reads, VECTORS))
@@ -279,7 +284,7 @@ def plan_sums(spec: ConvSpec, precision: str, limit: int | None) -> Run:
         rows_d=cut.rows[0], rows_h=cut.rows[1], rows_w=cut.rows[2], vectors=cut.vectors, together=together,
         held_c=held_c, taps=cut.taps, all_taps=g.taps, packed_c=packed_c,
         block_n=block_n, block_q=block_q, parts=parts, part_step=part_step, o_step=o_step, o_tasks=o_tasks,
-        t_tasks=t_tasks, in_columns=cut.in_columns, slots_at=slots_at,
+        t_tasks=t_tasks, in_columns=cut.in_columns, slots_at=slots_at, panel=panel,
     )  # fmt: skip
     if by_parts:
         direct.fill(

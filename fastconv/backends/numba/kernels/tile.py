@@ -348,10 +348,8 @@ def panel(
     def body(
         b: ir.IRBuilder, C: Any, taps: Any, xc: Any, x: Any, offsets: Any, masks: Any, to: Any
     ) -> None:  # fmt: skip
-        offsets, masks = b.inttoptr(offsets, I32.as_pointer()), b.inttoptr(masks, I16.as_pointer())
-        with loop(b, const(0), C) as c, loop(b, const(0), taps) as t:
-            offset = b.add(b.mul(c, xc), b.sext(b.load(b.gep(offsets, [t])), I64))
-            row = b.gep(to, [b.mul(b.add(b.mul(c, taps), t), const(VECTORS * e.lanes))])
+        masks = b.inttoptr(masks, I16.as_pointer())
+        with _panel_terms(b, e, C, taps, xc, offsets, to) as (t, offset, row):
             for m in range(VECTORS):
                 at = b.gep(x, [b.add(offset, const(m * e.lanes))])
                 if masked:
@@ -363,6 +361,38 @@ def panel(
 
     name = f"panel_{e.short}{'_masked' if masked else ''}_{host().name}"
     return types.void(MASKED, T, *[types.int64] * 7), out_of_line(name, "iiipiip", 2, e, body)
+
+
+@intrinsic
+def panel_of_slots(
+    typing: Any, T: Any, C: Any, taps: Any, xc: Any, x: Any, offsets: Any, slots: Any, to: Any
+) -> Any:  # fmt: skip
+    """The same of vectors that each lie where their slot says; of ``VECTORS`` slots, if the tile takes fewer too."""
+    e = ELEMENTS[T.instance_type]
+
+    def body(
+        b: ir.IRBuilder, C: Any, taps: Any, xc: Any, x: Any, offsets: Any, slots: Any, to: Any
+    ) -> None:  # fmt: skip
+        slots = b.inttoptr(slots, I64.as_pointer())
+        vectors = [b.gep(x, [b.load(b.gep(slots, [const(SLOT * m)]))]) for m in range(VECTORS)]
+        with _panel_terms(b, e, C, taps, xc, offsets, to) as (_, offset, row):
+            for m, vector in enumerate(vectors):
+                store(b, e, load(b, e, b.gep(vector, [offset])), b.gep(row, [const(m * e.lanes)]))
+
+    return types.void(T, *[types.int64] * 7), out_of_line(
+        f"panel_of_slots_{e.short}_{host().name}", "iiipiip", 1, e, body
+    )
+
+
+@contextmanager
+def _panel_terms(
+    b: ir.IRBuilder, e: Element, C: Any, taps: Any, xc: Any, offsets: Any, to: Any
+) -> Iterator[tuple[Any, Any, Any]]:
+    """What is built inside runs for each channel and tap: the tap, what it adds to a position, and its row of the panel."""
+    offsets = b.inttoptr(offsets, I32.as_pointer())
+    with loop(b, const(0), C) as c, loop(b, const(0), taps) as t:
+        offset = b.add(b.mul(c, xc), b.sext(b.load(b.gep(offsets, [t])), I64))
+        yield t, offset, b.gep(to, [b.mul(b.add(b.mul(c, taps), t), const(VECTORS * e.lanes))])
 
 
 @intrinsic

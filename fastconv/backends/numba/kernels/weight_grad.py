@@ -41,7 +41,7 @@ from .simd import (
     store,
     transpose,
 )
-from .tile import BY_OFFSETS, SLOT, VECTORS, scalars, tile
+from .tile import BY_OFFSETS, IN_A_ROW, SLOT, VECTORS, panel_of_slots, scalars, tile
 
 WEIGHT_FIELDS = (
     "next stop "
@@ -62,6 +62,7 @@ WEIGHT_FIELDS = (
     "first positions packed_c "  # of the box: its first position, how many; from one packed vector to the next
     "block_n block_q blocks "  # a piece of the sum: images, positions; how many there are
     "parts part_step o_step o_tasks t_tasks "  # independent sums, elements of one; output channels of a task; tasks
+    "panel "  # whether a tile's vectors are copied to a panel, behind its sums
     "begun "  # whether the sums hold anything yet
     "in_columns slots_at"  # parts: how images are copied; where slots lie in a worker's scratch, as held and packed do
 )
@@ -200,7 +201,7 @@ def pack_positions(T: Any) -> Any:
 def open_slots(slots, lanes):  # type: ignore[no-untyped-def]
     """Every vector of a tile is written whole, one after the other."""
     for m in range(VECTORS):
-        slots[m, 1], slots[m, 2], slots[m, 3], slots[m, 4] = m * lanes, (1 << lanes) - 1, 0, 0
+        slots[m, 0], slots[m, 1], slots[m, 2], slots[m, 3], slots[m, 4] = 0, m * lanes, (1 << lanes) - 1, 0, 0
 
 
 @register_jitable
@@ -227,6 +228,11 @@ def add_products(  # type: ignore[no-untyped-def]
     per_group = (a.o + lanes - 1) // lanes
     width = a.taps * a.vectors * lanes
     x = held + size * lanes * (n * a.groups + g) * a.vectors * a.held_c
+    image = a.groups * a.vectors * a.held_c * lanes
+    if a.panel:
+        at_panel = at_stage + size * NS * most
+        panel_of_slots(T, images, count, image, x, a.offsets + 4 * q, at_slots, at_panel)
+        x = at_panel - size * carray(pointer(at_slots, types.int64), 1)[0]
     for o in range(o0, o1, NS):
         rows = min(NS, o1 - o)
         if packed:
@@ -237,10 +243,18 @@ def add_products(  # type: ignore[no-untyped-def]
             w, wj, wk = dy + size * at, a.dy_c, 1
         total = sums + size * o * width
         to, step = (total, width) if fresh else (at_stage, most)
-        tile(
-            NS, BY_OFFSETS, T, mv, images, count, a.groups * a.vectors * a.held_c * lanes, x, a.offsets + 4 * q, 0,
-            at_slots, w, wj, wk, to, step, rows, 0, 0,
-        )  # fmt: skip
+        for j in range(rows):  # what the sums are added to, or written to, lies beyond the cache
+            fetch(total + size * j * width)
+            fetch(total + size * (j * width + mv * lanes) - 1)
+        if a.panel:
+            tile(
+                NS, IN_A_ROW, T, mv, 1, images * count, most, x, 0, 0, at_slots, w, wj, wk, to, step, rows, 0, 0
+            )
+        else:
+            tile(
+                NS, BY_OFFSETS, T, mv, images, count, image, x, a.offsets + 4 * q, 0,
+                at_slots, w, wj, wk, to, step, rows, 0, 0,
+            )  # fmt: skip
         if fresh:
             continue
         for j in range(rows):
