@@ -303,11 +303,13 @@ def panel_channels(g: Geometry, itemsize: int, o_step: int, at: int, room: int |
     return 1
 
 
-def panel_seconds(flat: bool, vectors: int, g: Geometry, o_step: int) -> float:
-    """What copying to panels takes."""
+def panel_seconds(flat: bool, vectors: int, g: Geometry, o_step: int, lanes: int) -> float:
+    """What copying to panels takes: of a slab so many vectors of each row that a tile lies in."""
     if o_step < panel_from(flat=flat):
         return 0.0
-    panel = VECTORS * g.K * cost.PANEL_CYCLES + flat * g.c * cost.CHANNEL_CYCLES
+    rows = 1.0 if flat else 1 + VECTORS * lanes / g.out[2]
+    copied = rows * (VECTORS if flat or g.out[2] > lanes else 1)
+    panel = copied * g.K * cost.PANEL_CYCLES + flat * g.c * cost.CHANNEL_CYCLES
     return -(-vectors // VECTORS) * panel * cost.CYCLE
 
 
@@ -338,7 +340,7 @@ def choose_flat(spec: ConvSpec, g: Geometry, whole: bool) -> Cut:
             if v_step < vectors and vectors % v_step == 1:
                 continue
             each = cost.tiles(spec.dtype, min(v_step, vectors), o_step, g.K) * group_step
-            each += panel_seconds(True, min(v_step, vectors), g, o_step) * group_step
+            each += panel_seconds(True, min(v_step, vectors), g, o_step, cost.lanes(spec.dtype)) * group_step
             each += left * (0.07 * o_step + 2) * g.K * group_step * cost.CYCLE * v_step / max(vectors, 1)
             count = (
                 max(-(-vectors // v_step), 1) * -(-g.o // o_step) * -(-spec.groups // group_step) * spec.batch
@@ -505,10 +507,10 @@ def choose_slab(spec: ConvSpec, g: Geometry, limit: int | None) -> Cut:
         own = copy_seconds(box, g.c)
         for o_step, group_step in channel_steps(spec, g, g.o):
             work = cost.tiles(spec.dtype, vectors, o_step, g.K)
-            if o_step < panel_from(flat=False) and panel_terms() < g.K:
-                work *= cost.BEYOND_L1
+            if o_step < panel_from(flat=False):
+                work *= cost.BEYOND_L1 if panel_terms() < g.K else cost.BY_TABLE
             work += cost.traffic(o_step * g.K * itemsize)
-            work += panel_seconds(False, vectors, g, o_step)
+            work += panel_seconds(False, vectors, g, o_step, lanes)
             count = boxes * -(-g.o // o_step) * -(-spec.groups // group_step)
             if may_copy:
                 each = group_step * (work + cost.traffic(slab))

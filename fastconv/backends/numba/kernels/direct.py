@@ -259,12 +259,13 @@ def sum_panel(T, NS, size, lanes, a, mv, c0, count, at_panel, y, w, bias, o0, o1
     """A panel's sums over input channels c0 to c0 + count - 1, for output channels o0 to o1 - 1.
 
     Meanwhile what the next one holds is fetched from `ahead`: channels lie pages apart, and to wait for them took 27 to
-    44 cycles a term.
+    44 cycles a term. So is what a tile will write: 1.4 times as fast with 27 products a sum, 1.05 with 256.
     """
     last = c0 + count == a.c
     terms = count * a.taps
     share = terms // ((o1 - o0 + NS - 1) // NS) + 1
     width = size * VECTORS * lanes
+    at_y0 = carray(pointer(at_panel - SLOTS_BYTES, types.int64), 2)[1]
     end = ahead + width - 1  # the next tile's first bytes are mostly in a line that this one's panel has read
     t, left = 0, terms if ahead else 0
     w += size * c0 * a.taps * a.w_k
@@ -277,6 +278,11 @@ def sum_panel(T, NS, size, lanes, a, mv, c0, count, at_panel, y, w, bias, o0, o1
             if t == a.taps:
                 t, end = 0, end + size * a.pitch_c
         left -= share
+        to = y + size * (o * a.y_c + at_y0)
+        for _ in range(min(NS, o1 - o)):
+            fetch(to)
+            fetch(to + width - 1)
+            to += size * a.y_c
         tile(
             NS, IN_A_ROW, T, mv, 1, terms, VECTORS * lanes, at_panel, 0, 0,
             at_panel - SLOTS_BYTES,

@@ -248,7 +248,25 @@ def add_products(  # type: ignore[no-untyped-def]
             fetch(total + size * (j * width + mv * lanes) - 1)
         if a.panel:
             tile(
-                NS, IN_A_ROW, T, mv, 1, images * count, most, x, 0, 0, at_slots, w, wj, wk, to, step, rows, 0, 0
+                NS,
+                IN_A_ROW,
+                T,
+                mv,
+                1,
+                images * count,
+                most,
+                x,
+                0,
+                0,
+                at_slots,
+                w,
+                wj,
+                wk,
+                to,
+                step,
+                rows,
+                0,
+                0,
             )
         else:
             tile(
