@@ -98,6 +98,8 @@ def rows_held(g: direct.Geometry, lanes: int) -> int:
     if g.kernel != (1, 3, 3) or g.dilation[1:] != (1, 1) or g.stride[1] != stride or g.size[0] != 1:
         return 0
     held = 2 if ow <= half(stride, lanes) else 1
+    if held == 1 and (oh < ROWS or (ow - 1) // lanes * lanes + lanes > 2 * ow):
+        return 0  # a row's vector would reach beyond the next row
     by_rows = -(-oh // (ROWS * held)) * -(-ow // lanes) * group_cycles(g, held)
     by_taps = -(-len(begins(g, lanes)) // TOGETHER) * group_cycles(g, 0)
     return held if by_rows < by_taps else 0
@@ -106,23 +108,29 @@ def rows_held(g: direct.Geometry, lanes: int) -> int:
 def table_of_rows(g: direct.Geometry, lanes: int, held: int) -> tuple[Array, Array, Array]:
     """Slots, masks and inner groups of ``ROWS`` vectors that hold a row each, or two that lie ``ROWS`` apart.
 
-    A group's masks are its first column, the rows that are there, and the lanes of each vector of a row.
+    A group's masks are its first column, the rows that are there, and the lanes of each vector of a row. What a row's
+    vector holds beyond its end is written too, but for the plane's last row: from right to left and from top to bottom,
+    all that it overwrites is yet to come. So the last groups begin where they end with the last row.
     """
     (_, oh, ow), (_, height, width), s = g.out, g.size, g.stride[2]
-    begin = np.arange(0, oh, ROWS * held), np.arange(0, ow, lanes)
-    h0, w0 = (axis.reshape(-1, 1) for axis in np.meshgrid(*begin, indexing="ij"))
+    begin_h, begin_w = np.arange(0, oh, ROWS * held), np.arange(0, ow, lanes)[::-1]
+    if held == 1:
+        begin_h = np.minimum(begin_h, oh - ROWS)
+    h0, w0 = (axis.reshape(-1, 1) for axis in np.meshgrid(begin_h, begin_w, indexing="ij"))
     top, left = h0 * s - g.before[1], w0 * s - g.before[2]
     lane, rows = np.arange(lanes), np.arange(ROWS * held)
     row = top + np.arange(s * rows[-1] + 3)
     columns = [left + start + lane for start in loads(s, held == 2, lanes)]
-    written = [h0 + rows < oh, w0 + lane < ow]
+    there, written = h0 + rows < oh, w0 + lane < ow
+    if held == 1:
+        written |= h0 + ROWS < oh
     seen = [(row >= 0) & (row < height), *((column >= 0) & (column < width) for column in columns)]
-    whole = np.concatenate([*written, *seen], axis=1).all(axis=1) & (held == 1)
+    whole = np.concatenate([there, written, *seen], axis=1).all(axis=1) & (held == 1)
 
-    def bits(there: Array) -> Array:
-        return there @ (1 << np.arange(there.shape[1]))
+    def bits(flags: Array) -> Array:
+        return flags @ (1 << np.arange(flags.shape[1]))
 
-    slots = [(top * width + left)[:, 0], (h0 * ow + w0)[:, 0], bits(written[0]) << 32 | bits(written[1])]
+    slots = [(top * width + left)[:, 0], (h0 * ow + w0)[:, 0], bits(there) << 32 | bits(written)]
     masks = [left[:, 0], *map(bits, seen)]
     return np.stack(slots, axis=1), np.stack(masks, axis=1).astype(np.int32), whole.astype(np.int64)
 
