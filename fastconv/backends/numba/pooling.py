@@ -274,7 +274,11 @@ def square(g: direct.Geometry, sizes: tuple[int, ...], stride: int) -> bool:
 
 
 def strips(g: direct.Geometry, count: int, lanes: int) -> Array:
-    """The table of strips of `count` outputs; the last one ends with the row and repeats what others have written."""
+    """The table of strips of `count` outputs; the last one ends with the row and repeats what others have.
+
+    It comes first: what its vectors hold beyond the row is overwritten with the next one, and what the others' do, from
+    left to right, by the strip on their right. But for the one beside it: that writes its outputs alone.
+    """
     (_, _, w), (_, _, ow), k = g.size, g.out, g.kernel[2]
     begin = np.maximum(np.minimum(np.arange(0, ow, count), ow - count), 0)
     left = begin * windows.STRIDE - g.before[2]
@@ -282,7 +286,9 @@ def strips(g: direct.Geometry, count: int, lanes: int) -> Array:
     inside = (element >= 0) & (element < w)
     low, high = (part @ (1 << np.arange(lanes)) for part in (inside[:, :lanes], inside[:, lanes:]))
     some = ~inside[:, : windows.STRIDE * (min(count, ow) - 1) + k].all(axis=1)
-    return np.stack([left, begin, low | high << 32, some], axis=1).astype(np.int64)
+    whole = (np.arange(len(begin)) != len(begin) - 2) | (count == lanes)
+    table = np.stack([left, begin, low | high << 32, some, whole], axis=1).astype(np.int64)
+    return np.roll(table, 1, axis=0)
 
 
 def rows(spec: PoolSpec, precision: str, workspace_limit: int | None) -> Run:

@@ -182,7 +182,7 @@ def _emit(module: ir.Module, e: Element, op: int, stride: int, masked: bool, nam
 
 
 def store_places(b: ir.IRBuilder, e: Element, where: Any, to: Any, mask: Any) -> None:
-    """Store int64 places, in as many vectors as they take."""
+    """Store int64 places, in as many vectors as they take; all of them where `mask` is None."""
     wide = ELEMENTS[types.int64]
     for half in range(0, e.lanes, wide.lanes):
         picks = ir.Constant(
@@ -190,7 +190,10 @@ def store_places(b: ir.IRBuilder, e: Element, where: Any, to: Any, mask: Any) ->
         )
         part = b.shuffle_vector(where, where, picks)
         value = b.sext(part, wide.vector)
-        masked_store(b, wide, value, b.gep(to, [const(half)]), b.lshr(mask, const(half)))
+        if mask is None:
+            store(b, wide, value, b.gep(to, [const(half)]))
+        else:
+            masked_store(b, wide, value, b.gep(to, [const(half)]), b.lshr(mask, const(half)))
 
 
 @intrinsic(prefer_literal=True)

@@ -51,8 +51,9 @@ from .simd import (
 # The stride of `rows`, and the window of `flat`.
 STRIDE, FLAT = 2, 3
 
-# Numbers of a strip: its first column, its first output, which of its columns there are (two masks), whether any are not.
-STRIP = 4
+# Numbers of a strip: its first column, its first output, which of its columns there are (two masks), whether any are not,
+# and whether what its vectors hold beyond its outputs may be written.
+STRIP = 5
 
 # Masks of a vector of `flat`: which lanes have a neighbour above, below, on the left, on the right.
 SIDES = 4
@@ -197,7 +198,13 @@ def _rows(m: Kernel, first: Any, stop: Any, k: int, pair: bool) -> None:
             where = place if better is None else b.select(better, place, where)
         return value, where
 
-    def strip(x: Any, out: Any, begin: Any, end: Any, left: Any, to: Any, masks: list[Any] | None) -> None:
+    # What a vector holds beyond its outputs is written too, where that is overwritten: masked stores take AMD's processors
+    # 12 cycles and more, those of places in pieces 40.
+    last = b.sub(b.mul(stop, plane_out), const(e.lanes))
+
+    def strip(
+        x: Any, out: Any, begin: Any, end: Any, left: Any, to: Any, over: Any, masks: list[Any] | None
+    ) -> None:
         with loop(b, begin, end, const(together)) as j:
             indices = [j, m.least(b.add(j, const(1)), b.sub(end, const(1)))][:together]
             starts, origins = [], []  # of the windows' rows, in bytes; of their planes, in elements
@@ -247,18 +254,25 @@ def _rows(m: Kernel, first: Any, stop: Any, k: int, pair: bool) -> None:
                     q = b.add(q, b.sub(ow, const(half)))
                     there = b.icmp_signed("<", b.add(j, const(1)), end)
                     mask = b.select(there, b.shl(written, const(half)), const(0))
-                if pair or k > STRIDE:
-                    masked_store(b, e, value, b.gep(y0, [q]), mask, in_loop=True)
-                else:  # vectors of 2 x 2 windows are whole in all rows that are as long as one
-                    full = b.icmp_unsigned("==", mask, const((1 << e.lanes) - 1))
-                    with b.if_else(full, likely=True) as (whole, part):
+                place = b.gep(indices0, [q]) if op == ARGMAX else None
+
+                def write(mask: Any, place: Any = place, q: Any = q) -> None:
+                    if mask is None:
+                        store(b, e, value, b.gep(y0, [q]))
+                    else:
+                        masked_store(b, e, value, b.gep(y0, [q]), mask, in_loop=True)
+                    if op == ARGMAX:
+                        store_places(b, e, where, place, mask)
+
+                if pair:
+                    write(mask)
+                else:
+                    with b.if_else(b.icmp_signed("<=", q, over), likely=True) as (whole, part):
                         with whole:
-                            store(b, e, value, b.gep(y0, [q]))
+                            write(None)
                         with part:
-                            masked_store(b, e, value, b.gep(y0, [q]), mask, in_loop=True)
+                            write(mask)
                 if op == ARGMAX:
-                    place = b.gep(indices0, [q])
-                    store_places(b, e, where, place, mask)
                     for line in (0, 64):
                         prefetch(b, place, b.add(b.ashr(ahead, const(1)), const(line)), write=True)
 
@@ -272,13 +286,15 @@ def _rows(m: Kernel, first: Any, stop: Any, k: int, pair: bool) -> None:
             end = m.least(b.add(begin, block), n_rows)
             with loop(b, const(0), n_strips) as v:
                 entry = b.gep(strips, [b.mul(v, const(STRIP))])
-                left, to, bits, some = (b.load(b.gep(entry, [const(i)])) for i in range(STRIP))
+                left, to, bits, some, whole = (b.load(b.gep(entry, [const(i)])) for i in range(STRIP))
+                # The last output at which a vector may be written whole.
+                over = b.select(b.icmp_unsigned("!=", whole, const(0)), last, const(-1))
                 masks = [flags(b, e, bits), flags(b, e, bits if pair else b.lshr(bits, const(32)))]
                 with b.if_else(b.or_(near, b.icmp_unsigned("!=", some, const(0)))) as (careful, plain):
                     with careful:
-                        strip(x, out, begin, end, left, to, masks)
+                        strip(x, out, begin, end, left, to, over, masks)
                     with plain:
-                        strip(x, out, begin, end, left, to, None)
+                        strip(x, out, begin, end, left, to, over, None)
         m.return_if_wrong(watched, p)
 
 
@@ -354,7 +370,7 @@ def _flat(m: Kernel, first: Any, stop: Any) -> None:
             if op == SUM and e.real:
                 value = b.fdiv(value, load(b, e, b.gep(divisors, [b.mul(i, step)])))
             q = b.add(q0, b.mul(i, const(e.lanes)))
-            written = const((1 << e.lanes) - 1)
+            written = None
             if careful:
                 written = b.sub(b.shl(const(1), m.least(b.sub(total, q), const(e.lanes))), const(1))
                 masked_store(
