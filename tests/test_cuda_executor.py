@@ -17,6 +17,7 @@ import fastconv as fc
 from benchmarks import gpu as gpu_benchmark
 from fastconv import api, arguments, disk, recall, testing
 from fastconv.backends import _BACKENDS, _Row
+from fastconv.backends.cupy import columns
 from fastconv.backends.cupy import compile as compiler
 from fastconv.backends.cupy import run as executor
 from fastconv.backends.cupy.launch import Kernel
@@ -152,6 +153,23 @@ def test_scratch_is_what_the_plan_says(device: Module) -> None:
     fc.grad.conv2d_weight(x, (4, 4, 3, 3), dy)
     assert device.allocated == [made.workspace]
     assert made.workspace > 0
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+def test_what_cupy_takes_for_a_product_is_scratch_too(device: Module, groups: int) -> None:
+    """Beside our own: its copy of an operand in another than C order, its pointers to matrices."""
+    spec = parse(f"n3 c4x9x8 k6x3x3 s1 p1 g{groups} f32")
+    for op in (Op.CONV, Op.CONV_INPUT_GRAD, Op.CONV_WEIGHT_GRAD):
+        given = [ndarray(array) for array in testing.operands(spec, op)]
+        free = plan(spec, op, "cupy", "im2col").workspace
+        for limit in (free, free - 1):
+            made = plan(spec, op, "cupy", "im2col", workspace_limit=limit)
+            device.allocated.clear()
+            made(*given)
+            own, *products = device.allocated
+            taken = own + max(products)
+            assert taken <= made.workspace <= limit
+            assert made.workspace - taken <= columns.POINTERS * 3 * groups
 
 
 def test_host_and_device_do_not_mix(device: Module) -> None:
