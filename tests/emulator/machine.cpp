@@ -37,10 +37,11 @@ struct Fiber {
     bool done = true;
     bool ready = false;    // may run
     bool in_warp = false;  // waits for its warp, not for the block
+    unsigned turn = 0;     // of its warp's two rows of slots
 };
 
 struct Warp {
-    unsigned char slots[WARP][64];
+    unsigned char slots[2][WARP][64];  // in turns, from one collective to the next
     unsigned arrived = 0;  // lanes, one bit each
     char barrier = 0;      // its address is what ThreadSanitizer knows __syncwarp by
 };
@@ -85,10 +86,12 @@ static void fill_unseen(volatile unsigned char* to, const volatile unsigned char
 }
 
 void bring(const void* mine, unsigned bytes) {
-    copy_unseen(warps[threadIdx.x / WARP].slots[lane()], (const unsigned char*)mine, bytes);
+    unsigned& turn = fibers[current].turn;
+    turn = !turn;
+    copy_unseen(warps[threadIdx.x / WARP].slots[turn][lane()], (const unsigned char*)mine, bytes);
 }
 void take(unsigned from, void* value, unsigned bytes) {
-    copy_unseen((unsigned char*)value, warps[threadIdx.x / WARP].slots[from], bytes);
+    copy_unseen((unsigned char*)value, warps[threadIdx.x / WARP].slots[fibers[current].turn][from], bytes);
 }
 
 void queue(const Copy& copy) { fibers[current].copies.push_back(copy), ++fibers[current].open; }
@@ -153,7 +156,7 @@ static void run_block(unsigned threads, unsigned shared) {
     if (__tsan_get_current_fiber) watched_scheduler = __tsan_get_current_fiber();
     for (unsigned t = 0; t < threads; ++t) {
         Fiber& fiber = fibers[t];
-        fiber.done = false, fiber.ready = true, fiber.in_warp = false;
+        fiber.done = false, fiber.ready = true, fiber.in_warp = false, fiber.turn = 0;
         fiber.copies.clear(), fiber.groups.clear(), fiber.open = 0;
         if (__tsan_create_fiber) fiber.watched = __tsan_create_fiber(0);
         getcontext(&fiber.context);

@@ -52,20 +52,18 @@ void run_grid(void (*thread)(), unsigned grid, unsigned threads, unsigned shared
 
 inline unsigned lane() { return threadIdx.x % WARP; }
 
-// Every lane brings `mine`; once all have, each calls `get(of)`, where of(lane) is what that lane brought, and nobody
-// leaves before all have.
+// Every lane brings `mine`; once all have, each calls `get(of)`, where of(lane) is what that lane brought. It lies there until
+// the next collective but one, and nobody is through the next before all have got what they want of this one.
 template <typename T, typename Get>
 auto collective(const T& mine, Get get) {
     static_assert(sizeof(T) <= 64, "a collective carries up to 64 bytes a lane");
     bring(&mine, sizeof(T));
     wait_for_warp(false);
-    auto got = get([](unsigned from) {
+    return get([](unsigned from) {
         T value;
         take(from % WARP, &value, sizeof(T));
         return value;
     });
-    wait_for_warp(false);
-    return got;
 }
 
 // From here to the wait nobody may count on what lies at `to`, neither the old nor the new: it is NaN.

@@ -33,6 +33,7 @@ from fastconv.backends.cupy.geometry import (
     volume,
 )
 from fastconv.backends.cupy.implicit_gemm import RATE, check_positions
+from fastconv.backends.cupy.implicit_gemm_mma import packed_weight
 from fastconv.backends.cupy.launch import (
     WORKSPACE,
     Address,
@@ -68,6 +69,10 @@ TARGET_BYTES = 256 << 20
 
 # What columns cost beside the product: written once and read once by cuBLAS.
 PASSES = 2
+
+# Bytes `cupy.matmul` takes for a matrix that is multiplied by one that several share: pointers to both and to the result, and
+# as much again while it makes them.
+POINTERS = 2 * 3 * 8
 
 # cuBLAS's multiply-adds for our own kernel's: not measured yet, so only its known advantage of 16-byte loads stands here.
 FASTER = 1.125
@@ -220,23 +225,35 @@ def _check_product(spec: ConvSpec) -> None:
 
 
 class _Columned:
-    """A convolution's columns, some images at a time: how many, what they cost, where they lie."""
+    """A convolution's columns, some images at a time: how many, what they cost, where they lie.
 
-    def __init__(self, spec: ConvSpec, limit: int | None) -> None:
+    They lie behind `before` bytes of other scratch, `own` bytes in all. `cupy.matmul` takes `beside` bytes more for each
+    image: it copies operands that are not in C order.
+    """
+
+    def __init__(self, spec: ConvSpec, limit: int | None, before: int = 0, beside: int = 0) -> None:
         _check_product(spec)
-        self.spec = spec
+        self.spec, self.before = spec, before
         self.itemsize = DTYPES[spec.dtype].itemsize
-        self.image = volume(spec.columns_shape[1:])
-        per_image = self.image * self.itemsize
-        images = images_at_once(spec.batch, self.image, per_image, limit)
-        self.images = min(images, max(TARGET_BYTES // max(per_image, 1), 1))
-        self.workspace = self.images * per_image
+        image = volume(spec.columns_shape[1:])
+        one = image * self.itemsize + beside
+        if limit is not None and spec.batch and before + one > limit:
+            raise Unsupported(f"needs {before + one} bytes of scratch for one image", workspace=before + one)
+        left = None if limit is None else max(limit - before, 0)
+        images = images_at_once(spec.batch, image, one, left)
+        self.images = min(images, max(TARGET_BYTES // max(one, 1), 1))
+        self.beside = self.images * beside
+        self.own = before + self.images * image * self.itemsize
         self.rows, self.positions = spec.columns_shape[1] // spec.groups, spec.columns_shape[2]
         self.strides = (*c_strides(spec.columns_shape)[:2], 1)
 
     def columns(self, some: int) -> Operand:
         """The columns of so many images in the workspace: (images, groups, rows, positions)."""
-        return self._matrix(WORKSPACE, 0, some, self.rows)
+        return self._matrix(WORKSPACE, self.before, some, self.rows)
+
+    def place(self, field: str) -> tuple[Address, Sizes]:
+        """Where columns are written or read."""
+        return Address(field, WORKSPACE, self.before), self.strides
 
     def pixels(self, array: int, begin: int, some: int) -> Operand:
         """Those images of an output-shaped array in C order: (images, groups, channels, positions)."""
@@ -265,6 +282,11 @@ class _Columned:
         return f"columns of {self.images} image{'s' * (self.images != 1)} at a time"
 
 
+def _pointers(spec: ConvSpec) -> int:
+    """Bytes of pointers for each image's matrices, which share the weight."""
+    return POINTERS * spec.groups * (spec.batch > 1)
+
+
 def turned(operand: Operand) -> Operand:
     """The transposed matrix."""
     *head, a, b = operand.shape
@@ -274,7 +296,7 @@ def turned(operand: Operand) -> Operand:
 
 def im2col(spec: ConvSpec, precision: str, workspace_limit: int | None) -> Run:
     """Forward: weight times columns."""
-    made = _Columned(spec, workspace_limit)
+    made = _Columned(spec, workspace_limit, beside=_pointers(spec))
     pointwise = made.is_pointwise()
     in_place = c_strides(spec.input_shape)
 
@@ -288,17 +310,16 @@ def im2col(spec: ConvSpec, precision: str, workspace_limit: int | None) -> Run:
                 columns = columns._replace(array=0, offset=begin * in_place[0] * made.itemsize)
             else:
                 source = _at("from", 0, lifted(x.strides, 0), begin, spec.dtype)
-                target = Address("to", WORKSPACE), made.strides
-                steps.append(_columns(spec, some, False, (spec.dtype,) * 3, source, target))
+                steps.append(_columns(spec, some, False, (spec.dtype,) * 3, source, made.place("to")))
             steps.append(Product(left=made.weight(), right=columns, out=made.pixels(3, begin, some)))
         if bias and spec.batch:
             steps.append(biased(spec.output_shape, spec.dtype, bias))
-        return Program(steps=tuple(steps), workspace=0 if bare else made.workspace)
+        return Program(steps=tuple(steps), workspace=0 if bare else made.own)
 
     return Run(
         call=OnDevice(build),
         seconds=spec.flops() / (FASTER * RATE) + PASSES * (not pointwise) * spec.columns_nbytes / BANDWIDTH,
-        shared=0 if pointwise else made.workspace,
+        shared=made.beside + (0 if pointwise else made.own),
         note="the image is its own columns" if pointwise else made.note(),
     )
 
@@ -322,72 +343,71 @@ def biased(result: Sizes, dtype: str, bias: View) -> Launch:
 @algorithm("im2col")
 def input_grad(spec: ConvSpec, precision: str, workspace_limit: int | None) -> Run:
     """Input gradient: transposed weight times ``grad_output`` are columns, which are folded."""
-    made = _Columned(spec, workspace_limit)
+    o_group, weight = spec.out_channels // spec.groups, volume(spec.weight_shape)
+    before = weight * DTYPES[spec.dtype].itemsize
+    made = _Columned(spec, workspace_limit, before, _pointers(spec))
+    # Written once, where `cupy.matmul` would copy it for every product.
+    strides = (made.rows * o_group, o_group, 1)
+    transposed = Operand(WORKSPACE, 0, (spec.groups, made.rows, o_group), strides, spec.dtype)
 
     @kept
     def build(dy: View, w: View, bias: View | None, dx: View) -> Program:
-        steps: list[Any] = []
+        steps: list[Any] = [packed_weight(spec, 0, of_gradient=True)] if weight and spec.batch else []
         strides = lifted(dx.strides, 0)
         for begin, some in portions(spec.batch, made.images):
             columns = made.columns(some)
-            steps.append(Product(left=turned(made.weight()), right=made.pixels(0, begin, some), out=columns))
-            target, source = (
-                _at("to", 3, strides, begin, spec.dtype),
-                (Address("from", WORKSPACE), made.strides),
-            )
-            steps.append(_columns(spec, some, True, (spec.dtype,) * 3, target, source))
+            steps.append(Product(left=transposed, right=made.pixels(0, begin, some), out=columns))
+            target = _at("to", 3, strides, begin, spec.dtype)
+            steps.append(_columns(spec, some, True, (spec.dtype,) * 3, target, made.place("from")))
         if bias and spec.batch:
             steps.append(biased(spec.input_shape, spec.dtype, bias))
-        return Program(steps=tuple(steps), workspace=made.workspace)
+        return Program(steps=tuple(steps), workspace=made.own)
 
     return Run(
         call=OnDevice(build),
         seconds=spec.flops() / (FASTER * RATE) + PASSES * spec.columns_nbytes / BANDWIDTH,
-        shared=made.workspace,
+        shared=made.own + made.beside,
         note=made.note(),
     )
 
 
 @algorithm("im2col")
 def weight_grad(spec: ConvSpec, precision: str, workspace_limit: int | None) -> Run:
-    """Weight gradient: each image's ``grad_output`` times its transposed columns, added up in order."""
-    _check_product(spec)
+    """Weight gradient: each image's columns times its transposed ``grad_output``, added up in order.
+
+    `cupy.matmul` copies what is transposed: ``grad_output`` is smaller than columns are.
+    """
     weight, itemsize = volume(spec.weight_shape), DTYPES[spec.dtype].itemsize
     # Sums of every image, and behind them columns of some.
     sums = spec.batch * weight * itemsize
-    one = volume(spec.columns_shape[1:]) * itemsize
-    if workspace_limit is not None and spec.batch and sums + one > workspace_limit:
-        raise Unsupported(
-            f"needs {sums + one} bytes of scratch, {sums} of them for each image's sums", workspace=sums + one
-        )
-    made = _Columned(spec, None if workspace_limit is None else workspace_limit - sums)
+    made = _Columned(spec, workspace_limit, sums, volume(spec.output_shape[1:]) * itemsize)
 
     @kept
     def build(x: View, dy: View, dw: View) -> Program:
         steps: list[Any] = []
         c_group, o_group = made.rows, spec.out_channels // spec.groups
         for begin, some in portions(spec.batch, made.images):
-            columns = made.columns(some)._replace(offset=sums)
             source = _at("from", 0, lifted(x.strides, 0), begin, spec.dtype)
-            target = Address("to", WORKSPACE, sums), made.strides
-            steps.append(_columns(spec, some, False, (spec.dtype,) * 3, source, target))
+            steps.append(_columns(spec, some, False, (spec.dtype,) * 3, source, made.place("to")))
             out = Operand(
                 WORKSPACE,
                 begin * weight * made.itemsize,
-                (some, spec.groups, o_group, c_group),
-                (weight, o_group * c_group, c_group, 1),
+                (some, spec.groups, c_group, o_group),
+                (weight, o_group * c_group, o_group, 1),
                 spec.dtype,
             )
-            steps.append(Product(left=made.pixels(1, begin, some), right=turned(columns), out=out))
-        shape = Shape(spec.out_channels, c_group, 0, 1)
-        flat = (Digit(c_group, other=1), *(Digit(1),) * AXES)
+            right = turned(made.pixels(1, begin, some))
+            steps.append(Product(left=made.columns(some), right=right, out=out))
+        shape = Shape(c_group, o_group, 0, spec.groups)
+        transposed = (Digit(o_group, other=c_group), *(Digit(1),) * AXES)
         types = Types(spec.dtype, spec.dtype, spec.dtype)
-        steps.append(total(shape, types, spec.batch, flat, Placed(2, 0, row=c_group), None))
-        return Program(steps=tuple(steps), workspace=sums + made.workspace)
+        result = Placed(2, 0, row=1, group=o_group * c_group)
+        steps.append(total(shape, types, spec.batch, transposed, result, None))
+        return Program(steps=tuple(steps), workspace=made.own)
 
     return Run(
         call=OnDevice(build),
         seconds=spec.flops() / (FASTER * RATE) + PASSES * (spec.columns_nbytes + sums) / BANDWIDTH,
-        shared=sums + made.workspace,
+        shared=made.own + made.beside,
         note=made.note() + ", each image's sums apart",
     )

@@ -11,6 +11,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -35,8 +36,8 @@ from fastconv.backends.cupy.geometry import (
 from fastconv.backends.cupy.implicit_gemm import RATE, check_positions, forward_axes, types_of
 from fastconv.backends.cupy.implicit_gemm_mma import RATE as TENSOR_RATE
 from fastconv.backends.cupy.implicit_gemm_mma import (
-    error_on_tensor_cores,
     in_vectors,
+    on_tensor_cores,
     packed_bytes,
     packed_weight,
 )
@@ -285,9 +286,10 @@ def input_grad(spec: ConvSpec, precision: str, workspace_limit: int | None) -> R
 @algorithm("implicit_gemm_mma")
 def input_grad_mma(spec: ConvSpec, precision: str, workspace_limit: int | None) -> Run:
     """The same on tensor cores; sums are float32."""
-    error = error_on_tensor_cores(spec, precision)
-    seconds = spec.flops() / TENSOR_RATE[spec.dtype]
-    return by_phases(spec, workspace_limit, _tensor_products, seconds, "", error, packs=True)
+    products, error = on_tensor_cores(spec, precision)
+    seconds = products * spec.flops() / TENSOR_RATE[spec.dtype]
+    launches = partial(_tensor_products, split=products > 1)
+    return by_phases(spec, workspace_limit, launches, seconds, "", error, packs=True)
 
 
 def _packed_view(spec: ConvSpec, channels_last: bool) -> View:
@@ -306,11 +308,13 @@ def _products(given: Phased) -> Steps:
         yield from product(shape, given.types, tile=tile, lanes=lanes, **places).launches
 
 
-def _tensor_products(given: Phased) -> Steps:
+def _tensor_products(given: Phased, split: bool) -> Steps:
     """The launches of every phase, as products on tensor cores."""
     for shape, places in _places(given):
-        lanes, tile = int(given.dy.channels_last), warp_tile_for(shape)
-        made = tensor_product(shape, given.types, tile=tile, lanes=lanes, whole=given.whole, **places)
+        lanes, tile = int(given.dy.channels_last), warp_tile_for(shape, split)
+        made = tensor_product(
+            shape, given.types, tile=tile, lanes=lanes, whole=given.whole, split=split, **places
+        )
         yield from made.launches
 
 
@@ -427,10 +431,11 @@ def weight_grad(spec: ConvSpec, precision: str, workspace_limit: int | None) -> 
 @algorithm("implicit_gemm_mma")
 def weight_grad_mma(spec: ConvSpec, precision: str, workspace_limit: int | None) -> Run:
     """The same on tensor cores; sums are float32."""
-    error = error_on_tensor_cores(spec, precision)
+    products, error = on_tensor_cores(spec, precision)
+    split = products > 1
     check_positions(spec)
     shape, types = weight_shape(spec), types_of(spec)
-    tile = warp_tile_for(shape)
+    tile = warp_tile_for(shape, split)
     parts = parts_for(shape, tile, types.sums, workspace_limit)
 
     @kept
@@ -438,12 +443,20 @@ def weight_grad_mma(spec: ConvSpec, precision: str, workspace_limit: int | None)
         places, lanes = weight_places(spec, x, dy, dw), int(not x.channels_last)
         whole = _in_vectors(spec, dy), _pointwise(spec) and _in_vectors(spec, x)
         return tensor_product(
-            shape, types, tile=tile, lanes=lanes, whole=whole, mode=spec.padding_mode, parts=parts, **places
+            shape,
+            types,
+            tile=tile,
+            lanes=lanes,
+            whole=whole,
+            split=split,
+            mode=spec.padding_mode,
+            parts=parts,
+            **places,
         )
 
     return Run(
         call=OnDevice(build),
-        seconds=spec.flops(Op.CONV_WEIGHT_GRAD) / TENSOR_RATE[spec.dtype],
+        seconds=products * spec.flops(Op.CONV_WEIGHT_GRAD) / TENSOR_RATE[spec.dtype],
         shared=workspace_of(shape, parts, types.sums),
         note=tensor_note(shape, tile, parts),
         error=error,

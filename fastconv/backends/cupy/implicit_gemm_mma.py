@@ -1,11 +1,12 @@
-"""Forward convolution on tensor cores: the product of ``implicit_gemm.py`` in float16, bfloat16 or tf32.
+"""Forward convolution on tensor cores: the product of ``implicit_gemm.py`` in float16, bfloat16, or float32 as tf32.
 
 Images with channels last, C / groups a multiple of 16 bytes, come by whole vectors; their weights are packed ahead of the
 product, channels last too. Everything else is gathered number by number.
 
-Split in three (3xtf32) float32 operands would lose nothing but ``3 * 2**-22`` of each product: twelve roundoffs, where
-float32's own rules grant a sum of K products ``min(K, 10 sqrt(K))`` (docs/numerics.md). So short sums would break the rules,
-and float32 comes here only where tf32 is asked for.
+A float32 operand is rounded to tf32 where that is asked for. Else it is split into two tf32 numbers, and three of their four
+products are summed (3xtf32). That is near float32, yet no plain sum of it: a sum of K products may be off by
+``min(K, 10 sqrt(K))`` roundoffs (docs/numerics.md), and these are off by up to 16 each, however few they are. So they
+state an error, as a transform does, and ``precision="highest"`` declines them.
 """
 
 from __future__ import annotations
@@ -56,17 +57,29 @@ PACKED_WEIGHT = np.dtype(
 # tf32. Not measured.
 RATE = {"float16": 200e12, "bfloat16": 200e12, "float32": 100e12}
 
+# The tf32 products whose sum is one of float32.
+SPLIT_PRODUCTS = 3
+
+# What they may be off by, as a part of max|a| max|b|, in units of 2**-23. The high part is x to nearest, of 11 significant
+# bits: what is left is at most 2**-11 of x, so the product of two such, which is dropped, is 2. Its 12 bits are cut off
+# after 11, which is 1 of each operand: 2 more. Tensor cores add up to 8 products of high parts, but round nothing: each is
+# cut off at the last bit of the largest, and so is their sum, which is 1 and 1 of every product (Fasi, Higham, Mikaitis,
+# Pranesh, Numerical behavior of NVIDIA tensor cores, 2021). Sums of what crosses are cut off too, at 2**-10 of that and
+# 64 times before they are added: 1/3. Together less than 8.
+SPLIT_ERROR = 8 * 2.0**-23
+
 
 def implicit_gemm_mma(spec: ConvSpec, precision: str, workspace_limit: int | None) -> Run:
     """Forward on tensor cores; sums are float32."""
-    error = error_on_tensor_cores(spec, precision)
+    products, error = on_tensor_cores(spec, precision)
+    split = products > 1
     check_positions(spec)
     out_channels, in_channels = spec.out_channels // spec.groups, spec.in_channels // spec.groups
     axes, types, taps = forward_axes(spec), types_of(spec), volume(spec.kernel_size)
     shape = Shape(out_channels, spec.batch * volume(spec.out_size), in_channels * taps, spec.groups)
     vector = VECTOR_BYTES // DTYPES[spec.dtype].itemsize
     packed = packed_bytes(spec, workspace_limit) if taps > 1 and in_channels % vector == 0 else 0
-    tile = warp_tile_for(shape)
+    tile = warp_tile_for(shape, split)
     parts = parts_for(shape, tile, types.sums, None if workspace_limit is None else workspace_limit - packed)
     partial = tiles(workspace_of(shape, parts, types.sums), VECTOR_BYTES) * VECTOR_BYTES if packed else 0
     linear = spec.padding_mode == "zeros"
@@ -100,6 +113,7 @@ def implicit_gemm_mma(spec: ConvSpec, precision: str, workspace_limit: int | Non
             mode=spec.padding_mode,
             lanes=int(x.channels_last),
             whole=(ordered and shape.k % vector == 0 and (pack or w.aligned), whole),
+            split=split,
             tile=tile,
             parts=parts,
         )
@@ -110,22 +124,30 @@ def implicit_gemm_mma(spec: ConvSpec, precision: str, workspace_limit: int | Non
 
     return Run(
         call=OnDevice(build),
-        seconds=spec.flops() / RATE[spec.dtype],
+        seconds=products * spec.flops() / RATE[spec.dtype],
         shared=max(workspace_of(shape, parts, types.sums), partial + packed),
         note=tensor_note(shape, tile, parts),
         error=error,
     )
 
 
-def error_on_tensor_cores(spec: ConvSpec, precision: str) -> float:
-    """What tensor cores add to the plain sum's error; they decline types they do not have, and tf32 unasked."""
+def on_tensor_cores(spec: ConvSpec, precision: str) -> tuple[int, float]:
+    """How many of their products make one, and what that adds to the plain sum's error.
+
+    They decline types they do not have, and float32 where the plain sum is asked for. One product of tf32 for one of
+    float32 is never given unasked.
+    """
     if spec.dtype not in RATE:
         raise Unsupported(
             f"{spec.dtype} is no type of tensor cores here: float16, bfloat16, or float32 as tf32"
         )
-    if spec.dtype == "float32" and precision != "tf32":
-        raise Unsupported(f"float32 on tensor cores is tf32, which precision={precision!r} does not allow")
-    return TF32_ERROR if spec.dtype == "float32" else 0.0
+    if spec.dtype != "float32":
+        return 1, 0.0
+    if precision == "highest":
+        raise Unsupported(
+            "float32 on tensor cores is a sum of tf32 products, and precision='highest' asks for the plain sum"
+        )
+    return (1, TF32_ERROR) if precision == "tf32" else (SPLIT_PRODUCTS, SPLIT_ERROR)
 
 
 def packed_bytes(spec: ConvSpec, limit: int | None) -> int:

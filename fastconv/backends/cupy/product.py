@@ -182,14 +182,16 @@ def tile_for(shape: Shape, sums: str) -> Tile:
     return Tile(64, 64, 8)
 
 
-def warp_tile_for(shape: Shape) -> WarpTile:
+def warp_tile_for(shape: Shape, split: bool = False) -> WarpTile:
     """The tile of a product on tensor cores, chosen as :func:`tile_for` does.
 
-    Three stages of the large one are 48 KiB: two blocks fit on a multiprocessor of 100 KiB (sm_86, 89, 120).
+    Three stages of the large one are 48 KiB: two blocks fit on a multiprocessor of 100 KiB (sm_86, 89, 120). Where
+    operands are split a thread has twice as many sums and words: its large tile is half as high, as 128 rows spill up to
+    32 bytes where 64 take 191 registers of 255.
     """
     blocks = tiles(shape.m, 128) * tiles(shape.n, 128) * shape.groups
     if shape.m > 64 and blocks >= BLOCKS // 2:
-        return WarpTile(128, 128, 3)
+        return WarpTile(64, 128, 4) if split else WarpTile(128, 128, 3)
     return WarpTile(64, 64, 4)
 
 
@@ -241,6 +243,7 @@ def tensor_product(
     tile: WarpTile,
     lanes: int,
     whole: tuple[bool, bool],
+    split: bool = False,
     mode: str = "zeros",
     parts: int = 1,
     **places: Unpack[Places],
@@ -252,8 +255,11 @@ def tensor_product(
     whole : tuple of bool
         Whether 16 bytes of k are neighbours in memory, from a multiple of 16 bytes on: of the dense and of the gathered
         array.
+    split : bool
+        Whether each float32 number is the sum of two tf32 numbers, not rounded to one.
     """
     defines = (
+        *((("SPLIT", 1),) if split else ()),
         ("TILE_M", tile.m),
         ("TILE_N", tile.n),
         ("STAGES", tile.stages),

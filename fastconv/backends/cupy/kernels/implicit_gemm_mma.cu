@@ -10,10 +10,19 @@
 // GATHERED_WHOLE: channels last, C a multiple of VECTOR), else number by number: of four bytes by copies too, of two
 // through registers.
 //
+// With SPLIT float32 numbers become the sum of two tf32 numbers as fragments are loaded, and three products are summed:
+// high by high, and what crosses, low by high and high by low. Tensor cores cut sums off where float32 would round them,
+// so they form them of 8 products of high parts at most, which are then added as float32; those that cross are 2^-10 of
+// these, and are added every SETTLED steps.
+//
 // Compiled in: IN (float16, bfloat16, float32), SUM (float32), OUT, TILE_M, TILE_N, STAGES, PADDING (gather.cuh), LANES
-// (implicit_gemm.cu), DENSE_WHOLE, GATHERED_WHOLE.
+// (implicit_gemm.cu), DENSE_WHOLE, GATHERED_WHOLE, and SPLIT where it is 1.
 #include "product.cuh"
 #include "types.cuh"
+
+#ifndef SPLIT
+#define SPLIT 0
+#endif
 
 #define VECTOR (16 / (int)sizeof(IN))
 #define CHUNKS 4
@@ -25,6 +34,7 @@
 #define GATHERED (TILE_N * CHUNKS / THREADS)
 #define FRAGMENTS_M (TILE_M / 32)
 #define FRAGMENTS_N 4
+#define SETTLED 16  // 256 of k: what cutting off costs the sums of what crosses is a third of 2^-23 of the products
 #define PLACED (DENSE_WHOLE && GATHERED_WHOLE ? VECTOR : 1)  // every so many-th k of a step has its place looked up
 
 struct __align__(16) Chunk { unsigned words[4]; };
@@ -43,6 +53,21 @@ __device__ __forceinline__ void round_words(float32, unsigned (&words)[4]) {
 #pragma unroll
     for (int i = 0; i < 4; ++i) words[i] = round_to_tf32(words[i]);
 }
+
+// Float32 words as high parts of 11 significant bits, to nearest, and what is left as low ones: 12 bits, of which tensor
+// cores take 11. The low part of an infinity is NaN, but is never added: see settle. (A NaN whose payload is in its last 13
+// bits alone, which no arithmetic makes, becomes an infinity.)
+__device__ __forceinline__ void split(unsigned (&words)[4], unsigned (&low)[4]) {
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+        // The largest numbers would be rounded to infinity: cut off, they and infinities stay what they are.
+        const unsigned whole = words[i], half = (whole & 0x7fffffff) < 0x7f7ff000 ? 0x1000 : 0;
+        words[i] = (whole + half) & 0xffffe000;
+        low[i] = float_to_bits(bits_to_float(whole) - bits_to_float(words[i]));
+    }
+}
+
+__device__ __forceinline__ bool is_finite(float value) { return (float_to_bits(value) & 0x7fffffff) < 0x7f800000; }
 
 __device__ __forceinline__ void multiply(float16, float (&sums)[4], const unsigned (&left)[4], const unsigned* right) {
     multiply_float16(sums, left, right);
@@ -170,6 +195,17 @@ extern "C" __global__ void __launch_bounds__(THREADS, DENSE_WHOLE && GATHERED_WH
 
     const int warp_m = warp % 2 * (TILE_M / 2), warp_n = warp / 2 * 32;
     float sums[FRAGMENTS_M][FRAGMENTS_N][4] = {};
+    float crossed[SPLIT ? FRAGMENTS_M : 1][FRAGMENTS_N][4] = {};
+    // A sum of what crosses that is not finite means that the sum itself is not: it holds the infinity or the NaN, or products
+    // 2^10 times as large. It stays what it is then, as Inf - Inf is NaN.
+    auto settle = [&] {
+#pragma unroll
+        for (int i = 0; i < (SPLIT ? FRAGMENTS_M * FRAGMENTS_N * 4 : 0); ++i) {
+            float &sum = sums[i / 16][i / 4 % 4][i % 4], &more = crossed[i / 16][i / 4 % 4][i % 4];
+            if (is_finite(more)) sum += more;
+            more = 0;
+        }
+    };
     for (int step = 0; step < steps; ++step) {
         wait_for_copies<STAGES - 2>();
         __syncthreads();
@@ -183,24 +219,41 @@ extern "C" __global__ void __launch_bounds__(THREADS, DENSE_WHOLE && GATHERED_WH
 #pragma unroll
         for (int chunk = 0; chunk < CHUNKS; chunk += 2) {
             unsigned left[FRAGMENTS_M][4], right[FRAGMENTS_N / 2][4];
+            unsigned low_left[FRAGMENTS_M][4], low_right[FRAGMENTS_N / 2][4];
 #pragma unroll
             for (int i = 0; i < FRAGMENTS_M; ++i) {
                 load_matrices(left[i], dense_tile + swizzled(warp_m + i * 16 + lane % 16, chunk + lane / 16));
-                round_words(IN(), left[i]);
+                if (SPLIT) split(left[i], low_left[i]);
+                else round_words(IN(), left[i]);
             }
 #pragma unroll
             for (int j = 0; j < FRAGMENTS_N / 2; ++j) {
                 const int row = warp_n + j * 16 + lane / 16 * 8 + lane % 8;
                 load_matrices(right[j], gathered_tile + swizzled(row, chunk + lane / 8 % 2));
-                round_words(IN(), right[j]);
+                if (SPLIT) split(right[j], low_right[j]);
+                else round_words(IN(), right[j]);
             }
 #pragma unroll
             for (int i = 0; i < FRAGMENTS_M; ++i)
 #pragma unroll
-                for (int j = 0; j < FRAGMENTS_N; ++j) multiply(IN(), sums[i][j], left[i], right[j / 2] + j % 2 * 2);
+                for (int j = 0; j < FRAGMENTS_N; ++j) {
+                    const unsigned* const column = right[j / 2] + j % 2 * 2;
+                    if (!SPLIT) {
+                        multiply(IN(), sums[i][j], left[i], column);
+                        continue;
+                    }
+                    float(&crossing)[4] = crossed[SPLIT ? i : 0][j], products[4] = {};
+                    multiply(IN(), crossing, low_left[i], column);
+                    multiply(IN(), crossing, left[i], low_right[j / 2] + j % 2 * 2);
+                    multiply(IN(), products, left[i], column);
+#pragma unroll
+                    for (int at = 0; at < 4; ++at) sums[i][j][at] += products[at];
+                }
         }
+        if (step % SETTLED == SETTLED - 1) settle();
         if (next < steps) keep(next);
     }
+    settle();
 
     OUT* const result = (OUT*)p.result + group * p.result_group + part * p.result_split;
     const OUT* const bias = (const OUT*)p.bias + group * p.bias_group;

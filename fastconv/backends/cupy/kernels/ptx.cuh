@@ -178,21 +178,29 @@ namespace emulator {
 struct Fragments {
     unsigned left[4], right[2];
 };
-// `number(word, i)` is the i-th of the `packed` numbers in a word. Products and sums are exact to binary64 and rounded
-// once; hardware rounds sums by rules of its own, at least as finely as one float32 addition each.
+// Towards zero, as tensor cores do it; what is too large is infinite.
+inline float cut_off(double value) {
+    const float nearest = (float)value;
+    const bool rounded_up = __builtin_fabs(nearest) > __builtin_fabs(value) && !__builtin_isinf(nearest);
+    return bits_to_float(float_to_bits(nearest) - rounded_up);
+}
+// `number(word, i)` is the i-th of the `packed` numbers in a word. Products and sums are exact to binary64 and cut off
+// once; hardware cuts off every product too, at the last bit of the largest.
 template <typename Number>
 void multiply(float (&sums)[4], const unsigned* left, const unsigned* right, unsigned packed, Number number) {
     const Fragments mine = {{left[0], left[1], left[2], left[3]}, {right[0], right[1]}};
     collective(mine, [&](auto of) {
+        Fragments row[4], columns[8];
+        for (unsigned i = 0; i < 4; ++i) row[i] = of(lane() / 4 * 4 + i);
+        for (unsigned i = 0; i < 8; ++i) columns[i] = of(lane() % 4 * 8 + i);
         for (unsigned i = 0; i < 4; ++i) {
-            const unsigned row = lane() / 4, column = lane() % 4 * 2 + i % 2;
             double sum = sums[i];
             for (unsigned word = 0; word < 8; ++word) {
-                const unsigned a = of(row * 4 + word % 4).left[i / 2 + word / 4 * 2];
-                const unsigned b = of(column * 4 + word % 4).right[word / 4];
+                const unsigned a = row[word % 4].left[i / 2 + word / 4 * 2];
+                const unsigned b = columns[i % 2 * 4 + word % 4].right[word / 4];
                 for (unsigned half = 0; half < packed; ++half) sum += (double)number(a, half) * number(b, half);
             }
-            sums[i] = (float)sum;
+            sums[i] = cut_off(sum);
         }
         return 0;
     });
