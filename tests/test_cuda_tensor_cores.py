@@ -302,7 +302,10 @@ def special() -> None:
         assert (np.where(np.isfinite(expected), near_enough, same) | lost | lost.T | edge).all()
 
 
-@pytest.mark.parametrize("check", [near, long, whole, special])
+CHECKS = (near, long, whole, special)
+
+
+@pytest.mark.parametrize("check", CHECKS)
 def test_three_products_of_tf32(check: Callable[[], None]) -> None:
     check()
 

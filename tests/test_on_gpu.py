@@ -6,6 +6,7 @@ import importlib.util
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ from fastconv.plan import Plan, plan
 from fastconv.problems import PROBLEMS
 from fastconv.spec import Op, parse
 from fastconv.testing import assert_agrees, compare, operands, tolerance
+from tests import test_cuda_tensor_cores
 
 STATE = backends()["cupy"]
 
@@ -153,7 +155,7 @@ def test_the_pool_grows_by_what_the_plan_says(problem: str) -> None:
 
 
 def test_tf32_is_used_only_on_request() -> None:
-    """A sum that 11-bit operands get wrong comes out exactly."""
+    """A sum that 11-bit operands get wrong comes out exactly, by three products of them too."""
     x = put("cupy", np.full((1, 64, 8, 8), 1 + 2.0**-12, "f4"))
     w = put("cupy", np.ones((64, 64, 1, 1), "f4"))
     for algorithm in algorithms("cupy", Op.CONV):
@@ -162,6 +164,19 @@ def test_tf32_is_used_only_on_request() -> None:
         except Unsupported:
             continue
         np.testing.assert_array_equal(fetch("cupy", y), np.full((1, 64, 8, 8), 64 * (1 + 2.0**-12), "f4"))
+
+
+@pytest.mark.parametrize("check", test_cuda_tensor_cores.CHECKS)
+def test_three_products_of_tf32(check: Callable[[], None], monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the emulation shows of them: how near they are, what is exact, infinities and NaN."""
+
+    def multiplied(a: Any, b: Any) -> Any:
+        spec = parse(f"n1 c{a.shape[1]}x{b.shape[1]} k{a.shape[0]}x1 s1 p0 f32")
+        made = plan(spec, Op.CONV, "cupy", "implicit_gemm_mma", workspace_limit=0)
+        return fetch("cupy", made(put("cupy", b[None]), put("cupy", np.ascontiguousarray(a[:, :, None]))))[0]
+
+    monkeypatch.setattr(test_cuda_tensor_cores, "multiplied", multiplied)
+    check()
 
 
 def test_wrappers_of_instructions_mean_the_same_on_both_machines() -> None:
