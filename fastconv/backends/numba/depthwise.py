@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable
-from functools import cache
 
 import numpy as np
 
@@ -187,20 +186,13 @@ def depthwise(spec: ConvSpec, precision: str, workspace_limit: int | None) -> Ru
     in_order, tasks, seconds = caller(spec, g)
     strided = direct.strided(spec, workspace_limit)
 
-    image = cache(lambda: caller(spec.with_batch(1), g)[0])
-
-    def image_by_image(x: Array, w: Array, bias: Array | None, y: Array) -> None:
-        order = direct.orderer(spec.dtype, spec.in_channels, spec.in_size)
-        made = np.empty((1, *spec.input_shape[1:]), spec.dtype)
-        for n in range(spec.batch):
-            order(x, n, 0, spec.in_channels, address(made))
-            image()(made, w, bias, y[n : n + 1])
+    images = direct.image_by_image(spec, lambda: caller(spec.with_batch(1), g)[0])
 
     def call(x: Array, w: Array, bias: Array | None, y: Array) -> None:
         if not spec.batch:
             return
         if direct.channels_last(x):
-            image_by_image(x, w, bias, y)
+            images(x, w, bias, y)
         elif x.flags.c_contiguous:
             in_order(x, w, bias, y)
         else:

@@ -693,6 +693,23 @@ def strided(spec: ConvSpec, limit: int | None, packed: bool = False) -> Callable
     return lambda x, w, bias, y: planned()(x, w, bias, y)
 
 
+def image_by_image(spec: ConvSpec, planned: Callable[[], Callable[..., None]]) -> Callable[..., None]:
+    """The function for an input of any strides: each image is brought in order for the one that is `planned` for one."""
+    planned = cache(planned)
+
+    def call(x: Array, w: Array, bias: Array | None, y: Array) -> None:
+        order = orderer(spec.dtype, spec.in_channels, spec.in_size) if channels_last(x) else None
+        made = np.empty((1, *spec.input_shape[1:]), spec.dtype)
+        for n in range(spec.batch):
+            if order is None:
+                made[...] = x[n : n + 1]
+            else:
+                order(x, n, 0, spec.in_channels, address(made))
+            planned()(made, w, bias, y[n : n + 1])
+
+    return call
+
+
 def run_sampled(spec: ConvSpec, limit: int | None, packed: bool) -> Run | None:
     """A kernel of one element at a longer stride: the elements it reads, side by side, are a matrix product's.
 
@@ -736,6 +753,11 @@ def run_direct(spec: ConvSpec, limit: int | None, packed: bool) -> Run:
             planned, kernel = copied, SLAB
     in_order = caller(kernel, planned, spec)
     other = in_order if kernel is SLAB else strided(spec, limit, packed)
+    if kernel is FLAT and planned.arguments["left"]:  # a slab would add what is left in another order
+        one = spec.with_batch(1)
+        other = image_by_image(
+            spec, lambda: caller(FLAT, plan_flat(one, merged(geometry(one)), packed, limit), one)
+        )
 
     def call(x: Array, w: Array, bias: Array | None, y: Array) -> None:
         (in_order if x.flags.c_contiguous else other)(x, w, bias, y)
