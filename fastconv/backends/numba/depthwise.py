@@ -124,7 +124,7 @@ def table_of_rows(g: direct.Geometry, lanes: int, held: int) -> tuple[Array, Arr
     if held == 1:
         written |= h0 + ROWS < oh
     seen = [(row >= 0) & (row < height), *((column >= 0) & (column < width) for column in columns)]
-    whole = np.concatenate([there, written, *seen], axis=1).all(axis=1) & (held == 1)
+    whole = np.concatenate([written, *seen], axis=1).all(axis=1) & (held == 1)
 
     def bits(flags: Array) -> Array:
         return flags @ (1 << np.arange(flags.shape[1]))

@@ -752,12 +752,13 @@ def run_direct(spec: ConvSpec, limit: int | None, packed: bool) -> Run:
         if planned is None or copied.seconds < planned.seconds * cost.SAME_LINES:
             planned, kernel = copied, SLAB
     in_order = caller(kernel, planned, spec)
-    other = in_order if kernel is SLAB else strided(spec, limit, packed)
-    if kernel is FLAT and planned.arguments["left"]:  # a slab would add what is left in another order
+    if kernel is SLAB:
+        other = in_order
+    elif planned.arguments["left"]:  # a slab would add what is left in another order
         one = spec.with_batch(1)
-        other = image_by_image(
-            spec, lambda: caller(FLAT, plan_flat(one, merged(geometry(one)), packed, limit), one)
-        )
+        other = image_by_image(spec, lambda: caller(FLAT, plan_flat(one, flat, packed, limit), one))
+    else:
+        other = strided(spec, limit, packed)
 
     def call(x: Array, w: Array, bias: Array | None, y: Array) -> None:
         (in_order if x.flags.c_contiguous else other)(x, w, bias, y)

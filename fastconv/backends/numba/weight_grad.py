@@ -50,9 +50,6 @@ ROUND_BYTES = 4 << 20
 # Positions of one tile: vectors of channels and the output's gradient stay in a core's L2 for all output channels.
 SUMMED = 512
 
-# Output channels from which a tile's vectors are copied to a panel.
-PANEL_FROM = 32
-
 # Planes this small are packed: a tile over several images reads the output's gradient in one go.
 PACKED_BELOW = 256
 
@@ -169,7 +166,7 @@ def plan_sums(spec: ConvSpec, precision: str, limit: int | None) -> Run:
     def sums_bytes(vectors: int, taps: int) -> int:
         return spec.groups * taps * g.o * vectors * lanes * itemsize
 
-    panel = g.o >= PANEL_FROM
+    panel = g.o >= direct.panel_from(flat=False)
 
     def worker(box: direct.Triple, in_columns: bool) -> int:
         stage = SLOTS_BYTES + (NS + panel * SUMMED) * VECTORS * host().width

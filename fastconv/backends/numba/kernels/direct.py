@@ -255,6 +255,15 @@ def fill_own(a, slots, lanes, i, r, left):  # type: ignore[no-untyped-def]
 
 
 @register_jitable
+def fetch_rows(to, step, nbytes, rows):  # type: ignore[no-untyped-def]
+    """Fetch where a tile's rows of so many bytes begin and end, `step` bytes apart: what it writes lies beyond the cache."""
+    for _ in range(rows):
+        fetch(to)
+        fetch(to + nbytes - 1)
+        to += step
+
+
+@register_jitable
 def sum_panel(T, NS, size, lanes, a, mv, c0, count, at_panel, y, w, bias, o0, o1, ahead, offsets):  # type: ignore[no-untyped-def]
     """A panel's sums over input channels c0 to c0 + count - 1, for output channels o0 to o1 - 1.
 
@@ -278,11 +287,7 @@ def sum_panel(T, NS, size, lanes, a, mv, c0, count, at_panel, y, w, bias, o0, o1
             if t == a.taps:
                 t, end = 0, end + size * a.pitch_c
         left -= share
-        to = y + size * (o * a.y_c + at_y0)
-        for _ in range(min(NS, o1 - o)):
-            fetch(to)
-            fetch(to + width - 1)
-            to += size * a.y_c
+        fetch_rows(y + size * (o * a.y_c + at_y0), size * a.y_c, width, min(NS, o1 - o))
         tile(
             NS, IN_A_ROW, T, mv, 1, terms, VECTORS * lanes, at_panel, 0, 0,
             at_panel - SLOTS_BYTES,

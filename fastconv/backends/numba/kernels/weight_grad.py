@@ -21,7 +21,7 @@ from numba import carray, from_dtype, types
 from numba.extending import intrinsic, register_jitable
 
 from .depthwise import columns_of, loads
-from .direct import SLOTS_BYTES, fill_row
+from .direct import SLOTS_BYTES, fetch_rows, fill_row
 from .simd import (
     ELEMENTS,
     I64,
@@ -232,6 +232,7 @@ def add_products(  # type: ignore[no-untyped-def]
     if a.panel:
         at_panel = at_stage + size * NS * most
         panel_of_slots(T, images, count, image, x, a.offsets + 4 * q, at_slots, at_panel)
+        # A tile adds the place of its first slot.
         x = at_panel - size * carray(pointer(at_slots, types.int64), 1)[0]
     for o in range(o0, o1, NS):
         rows = min(NS, o1 - o)
@@ -243,31 +244,12 @@ def add_products(  # type: ignore[no-untyped-def]
             w, wj, wk = dy + size * at, a.dy_c, 1
         total = sums + size * o * width
         to, step = (total, width) if fresh else (at_stage, most)
-        for j in range(rows):  # what the sums are added to, or written to, lies beyond the cache
-            fetch(total + size * j * width)
-            fetch(total + size * (j * width + mv * lanes) - 1)
+        fetch_rows(total, size * width, size * mv * lanes, rows)
         if a.panel:
             tile(
-                NS,
-                IN_A_ROW,
-                T,
-                mv,
-                1,
-                images * count,
-                most,
-                x,
-                0,
-                0,
-                at_slots,
-                w,
-                wj,
-                wk,
-                to,
-                step,
-                rows,
-                0,
-                0,
-            )
+                NS, IN_A_ROW, T, mv, 1, images * count, most, x, 0, 0,
+                at_slots, w, wj, wk, to, step, rows, 0, 0,
+            )  # fmt: skip
         else:
             tile(
                 NS, BY_OFFSETS, T, mv, images, count, image, x, a.offsets + 4 * q, 0,
