@@ -41,6 +41,7 @@ EDGES = [
     "n2 c18x7x7 k18x3x3 s1 p1 g18", "n2 c33x5x7 k9x1x1 s1 p0", "n3 c9x5x5 k34x1x1 s1 p0", "n2 c9x7x7 k40x1x1 s1 p0", "max n2 c17x7x9 k3x3 s2 p1", "avg n1 c40x6x6 k2x2 s2 p0",
     *(f"max n1 c2x{h}x{w} k{k}x{k} s{s} p{k // 2}" for h, w in ((3, 3), (7, 9), (9, 33)) for k, s in ((2, 2), (3, 2), (3, 1), (4, 3))),
     *(f"avg n1 c2x{h}x{w} k3x3 s2 p1 ceil" for h, w in ((4, 4), (9, 33))),
+    "n5 c3x4x5 k7x4x5 s1 p0", "n2 c1x2x2 k19x2x2 s1 p0", "n33 c40x1x1 k9x1x1 s1 p0", "n4 c2x3x2x3 k25x3x2x3 s1 p0",
     "max n1 c2x9x18 k3x3 s2 p1 indices", "max n1 c2x7x8 k3x3 s3 p0 indices", "avg n1 c3x7x7 o1x1", "max n1 c2x9x20 o4x3",
 ]  # fmt: skip
 DTYPES = ("f32", "f64", "s32", "s64")
@@ -151,25 +152,27 @@ def loop_of(text: str, name: str, instruction: str, least: int = 1) -> list[str]
 
 
 def check_tiles(dtype: str) -> None:
-    from fastconv.backends.numba import direct
+    from fastconv.backends.numba import direct, weight_grad
     from fastconv.backends.numba.kernels.simd import host
-    from fastconv.backends.numba.kernels.tile import MICROKERNELS, together
+    from fastconv.backends.numba.kernels.tile import MICROKERNELS, VECTORS, scalars
 
     isa = host()
     register = {"avx512": "%zmm", "avx2": "%ymm"}[isa.name]
     suffix = "ps" if dtype == "float32" else "pd"
-    text = assembly(direct.FLAT, dtype)
+    texts = [assembly(direct.FLAT, dtype), assembly(weight_grad.PRODUCTS, dtype)]
     checked = 0
     for kernel in MICROKERNELS:
         if kernel.dtype == dtype:
-            products = kernel.mv * kernel.ns * together(kernel)
+            products = kernel.mv * kernel.ns * kernel.terms
+            text = next(text for text in texts if f"\n{kernel.name}:" in text)
             loop = loop_of(text, kernel.name, "vfmadd", products)
             fmas = [line for line in loop if re.search(rf"vfmadd\d+{suffix}\b", line) and register in line]
             assert len(fmas) == products, (kernel.name, len(fmas))
             spills = [line for line in loop if re.search(r"vmov\w+\s+%[xyz]mm\d+, .*\(%r[sb]p", line)]
             assert not spills, (kernel.name, spills)
             checked += 1
-    assert checked == (9 if isa.masks else 6)
+    lanes = {"float32": isa.width // 4, "float64": isa.width // 8}[dtype]
+    assert checked == VECTORS * ((2 if isa.masks else 1) + len({1, scalars(isa), lanes}))
 
 
 on_x86 = pytest.mark.skipif(
@@ -220,6 +223,7 @@ def test_gradients_of_depthwise_layers_keep_their_vectors_in_registers(dtype: st
     short = ELEMENTS[getattr(types, dtype)].short
     looked = {
         weight_grad.DEPTHWISE: [f"nine_sums_{short}_s{stride}" for stride in (1, 2)],
+        weight_grad.CHANNELS: [f"nine_sums_of_channels_{short}_s{stride}" for stride in (1, 2)],
         pairs.KERNELS[3, True]: [f"pair_rows_{short}_3{odd}" for odd in ("", "_odd")],
     }
     for kernel, names in looked.items():

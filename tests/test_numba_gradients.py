@@ -26,6 +26,7 @@ EDGES = [
     *(f"n3 c{c}x1x{w} k{o}x1x1 s1 p0" for c, w, o in ((5, 17, 9), (16, 49, 16), (33, 15, 7))),
     *(f"n2 c3x{h}x{w} k3x3x3 s2 p{p} g3" for h, w, p in ((3, 3, 0), (14, 14, 1), (9, 33, 1), (8, 17, 2), (3, 66, 0), (5, 7, 3))),
     *(f"n2 c3x{h}x{w} k3x3x3 s1 p{p} g3" for h, w, p in ((3, 3, 0), (9, 14, 1), (1, 16, 1), (2, 33, 1), (7, 9, 2))),
+    *(f"n2 c{c}x{h}x{w} k{c}x3x3 s{s} p1 g{c}" for c, h, w, s in ((8, 7, 7, 1), (9, 3, 8, 1), (17, 9, 6, 2), (33, 1, 1, 1))),
     "n2 c19x3x3 k17x1x1 s1 p0", "n1 c8x2x2 k16x1x1 s1 p0",
     "n2 c7x9x8 k5x1x1 s2 p0", "n1 c3x23x25 k8x11x11 s4 p2", "n1 c2x7x9 k3x2x2 s3 p0", "n2 c4x8x9 k4x3x3 s2 p1 g4",
     "n2 c4x5x9 k8x3x3 s1 p1 g4", "n3 c3x6x37 k3x3x5 s2 p2 d1x2 g3", "n2 c2x4x5x19 k4x2x3x4 s1x2x1 p1 g2", "n2 c6x6x7 k4x3x3 s2 p2 d3 g2", "n1 c2x6x6 k3x2x2 s1 p4", "n1 c2x5x6 k3x2x2 s2 p3:0",
@@ -89,6 +90,29 @@ def test_kernels_stay_inside_their_operands(op: Op, dtype: str, at_end: bool) ->
             made(*map(memory.copy, given), out=result)
             _, detail = testing.compare(result, expected, testing.tolerance(made, given))
             assert not detail, (made.algorithm, str(made.spec), detail)
+
+
+@pytest.mark.parametrize("dtype", ["f32", "f64", "s64"])
+@pytest.mark.parametrize("window", ["1x1 s1 p0", "3x3 s1 p1", "3x3 s2 p1", "2x3 s1x2 p0:1x1"])
+def test_tasks_turn_weights_at_every_edge_of_a_block(window: str, dtype: str) -> None:
+    """Rows beside blocks of scalars, terms beside those that fill a line, taps of several phases, groups."""
+    from fastconv.backends.numba import direct, input_grad
+
+    for c, o, groups in ((32, 1, 1), (33, 5, 1), (39, 3, 1), (320, 4, 1), (72, 6, 2), (257, 130, 1)):
+        spec = parse(f"n2 c{c}x9x8 k{o}x{window} g{groups} {dtype}")
+        given = testing.operands(spec, Op.CONV_INPUT_GRAD, "integers")
+        parts = input_grad.parts_of(spec, [input_grad.phases(spec, axis) for axis in range(2)], 2)
+        read = [np.ascontiguousarray(given[0][(..., *part.read)]) for part in parts]
+        found = testing.reference(spec, Op.CONV_INPUT_GRAD, given)
+        for part, dy in zip(parts, read, strict=True):
+            run = direct.run_turned(part.spec, direct.Turned(part.taps, len(given[1][0, 0].ravel())))
+            y = testing.poisoned(part.spec.shapes(Op.CONV)[-1])
+            run.call(dy, given[1], None, y)
+            turned = np.swapaxes(given[1].reshape(groups, o // groups, c // groups, -1)[..., part.taps], 1, 2)
+            expected = testing.reference(part.spec, Op.CONV, (dy, turned.reshape(part.spec.weight_shape)))
+            assert np.array_equal(y, expected), str(part.spec)
+        made = plan(spec, Op.CONV_INPUT_GRAD, "numba", "implicit_gemm")
+        assert np.array_equal(made(*given), found), str(spec)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="guard pages are made with Linux's mprotect")

@@ -41,6 +41,9 @@ put_turn, put_weave = direct.setter(kernels.TURN), direct.setter(kernels.WEAVE)
 # Phases of some images are computed, then woven into the result while a core's cache still holds most of them.
 PHASE_BYTES = 2 << 20
 
+# An element of weights that are turned ahead, in square blocks or one by one.
+TURN_CYCLES, PICK_CYCLES = 2.5, 4.5
+
 # Elements of a task that turns or weaves: 4 us.
 WOVEN = 8 << 10
 
@@ -202,6 +205,12 @@ def together(runs: Sequence[Run], left: int | None) -> tuple[int, int, int]:
     return workspace, shared, at_once
 
 
+def turning_seconds(spec: ConvSpec, elements: int) -> float:
+    """To turn so many weights ahead, and to write them to memory that is new."""
+    cycles = TURN_CYCLES if math.prod(spec.kernel_size) == 1 else PICK_CYCLES
+    return elements * cycles * cost.CYCLE + cost.traffic(4 * elements * DTYPES[spec.dtype].itemsize)
+
+
 def plan_phases(forward: Planner, spec: ConvSpec, precision: str, limit: int | None) -> Run:
     """The gradient of an input that is padded with zeros."""
     axes = [phases(spec, axis) for axis in range(spec.rank)]
@@ -252,11 +261,7 @@ def plan_phases(forward: Planner, spec: ConvSpec, precision: str, limit: int | N
     moved = cost.traffic(2 * image * spec.batch + own * rounds) if woven else 0.0
     prepared_runs = [run.prepared or run for run in runs]
     unprepared = caller(runs)
-    notes = {run.note for run in runs if run.note}
-    if woven:
-        notes = {
-            f"{len(parts)} phase{'s' * (len(parts) != 1)}, {images} image{'s' * (images != 1)} at a time"
-        } | notes
+    cut = f"{len(parts)} phase{'s' * (len(parts) != 1)}, {images} image{'s' * (images != 1)} at a time"
 
     def whole(runs: Sequence[Run], call: Callable[..., None]) -> Run:
         workspace, shared, at_once = together(
@@ -268,9 +273,26 @@ def plan_phases(forward: Planner, spec: ConvSpec, precision: str, limit: int | N
             workspace=workspace,
             at_once=at_once,
             shared=own + shared,
-            note="; ".join(sorted(notes)),
+            note="; ".join(sorted({run.note for run in runs if run.note} | ({cut} if woven else set()))),
             error=max((run.error for run in runs), default=0.0),
             finite_only=any(run.finite_only for run in runs),
+        )
+
+    def turned_as_read() -> Run | None:
+        """The same by runs that turn weights as they read them, where that takes less time."""
+        if forward not in (direct.implicit_gemm, direct.pointwise) or limit is not None or not parts:
+            return None
+        count = math.prod(spec.kernel_size)
+        try:
+            made = [direct.run_turned(part.spec, direct.Turned(part.taps, count)) for part in parts]
+        except Unsupported:
+            return None
+        call = caller(made)
+        return whole(
+            made,
+            lambda dy, w, bias, dx: call(
+                np.ascontiguousarray(dy), [np.ascontiguousarray(w)] * len(parts), bias, dx
+            ),
         )
 
     plain = whole(runs, lambda dy, w, bias, dx: unprepared(dy, ready(runs, w), bias, dx))
@@ -279,12 +301,15 @@ def plan_phases(forward: Planner, spec: ConvSpec, precision: str, limit: int | N
         pack=lambda w: ready(prepared_runs, w),
         packing=("turned", tuple((tuple(part.taps), run.packing) for part, run in zip(parts, prepared_runs, strict=True))),
     )  # fmt: skip
-    return replace(
+    plain = replace(
         plain,
-        seconds=plain.seconds + cost.traffic(4 * turned * itemsize) + cost.CALL_SECONDS * len(parts),
+        seconds=plain.seconds + turning_seconds(spec, turned) + cost.CALL_SECONDS * len(parts),
         shared=plain.shared + turned * itemsize,
-        prepared=prepared,
     )
+    other = turned_as_read()
+    if other is not None and other.seconds < plain.seconds:
+        plain = other
+    return replace(plain, prepared=prepared)
 
 
 def plan_turned(spec: ConvSpec) -> Run | None:
@@ -353,25 +378,17 @@ def plan_product(spec: ConvSpec, limit: int | None) -> Run:
     It is a pointwise convolution whose image is the weight, so nothing is turned. As a convolution of the output's
     gradient, of one position, LeNet's third layer would add 24 zeros to every product.
     """
-    small = ConvSpec(
-        batch=1,
-        in_channels=spec.out_channels,
-        out_channels=spec.batch,
-        in_size=(spec.in_channels * math.prod(spec.kernel_size),),
-        kernel_size=(1,),
-        dtype=spec.dtype,
-        out_dtype=spec.out_dtype,
-    )
-    inner = direct.run_direct(small, limit, packed=False)
+    image = spec.in_channels * math.prod(spec.kernel_size)
+    inner = direct.run_product(spec.batch, spec.out_channels, image, spec, limit)
 
     def call(dy: Array, weight: Array, bias: Array | None, dx: Array) -> None:
-        image = np.ascontiguousarray(weight).reshape(small.input_shape)
-        rows = np.ascontiguousarray(dy).reshape(small.weight_shape)
-        inner.call(image, rows, None, dx.reshape(small.output_shape))
+        inner.call(
+            np.ascontiguousarray(weight), np.ascontiguousarray(dy), None, dx.reshape(1, spec.batch, -1)
+        )
         if bias is not None:
             dx += bias.reshape(-1, *(1,) * spec.rank)
 
-    return replace(inner, call=call, note="one matrix product")
+    return replace(inner, call=call)
 
 
 def plan_pairs(spec: ConvSpec, g: direct.Geometry) -> Run:

@@ -37,9 +37,13 @@ PRODUCTS = jit.Kernel(kernels.weight_products)
 PARTS = jit.Kernel(kernels.weight_parts)
 SUMS = jit.Kernel(kernels.weight_sums)
 DEPTHWISE = jit.Kernel(kernels.depthwise_sums)
+CHANNELS = jit.Kernel(kernels.channel_sums)
 
 put = direct.setter(kernels.WEIGHT)
 put_rows = direct.setter(kernels.ROWS_ARGUMENTS)
+
+# Channels are taken side by side where what they hold of an image, turned, leaves room in an L1 cache of 32 KB.
+TURNED_BYTES = 24 << 10
 
 # Cycles of a vector of a row with SIDE taps: their masks, loads and multiply-adds.
 ROW_CYCLES = 10
@@ -380,14 +384,25 @@ def depthwise(spec: ConvSpec, precision: str, workspace_limit: int | None) -> Ru
     across = -(-g.kernel[2] // kernels.SIDE)
     rows = g.kernel[0] * g.kernel[1]
     per_worker = rows * across * kernels.SIDE * host().width
-    parts = max(min(TASKS // spec.out_channels, spec.batch), 1)
+    nine = g.kernel == (1, 3, 3) and g.dilation == (1, 1, 1) and g.stride[1] == g.stride[2]
+    nine = nine and g.size[0] == g.out[0] == 1
+    kernel, step = DEPTHWISE, 1
+    pitch, held_x = 0, 0
+    if nine and g.o == 1:
+        # Side by side channels are turned into padded images.
+        pitch = max(g.before[2] + ceil(g.size[2], lanes) * lanes, (g.out[2] - 1) * g.stride[2] + kernels.NINE)
+        held_x = pitch * max(g.before[1] + g.size[1], (g.out[1] - 1) * g.stride[1] + kernels.NINE)
+        turned = host().width * (kernels.NINE**2 + held_x + ceil(math.prod(g.out), lanes) * lanes)
+        if turned <= TURNED_BYTES:
+            kernel, step, per_worker = CHANNELS, lanes, turned
+    units = ceil(spec.out_channels, step)
+    parts = max(min(TASKS // units, spec.batch), 1)
     partial = parts * math.prod(spec.weight_shape) * DTYPES[spec.dtype].itemsize if parts > 1 else 0
     if workspace_limit is not None and (need := per_worker + partial + ALIGNMENT) > workspace_limit:
         raise Unsupported(f"needs {need} bytes of scratch", workspace=need)
     plane, plane_out = math.prod(g.size), math.prod(g.out)
-    nine = g.kernel == (1, 3, 3) and g.dilation == (1, 1, 1) and g.stride[1] == g.stride[2]
     # With more padding than one column more vectors than the first and the last would need masks.
-    nine = nine and g.size[0] == g.out[0] == 1 and max(g.before[2], g.after[2]) <= 1
+    nine = nine and max(g.before[2], g.after[2]) <= 1
     zeros = np.zeros(max(g.size[2], g.out[2]) if nine else 0, spec.dtype)
     template = np.zeros(1, kernels.ROWS_ARGUMENTS)
     by_axis = {
@@ -400,10 +415,10 @@ def depthwise(spec: ConvSpec, precision: str, workspace_limit: int | None) -> Ru
     }
     direct.fill(
         template, scratch_size=per_worker, batch=spec.batch, per_group=g.o, o=spec.out_channels, parts=parts,
-        zeros=address(zeros) if nine else 0, x_n=spec.in_channels * plane, x_c=plane, dy_n=spec.out_channels * plane_out, dy_c=plane_out,
+        zeros=address(zeros) if nine else 0, pitch=pitch, held_x=held_x, x_n=spec.in_channels * plane, x_c=plane, dy_n=spec.out_channels * plane_out, dy_c=plane_out,
         **{name + axis: values[i] for name, values in by_axis.items() for i, axis in enumerate("dhw")},
     )  # fmt: skip
-    tasks = spec.out_channels * parts
+    tasks = units * parts
     vectors = g.out[0] * g.out[1] * -(-g.out[2] // lanes) * rows * across
     seconds = spec.batch * spec.out_channels * vectors * ROW_CYCLES * cost.CYCLE * cost.SLOWER[spec.dtype]
     seconds = max(seconds, spec.nbytes(Op.CONV_WEIGHT_GRAD) / cost.BYTES)
@@ -420,7 +435,7 @@ def depthwise(spec: ConvSpec, precision: str, workspace_limit: int | None) -> Ru
         _held, at = scratch(workers * per_worker)
         a = fields.copy()
         put_rows(a, x=address(x), dy=address(dy), sums=address(sums), scratch=at)
-        threads.launch(DEPTHWISE.address(spec.dtype), a, tasks, workers, seconds)
+        threads.launch(kernel.address(spec.dtype), a, tasks, workers, seconds)
         if parts > 1:
             np.sum(sums, axis=0, out=dw)
 

@@ -26,7 +26,19 @@ from numba import carray, from_dtype, types
 from numba.extending import register_jitable
 
 from .simd import copy_phases, element, fetch, fetch_later, host, next_task, pointer, store_transposed
-from .tile import BY_OFFSETS, IN_A_ROW, MASKED, SLOT, VECTORS, dots, panel, panel_rows, scalars, tile
+from .tile import (
+    BY_OFFSETS,
+    MASKED,
+    SLOT,
+    VECTORS,
+    dots,
+    pack_weights,
+    panel,
+    panel_rows,
+    scalars,
+    tile,
+    tile_in_a_row,
+)
 
 # One struct for plan and kernels. Every field is an int64; addresses are in bytes, strides in elements.
 FIELDS = (
@@ -44,6 +56,7 @@ FIELDS = (
     "group_step group_tasks "  # groups of a task, tasks along them
     "positions vectors v_step v_tasks "  # flat: output positions, vectors in all, of a task, and tasks
     "weights_stay "  # flat: whether images change before channels do
+    "turned turned_j turned_taps block_at "  # flat: of weights that are to be turned, a term's step or 0, a row's, where taps lie; where a worker packs them
     "left K "  # flat: positions beyond the vectors, products of a sum
     "last_masked "  # flat: whether only the last tile has masks, since nothing is padded: images may follow one another
     "od oh ow "  # slab: output size
@@ -264,8 +277,8 @@ def fetch_rows(to, step, nbytes, rows):  # type: ignore[no-untyped-def]
 
 
 @register_jitable
-def sum_panel(T, NS, size, lanes, a, mv, c0, count, at_panel, y, w, bias, o0, o1, ahead, offsets):  # type: ignore[no-untyped-def]
-    """A panel's sums over input channels c0 to c0 + count - 1, for output channels o0 to o1 - 1.
+def sum_panel(T, NS, size, lanes, a, mv, c0, count, at_panel, y, w, w_row, bias, o0, o1, ahead, offsets):  # type: ignore[no-untyped-def]
+    """A panel's sums over input channels c0 to c0 + count - 1, for output channels o0 to o1 - 1, whose weights begin at w.
 
     Meanwhile what the next one holds is fetched from `ahead`: channels lie pages apart, and to wait for them took 27 to
     44 cycles a term. So is what a tile will write: 1.4 times as fast with 27 products a sum, 1.05 with 256.
@@ -274,10 +287,10 @@ def sum_panel(T, NS, size, lanes, a, mv, c0, count, at_panel, y, w, bias, o0, o1
     terms = count * a.taps
     share = terms // ((o1 - o0 + NS - 1) // NS) + 1
     width = size * VECTORS * lanes
-    at_y0 = carray(pointer(at_panel - SLOTS_BYTES, types.int64), 2)[1]
+    slots = at_panel - SLOTS_BYTES
+    at_y0 = carray(pointer(slots, types.int64), 2)[1]
     end = ahead + width - 1  # the next tile's first bytes are mostly in a line that this one's panel has read
     t, left = 0, terms if ahead else 0
-    w += size * c0 * a.taps * a.w_k
     for o in range(o0, o1, NS):
         for _ in range(min(share, left)):
             line = end + size * offsets[t]
@@ -288,12 +301,13 @@ def sum_panel(T, NS, size, lanes, a, mv, c0, count, at_panel, y, w, bias, o0, o1
                 t, end = 0, end + size * a.pitch_c
         left -= share
         fetch_rows(y + size * (o * a.y_c + at_y0), size * a.y_c, width, min(NS, o1 - o))
-        tile(
-            NS, IN_A_ROW, T, mv, 1, terms, VECTORS * lanes, at_panel, 0, 0,
-            at_panel - SLOTS_BYTES,
-            w + size * (o // NS) * a.w_row, a.w_j, a.w_k, y + size * o * a.y_c, a.y_c, min(NS, o1 - o),
-            bias + size * o if bias and last else 0, c0 > 0,
-        )  # fmt: skip
+        rows = min(NS, o1 - o)
+        at_w, to = w + size * ((o - o0) // NS) * w_row, y + size * o * a.y_c
+        b = bias + size * o if bias and last else 0
+        if a.w_k == 1:
+            tile_in_a_row(NS, 1, T, mv, terms, at_panel, slots, at_w, a.w_j, to, a.y_c, rows, b, c0 > 0)
+        else:
+            tile_in_a_row(NS, NS, T, mv, terms, at_panel, slots, at_w, 1, to, a.y_c, rows, b, c0 > 0)
 
 
 def copy(T: Any) -> Any:
@@ -393,7 +407,8 @@ def slab(T: Any) -> Any:
                                 some,
                                 at_panel,
                                 at_y,
-                                at_w,
+                                at_w + size * (o0 // NS * a.w_row + c0 * a.taps * a.w_k),
+                                a.w_row,
                                 at_bias,
                                 o0,
                                 o1,
@@ -450,6 +465,7 @@ def flat(T: Any) -> Any:
         at_slots = a.scratch + worker * a.scratch_size
         slots = carray(pointer(at_slots, types.int64), (VECTORS, SLOT))
         offsets = carray(pointer(a.offsets, types.int32), a.taps)
+        turned_taps = carray(pointer(a.turned_taps, types.int64), a.taps)
         at_column = at_slots + 128
         at_panel = at_slots + a.panel_at
         at_segments = at_panel - SLOTS_BYTES - SEGMENT_BYTES * VECTORS * lanes
@@ -490,6 +506,19 @@ def flat(T: Any) -> Any:
                     for c0 in range(0, a.c, a.c_block):
                         some = min(a.c_block, a.c - c0)
                         at_c = at_x + size * c0 * a.pitch_c
+                        if a.turned:
+                            w, w_row = at_slots + a.block_at, some * a.taps * NS
+                            for t in range(a.taps):
+                                pack_weights(
+                                    NS, T, w + size * t * NS, a.taps * NS, w_row,
+                                    at_w + size * (c0 * a.turned + o0 * a.turned_j + turned_taps[t]),
+                                    a.turned, a.turned_j, some, o1 - o0,
+                                )  # fmt: skip
+                        else:
+                            w, w_row = (
+                                at_w + size * (o0 // NS * a.w_row + c0 * a.taps * a.w_k),
+                                a.w_row,
+                            )
                         v = v0
                         while v < v1:
                             p = v * lanes
@@ -515,7 +544,7 @@ def flat(T: Any) -> Any:
                                 i * a.x_n + r
                             )
                             sum_panel(
-                                T, NS, size, lanes, a, mv, c0, some, at_panel, at_y, at_w, at_bias, o0, o1,
+                                T, NS, size, lanes, a, mv, c0, some, at_panel, at_y, w, w_row, at_bias, o0, o1,
                                 ahead, offsets,
                             )  # fmt: skip
                     continue

@@ -16,23 +16,25 @@ rows of the output:
 With `more` the sums go on from what y holds, to the same bits as if they had never been stored: so a long sum is cut
 into parts whose vectors fit the L1 cache. :func:`panel` copies such a part, to be read in a row.
 
-Edges belong inside: with rows < NS the surplus scalars read the last row's weights again and are not written;
+Edges belong inside: with rows < NS the surplus scalars read the last row's weights again and are written there again;
 masked-out lanes are never written. A tile that reads MASKED reads no lane that its masks leave out, and takes zero
 for it: ``masks[t * VECTORS + m]`` has a bit for each lane, so padding need not exist in memory. Any other reads its
-vectors whole, and the caller sees to it that they may be read. One that reads IN_A_ROW, as a panel is, finds the
-vectors side by side and the next term's xc further on: without a table a term takes 6.0 cycles instead of 6.5
-where its FMAs take 6.
+vectors whole, and the caller sees to it that they may be read. One that reads IN_A_ROW, as a panel is, finds its
+vectors side by side and those of the next term ``VECTORS`` further on, and knows how far its weights lie apart when it is
+compiled.
 
 The loop is emitted as an LLVM function of its own, out of line. Inlined into its driver LLVM unrolled it and
-spilled accumulators to the stack: 50 GF/s where 272 are reached on the same core. How often LLVM unrolls it is said
-by :func:`together`.
+spilled accumulators to the stack: 50 GF/s where 272 are reached on the same core. How often LLVM unrolls it is said.
 """
 
 from __future__ import annotations
 
+import functools
+import itertools
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 from llvmlite import ir
@@ -57,6 +59,7 @@ from .simd import (
     masked_store,
     multiply_add,
     out_of_line,
+    prefetch,
     splat,
     store,
     sum_lanes,
@@ -72,6 +75,11 @@ SLOT = 5
 # How a tile finds what it reads.
 BY_OFFSETS, MASKED, IN_A_ROW = 0, 1, 2
 
+# Terms of one turn of the loop that reads in a row: with its addresses known but for two, they are offsets in the
+# instructions, and a term takes 20 of these instead of 22. That shows where another thread of the core takes half of the
+# six it begins in a cycle: matrix products of 512 x 512 x 192 and 256 x 256 x 784 took 1.10 times as long with two terms.
+TOGETHER = 4
+
 
 class MicroKernel(NamedTuple):
     """One row of the table: MV vectors by NS scalars of an element type, and how they are found."""
@@ -80,23 +88,25 @@ class MicroKernel(NamedTuple):
     mv: int
     ns: int
     reads: int
+    wk: int = 0  # in a row: from a weight to the next; otherwise it is an argument
 
     @property
     def name(self) -> str:
         """Such as ``tile_f32_3x8_avx512``."""
         short = ELEMENTS[getattr(types, self.dtype)].short
-        return f"tile_{short}_{self.mv}x{self.ns}{('', '_masked', '_in_a_row')[self.reads]}_{host().name}"
+        reads = ("", "_masked", f"_in_a_row_{self.wk}")[self.reads]
+        return f"tile_{short}_{self.mv}x{self.ns}{reads}_{host().name}"
 
+    @property
+    def terms(self) -> int:
+        """Terms of one turn of its loop."""
+        return TOGETHER if self.reads == IN_A_ROW else 1
 
-def together(kernel: MicroKernel) -> int:
-    """Terms of a tile's loop.
-
-    In a row two need 21 instructions each where one needs 22. That shows where another thread of the core takes half of
-    the six it begins in a cycle: 3 x 4 went from 0.78 to 0.86 of the FMA peak there, 2 x 4 from 0.53 to 0.74. With eight
-    scalars two terms have twice the addresses of weights that there are registers for, and loops within loops are left
-    with sums in other registers than they are entered with: weight gradients took 1.2 to 1.4 times as long.
-    """
-    return 2 if kernel.reads == IN_A_ROW and kernel.ns == 4 else 1
+    @property
+    def arguments(self) -> list[str]:
+        """What its function takes, in order."""
+        found = "K x" if self.reads == IN_A_ROW else "C taps xc x offsets masks"
+        return f"{found} slots w wj{'' if self.wk else ' wk'} y ldy rows bias more".split()
 
 
 def scalars(isa: Isa) -> int:
@@ -107,122 +117,59 @@ def scalars(isa: Isa) -> int:
     return 8 if isa.registers == 32 else 4
 
 
-MICROKERNELS = tuple(
-    MicroKernel(dtype, mv, scalars(host()), reads)
-    for dtype in ("float32", "float64", "int32", "int64")
-    for reads in ((BY_OFFSETS, MASKED, IN_A_ROW) if host().masks else (BY_OFFSETS, IN_A_ROW))
-    for mv in range(1, VECTORS + 1)
-)
+def _table() -> Iterator[MicroKernel]:
+    for dtype in ("float32", "float64", "int32", "int64"):
+        lanes, ns = ELEMENTS[getattr(types, dtype)].lanes, scalars(host())
+        for mv in range(1, VECTORS + 1):
+            yield MicroKernel(dtype, mv, ns, BY_OFFSETS)
+            if host().masks:
+                yield MicroKernel(dtype, mv, ns, MASKED)
+            # Weights lie in rows, or packed: for so many output channels, or a vector of them.
+            for wk in sorted({1, ns, lanes}):
+                yield MicroKernel(dtype, mv, ns, IN_A_ROW, wk)
+
+
+MICROKERNELS = tuple(_table())
 
 
 def emit(module: ir.Module, kernel: MicroKernel) -> ir.Function:
     """The tile as an internal LLVM function of `module`."""
     if kernel.name in module.globals:
         return module.globals[kernel.name]
-    e, (_, mv, ns, reads) = ELEMENTS[getattr(types, kernel.dtype)], kernel
-    element, words = e.llvm.as_pointer(), I64.as_pointer()
-    signature = ir.FunctionType(
-        ir.VoidType(),
-        # C, taps, xc, x, offsets, masks, slots, w, wj, wk, y, ldy, rows, bias, more
-        [
-            I64,
-            I64,
-            I64,
-            element,
-            I32.as_pointer(),
-            I16.as_pointer(),
-            words,
-            element,
-            I64,
-            I64,
-            element,
-            I64,
-            I64,
-            element,
-            I64,
-        ],
-    )
-    function = ir.Function(module, signature, kernel.name)
+    e, mv, ns = ELEMENTS[getattr(types, kernel.dtype)], kernel.mv, kernel.ns
+    pointers = {"offsets": I32, "masks": I16, "slots": I64, **dict.fromkeys(("x", "w", "y", "bias"), e.llvm)}
+    kinds = [pointers[name].as_pointer() if name in pointers else I64 for name in kernel.arguments]
+    function = ir.Function(module, ir.FunctionType(ir.VoidType(), kinds), kernel.name)
     function.linkage = "internal"
     function.attributes.add("noinline")
-    C, taps, xc, x, offsets, masks, slots, w, wj, wk, y, ldy, rows, bias, more = function.args
-    entry, resume, channel, tap, next_channel, biased, done = (
-        function.append_basic_block(label)
-        for label in ("entry", "resume", "channel", "tap", "next_channel", "biased", "done")
+    a = SimpleNamespace(**dict(zip(kernel.arguments, function.args, strict=True)))
+    entry, resume, begin, biased, done = (
+        function.append_basic_block(label) for label in ("entry", "resume", "begin", "biased", "done")
     )
 
     b = ir.IRBuilder(entry)
-    vectors = [b.gep(x, [b.load(b.gep(slots, [const(SLOT * m)]))]) for m in range(mv)]
-    last = b.sub(rows, const(1))
-    row = [b.select(b.icmp_signed("<", const(j), rows), const(j), last) for j in range(ns)]
-    weights = [b.gep(w, [b.mul(wj, r)]) for r in row]
-    b.cbranch(b.icmp_unsigned("!=", more, const(0)), resume, channel)
+    row = _rows(b, a.rows, ns)
+    weights = [b.gep(a.w, [b.mul(a.wj, r)]) for r in row]
+    b.cbranch(b.icmp_unsigned("!=", a.more, const(0)), resume, begin)
 
     b = ir.IRBuilder(resume)
-    begun = [_resume(b, e, slots, m, row, y, ldy) for m in range(mv)]
+    begun = [_resume(b, e, a, m, row) for m in range(mv)]
     resumed = b.block
-    b.branch(channel)
+    b.branch(begin)
 
-    b = ir.IRBuilder(channel)
-    c, base, at_channel, here_channel = b.phi(I64), b.phi(I64), b.phi(I64), b.phi(element)
-    sums_channel = [[b.phi(e.vector) for _ in range(ns)] for _ in range(mv)]
-    b.branch(tap)
-
-    b = ir.IRBuilder(tap)
-    t, at, here = b.phi(I64), b.phi(I64), b.phi(element)
+    b = ir.IRBuilder(begin)
     sums = [[b.phi(e.vector) for _ in range(ns)] for _ in range(mv)]
-    offset = None if reads == IN_A_ROW else b.add(base, b.sext(b.load(b.gep(offsets, [t])), I64))
-    xs = []
-    for m in range(mv):
-        pointer = b.gep(here, [const(m * e.lanes)]) if offset is None else b.gep(vectors[m], [offset])
-        if reads == MASKED:
-            bits = b.load(b.gep(masks, [b.add(b.mul(t, const(VECTORS)), const(m))]))
-            xs.append(masked_load(b, e, pointer, flags(b, e, bits)))
-        else:
-            xs.append(load(b, e, pointer))
-    after: list[list[Any]] = [[None] * ns for _ in range(mv)]
-    for j in range(ns):
-        scalar = splat(b, e.vector, b.load(b.gep(weights[j], [at])))
-        for m in range(mv):
-            after[m][j] = multiply_add(b, e, xs[m], scalar, sums[m][j])
-    t_next, at_next, there = b.add(t, const(1)), b.add(at, wk), b.gep(here, [xc])
-    unrolled(b.cbranch(b.icmp_signed("<", t_next, taps), tap, next_channel), together(kernel))
-
-    b = ir.IRBuilder(next_channel)
-    c_next, base_next = b.add(c, const(1)), b.add(base, xc)
-    over = function.append_basic_block("over")
-    as_written(b.cbranch(b.icmp_signed("<", c_next, C), channel, over))
-
-    for phi, zero, value in (
-        (c, const(0), c_next),
-        (base, const(0), base_next),
-        (at_channel, const(0), at_next),
-        (here_channel, vectors[0], there),
-    ):
-        phi.add_incoming(zero, entry)
-        phi.add_incoming(zero, resumed)
-        phi.add_incoming(value, next_channel)
-    for phi, outside, value in (
-        (t, const(0), t_next),
-        (at, at_channel, at_next),
-        (here, here_channel, there),
-    ):
-        phi.add_incoming(outside, channel)
-        phi.add_incoming(value, tap)
-    for m in range(mv):
-        for j in range(ns):
-            sums_channel[m][j].add_incoming(ir.Constant(e.vector, None), entry)
-            sums_channel[m][j].add_incoming(begun[m][j], resumed)
-            sums_channel[m][j].add_incoming(after[m][j], next_channel)
-            sums[m][j].add_incoming(sums_channel[m][j], channel)
-            sums[m][j].add_incoming(after[m][j], tap)
+    for m, j in itertools.product(range(mv), range(ns)):
+        sums[m][j].add_incoming(ir.Constant(e.vector, None), entry)
+        sums[m][j].add_incoming(begun[m][j], resumed)
+    after = (_sum_in_a_row if kernel.reads == IN_A_ROW else _sum_by_offsets)(b, e, kernel, a, weights, sums)
 
     # The bias comes last: a sum that begins with it is rounded to its size at every step.
-    b = ir.IRBuilder(over)
-    b.cbranch(b.icmp_unsigned("!=", b.ptrtoint(bias, I64), const(0)), biased, done)
+    over = b.block
+    b.cbranch(b.icmp_unsigned("!=", b.ptrtoint(a.bias, I64), const(0)), biased, done)
     b = ir.IRBuilder(biased)
     add = b.fadd if e.real else b.add
-    offsets_j = [splat(b, e.vector, b.load(b.gep(bias, [row[j]]))) for j in range(ns)]
+    offsets_j = [splat(b, e.vector, b.load(b.gep(a.bias, [row[j]]))) for j in range(ns)]
     shifted = [[add(after[m][j], offsets_j[j]) for j in range(ns)] for m in range(mv)]
     b.branch(done)
 
@@ -233,16 +180,110 @@ def emit(module: ir.Module, kernel: MicroKernel) -> ir.Function:
         for j in range(ns):
             results[m][j].add_incoming(after[m][j], over)
             results[m][j].add_incoming(shifted[m][j], biased)
-    for m in range(mv):
-        b = _write(b, e, slots, m, results[m], y, ldy, rows)
+    _write(b, e, a, row, results)
     b.ret_void()
     return function
 
 
-def _resume(b: ir.IRBuilder, e: Element, slots: Any, m: int, row: list[Any], y: Any, ldy: Any) -> list[Any]:
+def _rows(b: ir.IRBuilder, rows: Any, ns: int) -> list[Any]:
+    """The tile's rows; surplus ones are the last."""
+    last = b.sub(rows, const(1))
+    return [b.select(b.icmp_signed("<", const(j), rows), const(j), last) for j in range(ns)]
+
+
+Grid = list[list[Any]]
+
+
+def _carried(b: ir.IRBuilder, before: ir.Block, sums: Grid) -> Grid:
+    """The same sums as a loop has them that is entered from `before`."""
+    inside = [[b.phi(value.type) for value in line] for line in sums]
+    for values, phis in zip(sums, inside, strict=True):
+        for value, phi in zip(values, phis, strict=True):
+            phi.add_incoming(value, before)
+    return inside
+
+
+def _go_on(phis: Grid, values: Grid, block: ir.Block) -> None:
+    for some, others in zip(phis, values, strict=True):
+        for phi, value in zip(some, others, strict=True):
+            phi.add_incoming(value, block)
+
+
+def _add_term(b: ir.IRBuilder, e: Element, xs: list[Any], weights: list[Any], at: Any, sums: Grid) -> Grid:
+    """The sums and one more product each."""
+    after: Grid = [[None] * len(weights) for _ in xs]
+    for j, weight in enumerate(weights):
+        scalar = splat(b, e.vector, b.load(b.gep(weight, [at])))
+        for m, x in enumerate(xs):
+            after[m][j] = multiply_add(b, e, x, scalar, sums[m][j])
+    return after
+
+
+def _sum_in_a_row(
+    b: ir.IRBuilder, e: Element, kernel: MicroKernel, a: SimpleNamespace, weights: list[Any], sums: Grid
+) -> Grid:
+    """The sums over K terms that lie ``VECTORS`` vectors apart; `b` goes on behind the loop."""
+    before, body, after = b.block, b.append_basic_block("term"), b.append_basic_block("over")
+    b.branch(body)
+    b.position_at_end(body)
+    (t,), *inside = _carried(b, before, [[const(0)], *sums])
+    row = b.gep(a.x, [b.mul(t, const(VECTORS * e.lanes))])
+    xs = [load(b, e, b.gep(row, [const(m * e.lanes)])) for m in range(kernel.mv)]
+    found = _add_term(b, e, xs, weights, b.mul(t, const(kernel.wk)), inside)
+    following = b.add(t, const(1))
+    _go_on([[t], *inside], [[following], *found], body)
+    unrolled(b.cbranch(b.icmp_signed("<", following, a.K), body, after), kernel.terms)
+    b.position_at_end(after)
+    return found
+
+
+def _sum_by_offsets(
+    b: ir.IRBuilder, e: Element, kernel: MicroKernel, a: SimpleNamespace, weights: list[Any], sums: Grid
+) -> Grid:
+    """The sums over channels and taps, each of which adds an offset to a position; `b` goes on behind the loops."""
+    vectors = [b.gep(a.x, [b.load(b.gep(a.slots, [const(SLOT * m)]))]) for m in range(kernel.mv)]
+    before = b.block
+    channel, tap, next_channel, after = (
+        b.append_basic_block(label) for label in ("channel", "tap", "next_channel", "over")
+    )
+    b.branch(channel)
+    b.position_at_end(channel)
+    (c, base, at_channel), *sums_channel = _carried(b, before, [[const(0)] * 3, *sums])
+    b.branch(tap)
+
+    b.position_at_end(tap)
+    (t, at), *inside = _carried(b, channel, [[const(0), at_channel], *sums_channel])
+    offset = b.add(base, b.sext(b.load(b.gep(a.offsets, [t])), I64))
+    xs = []
+    for m in range(kernel.mv):
+        pointer = b.gep(vectors[m], [offset])
+        if kernel.reads == MASKED:
+            bits = b.load(b.gep(a.masks, [b.add(b.mul(t, const(VECTORS)), const(m))]))
+            xs.append(masked_load(b, e, pointer, flags(b, e, bits)))
+        else:
+            xs.append(load(b, e, pointer))
+    found = _add_term(b, e, xs, weights, at, inside)
+    t_next, at_next = b.add(t, const(1)), b.add(at, a.wk)
+    _go_on([[t, at], *inside], [[t_next, at_next], *found], tap)
+    as_written(b.cbranch(b.icmp_signed("<", t_next, a.taps), tap, next_channel))
+
+    b.position_at_end(next_channel)
+    c_next, base_next = b.add(c, const(1)), b.add(base, a.xc)
+    _go_on([[c, base, at_channel], *sums_channel], [[c_next, base_next, at_next], *found], next_channel)
+    as_written(b.cbranch(b.icmp_signed("<", c_next, a.C), channel, after))
+    b.position_at_end(after)
+    return found
+
+
+def _slot(b: ir.IRBuilder, a: SimpleNamespace, m: int) -> list[Any]:
+    """Where a slot writes: y0, mask0, y1, mask1."""
+    return [b.load(b.gep(a.slots, [const(SLOT * m + field)])) for field in (1, 2, 3, 4)]
+
+
+def _resume(b: ir.IRBuilder, e: Element, a: SimpleNamespace, m: int, row: list[Any]) -> list[Any]:
     """What a slot's places in every row of y hold; none of the surplus rows is beyond the last."""
-    y0, mask0, y1, mask1 = (b.load(b.gep(slots, [const(SLOT * m + field)])) for field in (1, 2, 3, 4))
-    at = [b.gep(y, [b.mul(ldy, r)]) for r in row]
+    y0, mask0, y1, mask1 = _slot(b, a, m)
+    at = [b.gep(a.y, [b.mul(a.ldy, r)]) for r in row]
     with b.if_else(b.icmp_unsigned("==", mask0, const((1 << e.lanes) - 1))) as (whole, part):
         with whole:
             plain, from_whole = [load(b, e, b.gep(place, [y0])) for place in at], b.block
@@ -262,39 +303,81 @@ def _resume(b: ir.IRBuilder, e: Element, slots: Any, m: int, row: list[Any], y: 
     return found
 
 
-def _write(
-    b: ir.IRBuilder, e: Element, slots: Any, m: int, values: list[Any], y: Any, ldy: Any, rows: Any
-) -> ir.IRBuilder:
-    """Store a vector of every row: whole where its slot says so, else by one or two masks."""
-    y0, mask0, y1, mask1 = (b.load(b.gep(slots, [const(SLOT * m + field)])) for field in (1, 2, 3, 4))
-    function = b.function
-    whole, part, second, over = (
-        function.append_basic_block(f"{label}{m}") for label in ("whole", "part", "second", "over")
-    )
-    every = const((1 << e.lanes) - 1)
-    b.cbranch(b.icmp_unsigned("==", mask0, every), whole, part)
-    for block, at, mask in ((whole, y0, None), (part, y0, mask0), (second, y1, mask1)):
-        b = ir.IRBuilder(block)
-        base = b.gep(y, [at])
-        skip = b.icmp_unsigned("==", mask1, const(0)) if block is part else None
+def _write(b: ir.IRBuilder, e: Element, a: SimpleNamespace, row: list[Any], results: Grid) -> None:
+    """Store every row's vectors: whole where all slots say so, else by their masks.
+
+    Surplus rows hold what the last one holds, and are written there once more: that is less than to ask of each.
+    """
+    whole = [b.icmp_unsigned("==", _slot(b, a, m)[1], const((1 << e.lanes) - 1)) for m in range(len(results))]
+    with b.if_else(functools.reduce(b.and_, whole), likely=True) as (plain, parts):
+        with plain:
+            at = [b.gep(a.y, [b.mul(a.ldy, r)]) for r in row]
+            for m, values in enumerate(results):
+                y0 = _slot(b, a, m)[0]
+                for place, value in zip(at, values, strict=True):
+                    store(b, e, value, b.gep(place, [y0]))
+        with parts:
+            _write_parts(b, e, a, row, results)
+
+
+def _write_parts(b: ir.IRBuilder, e: Element, a: SimpleNamespace, row: list[Any], results: Grid) -> None:
+    """Store the lanes of vectors that one or two masks name.
+
+    Where that takes calls, another function makes them: no vector that is held over a call stays in a register, and LLVM
+    would have put all of them on the stack for those that are written whole, too.
+    """
+
+    def write(b: ir.IRBuilder, slots: Any, at: list[Any], value: Callable[[int, int], Any]) -> None:
+        for m, values in enumerate(results):
+            y0, mask0, y1, mask1 = _slot(b, SimpleNamespace(slots=slots), m)
+            for j in range(len(values)):
+                masked_store(b, e, value(m, j), b.gep(at[j], [y0]), mask0)
+            with b.if_then(b.icmp_unsigned("!=", mask1, const(0))):
+                for j in range(len(values)):
+                    masked_store(b, e, value(m, j), b.gep(at[j], [y1]), mask1)
+
+    if host().masks:
+        write(b, a.slots, [b.gep(a.y, [b.mul(a.ldy, r)]) for r in row], lambda m, j: results[m][j])
+        return
+    mv, ns = len(results), len(row)
+    name = f"write_parts_{e.short}_{mv}x{ns}_{host().name}"
+    function = b.module.globals.get(name)
+    element = e.llvm.as_pointer()
+    if function is None:
+        kinds = [element, I64.as_pointer(), element, I64, I64]
+        function = ir.Function(b.module, ir.FunctionType(ir.VoidType(), kinds), name)
+        function.linkage = "internal"
+        function.attributes.add("noinline")
+        inner = ir.IRBuilder(function.append_basic_block("entry"))
+        held, slots, y, ldy, rows = function.args
+        at = [inner.gep(y, [inner.mul(ldy, r)]) for r in _rows(inner, rows, ns)]
+        write(inner, slots, at, lambda m, j: load(inner, e, inner.gep(held, [const((m * ns + j) * e.lanes)])))
+        inner.ret_void()
+    with b.goto_entry_block():
+        held = b.alloca(e.vector, mv * ns)
+    held = b.bitcast(held, element)
+    for m, values in enumerate(results):
         for j, value in enumerate(values):
-            leave = function.append_basic_block("leave")
-            if j:  # row 0 is always there
-                write = function.append_basic_block("write")
-                b.cbranch(b.icmp_signed("<", const(j), rows), write, leave)
-                b = ir.IRBuilder(write)
-            to = b.gep(base, [b.mul(ldy, const(j))])
-            if mask is None:
-                store(b, e, value, to)
-            else:
-                masked_store(b, e, value, to, mask)
-            b.branch(leave)
-            b = ir.IRBuilder(leave)
-        if skip is None:
-            b.branch(over)
-        else:
-            b.cbranch(skip, over, second)
-    return ir.IRBuilder(over)
+            store(b, e, value, b.gep(held, [const((m * ns + j) * e.lanes)]))
+    b.call(function, [held, a.slots, a.y, a.ldy, a.rows])
+
+
+def _of_vectors(builder: ir.IRBuilder, mv: Any, arguments: Any, kernel: Callable[[int], MicroKernel]) -> None:
+    """Call the tile of `mv` vectors."""
+    over = builder.append_basic_block("over")
+    blocks = [builder.append_basic_block(f"mv{n}") for n in range(1, VECTORS + 1)]
+    choose = builder.switch(mv, blocks[-1])
+    for n, block in enumerate(blocks, 1):
+        choose.add_case(const(n), block)
+        builder.position_at_end(block)
+        function = emit(builder.module, kernel(n))
+        pointed = [
+            builder.inttoptr(value, argument.type) if isinstance(argument.type, ir.PointerType) else value
+            for value, argument in zip(arguments, function.args, strict=True)
+        ]
+        builder.call(function, pointed)
+        builder.branch(over)
+    builder.position_at_end(over)
 
 
 @intrinsic(prefer_literal=True)
@@ -306,28 +389,30 @@ def tile(
     """Call the micro-kernel of mv (1 to ``VECTORS``) x NS for elements of type T; every pointer is an address."""
     if not all(isinstance(literal, types.IntegerLiteral) for literal in (NS, READS)):
         return None
-    ns, reads = NS.literal_value, READS.literal_value
-    dtype = T.instance_type.name
+    ns, reads, dtype = NS.literal_value, READS.literal_value, T.instance_type.name
 
     def codegen(context: Any, builder: Any, signature: Any, values: Any) -> Any:
-        mv, arguments = values[3], values[4:]
-        over = builder.append_basic_block("over")
-        blocks = [builder.append_basic_block(f"mv{n}") for n in range(1, VECTORS + 1)]
-        choose = builder.switch(mv, blocks[-1])
-        for n, block in enumerate(blocks, 1):
-            choose.add_case(const(n), block)
-            builder.position_at_end(block)
-            function = emit(builder.module, MicroKernel(dtype, n, ns, reads))
-            pointed = [
-                builder.inttoptr(value, argument.type) if isinstance(argument.type, ir.PointerType) else value
-                for value, argument in zip(arguments, function.args, strict=True)
-            ]
-            builder.call(function, pointed)
-            builder.branch(over)
-        builder.position_at_end(over)
+        _of_vectors(builder, values[3], values[4:], lambda n: MicroKernel(dtype, n, ns, reads))
         return context.get_dummy_value()
 
     return types.void(NS, READS, T, *[types.int64] * 16), codegen
+
+
+@intrinsic(prefer_literal=True)
+def tile_in_a_row(
+    typing: Any, NS: Any, WK: Any, T: Any, mv: Any,
+    K: Any, x: Any, slots: Any, w: Any, wj: Any, y: Any, ldy: Any, rows: Any, bias: Any, more: Any,
+) -> Any:  # fmt: skip
+    """The same for K terms of a panel, whose weights lie WK elements apart."""
+    if not all(isinstance(literal, types.IntegerLiteral) for literal in (NS, WK)):
+        return None
+    ns, wk, dtype = NS.literal_value, WK.literal_value, T.instance_type.name
+
+    def codegen(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+        _of_vectors(builder, values[3], values[4:], lambda n: MicroKernel(dtype, n, ns, IN_A_ROW, wk))
+        return context.get_dummy_value()
+
+    return types.void(NS, WK, T, *[types.int64] * 11), codegen
 
 
 @intrinsic(prefer_literal=True)
@@ -348,16 +433,18 @@ def panel(
     def body(
         b: ir.IRBuilder, C: Any, taps: Any, xc: Any, x: Any, offsets: Any, masks: Any, to: Any
     ) -> None:  # fmt: skip
-        masks = b.inttoptr(masks, I16.as_pointer())
-        with _panel_terms(b, e, C, taps, xc, offsets, to) as (t, offset, row):
-            for m in range(VECTORS):
-                at = b.gep(x, [b.add(offset, const(m * e.lanes))])
-                if masked:
-                    bits = b.load(b.gep(masks, [b.add(b.mul(t, const(VECTORS)), const(m))]))
-                    value = masked_load(b, e, at, flags(b, e, bits))
-                else:
-                    value = load(b, e, at)
-                store(b, e, value, b.gep(row, [const(m * e.lanes)]))
+        offsets, masks = b.inttoptr(offsets, I32.as_pointer()), b.inttoptr(masks, I16.as_pointer())
+        # Channels inside: a tap's masks stay in registers, 9 instructions a term instead of 27.
+        with loop(b, const(0), taps) as t:
+            bits = [b.gep(masks, [b.add(b.mul(t, const(VECTORS)), const(m))]) for m in range(VECTORS)]
+            inside = [flags(b, e, b.load(at)) for at in bits] if masked else []
+            first = b.gep(x, [b.sext(b.load(b.gep(offsets, [t])), I64)])
+            with loop(b, const(0), C) as c:
+                row = b.gep(to, [b.mul(b.add(b.mul(c, taps), t), const(VECTORS * e.lanes))])
+                for m in range(VECTORS):
+                    at = b.gep(first, [b.add(b.mul(c, xc), const(m * e.lanes))])
+                    value = masked_load(b, e, at, inside[m]) if masked else load(b, e, at)
+                    store(b, e, value, b.gep(row, [const(m * e.lanes)]))
 
     name = f"panel_{e.short}{'_masked' if masked else ''}_{host().name}"
     return types.void(MASKED, T, *[types.int64] * 7), out_of_line(name, "iiipiip", 2, e, body)
@@ -473,6 +560,71 @@ def panel_rows(
     return types.void(T, *[types.int64] * 8), out_of_line(
         f"panel_rows_{e.short}_{host().name}", "iiipiiip", 1, e, body
     )
+
+
+# Terms whose weights are packed at a time: of four scalars each a cache line.
+PACKED = 4
+
+
+@intrinsic(prefer_literal=True)
+def pack_weights(
+    typing: Any, NS: Any, T: Any, to: Any, to_k: Any, to_block: Any, x: Any, x_k: Any, x_j: Any, count: Any, rows: Any
+) -> Any:  # fmt: skip
+    """Weights as a tile reads them packed: ``to[i * to_block + k * to_k + j] = x[k * x_k + (i * NS + j) * x_j]``.
+
+    Blocks of NS rows lie 4096 bytes apart, so a line of each is filled before the next: whatever the L1 cache holds, it is
+    written once.
+    """
+    if not isinstance(NS, types.IntegerLiteral):
+        return None
+    ns, e = NS.literal_value, ELEMENTS[T.instance_type]
+    wide = ir.VectorType(e.llvm, ns)
+
+    def body(
+        b: ir.IRBuilder, to: Any, to_k: Any, to_block: Any, x: Any, x_k: Any, x_j: Any, count: Any, rows: Any
+    ) -> None:  # fmt: skip
+        whole, blocks = b.sdiv(rows, const(ns)), b.sdiv(b.add(rows, const(ns - 1)), const(ns))
+        neighbours, last = b.icmp_signed("==", x_j, const(1)), b.sub(rows, const(1))
+
+        def each(first: Any, stop: Any, copy: Callable[[Any, Any, Any], None]) -> None:
+            with (
+                b.if_then(b.icmp_signed("<", first, stop)),
+                loop(b, const(0), count, const(PACKED)) as k,
+                loop(b, first, stop) as i,
+            ):
+                source = b.gep(x, [b.mul(k, x_k)])
+                target = b.gep(to, [b.add(b.mul(i, to_block), b.mul(k, to_k))])
+                left = b.sub(count, k)
+                with b.if_else(b.icmp_signed(">=", left, const(PACKED)), likely=True) as (full, part):
+                    with full:
+                        for n in range(PACKED):
+                            copy(
+                                b.gep(source, [b.mul(x_k, const(n))]),
+                                i,
+                                b.gep(target, [b.mul(to_k, const(n))]),
+                            )
+                    with part, loop(b, const(0), left) as n:
+                        copy(b.gep(source, [b.mul(x_k, n)]), i, b.gep(target, [b.mul(to_k, n)]))
+
+        def side_by_side(source: Any, i: Any, target: Any) -> None:
+            at = b.gep(source, [b.mul(i, const(ns))])
+            value = b.load(b.bitcast(at, wide.as_pointer()))
+            value.align = e.size
+            b.store(value, b.bitcast(target, wide.as_pointer())).align = e.size
+            # A line holds several blocks: each fetches one of the rows that come next.
+            prefetch(b, at, b.mul(x_k, const(PACKED * e.size)))
+
+        def apart(source: Any, i: Any, target: Any) -> None:
+            for j in range(ns):
+                row = b.add(b.mul(i, const(ns)), const(j))
+                row = b.select(b.icmp_signed("<", row, rows), row, last)
+                b.store(b.load(b.gep(source, [b.mul(row, x_j)])), b.gep(target, [const(j)]))
+
+        each(const(0), b.select(neighbours, whole, const(0)), side_by_side)
+        each(b.select(neighbours, whole, const(0)), blocks, apart)
+
+    name = f"pack_weights_{e.short}_{ns}_{host().name}"
+    return types.void(NS, T, *[types.int64] * 8), out_of_line(name, "piipiiii", 2, e, body)
 
 
 @intrinsic(prefer_literal=True)

@@ -26,7 +26,9 @@ from .simd import (
     ELEMENTS,
     I64,
     const,
+    copy_phases,
     fetch,
+    fetch_later,
     halves,
     host,
     lane_range,
@@ -41,7 +43,7 @@ from .simd import (
     store,
     transpose,
 )
-from .tile import BY_OFFSETS, IN_A_ROW, SLOT, VECTORS, panel_of_slots, scalars, tile
+from .tile import BY_OFFSETS, SLOT, VECTORS, panel_of_slots, scalars, tile, tile_in_a_row
 
 WEIGHT_FIELDS = (
     "next stop "
@@ -232,8 +234,6 @@ def add_products(  # type: ignore[no-untyped-def]
     if a.panel:
         at_panel = at_stage + size * NS * most
         panel_of_slots(T, images, count, image, x, a.offsets + 4 * q, at_slots, at_panel)
-        # A tile adds the place of its first slot.
-        x = at_panel - size * carray(pointer(at_slots, types.int64), 1)[0]
     for o in range(o0, o1, NS):
         rows = min(NS, o1 - o)
         if packed:
@@ -246,10 +246,12 @@ def add_products(  # type: ignore[no-untyped-def]
         to, step = (total, width) if fresh else (at_stage, most)
         fetch_rows(total, size * width, size * mv * lanes, rows)
         if a.panel:
-            tile(
-                NS, IN_A_ROW, T, mv, 1, images * count, most, x, 0, 0,
-                at_slots, w, wj, wk, to, step, rows, 0, 0,
-            )  # fmt: skip
+            if packed:
+                tile_in_a_row(
+                    NS, lanes, T, mv, images * count, at_panel, at_slots, w, 1, to, step, rows, 0, 0
+                )
+            else:
+                tile_in_a_row(NS, 1, T, mv, images * count, at_panel, at_slots, w, wj, to, step, rows, 0, 0)
         else:
             tile(
                 NS, BY_OFFSETS, T, mv, images, count, image, x, a.offsets + 4 * q, 0,
@@ -548,6 +550,39 @@ def nine_sums(
     return types.void(S, T, *[types.int64] * 10), out_of_line(name, "ppppiiiiii", 2, e, body)
 
 
+@intrinsic(prefer_literal=True)
+def nine_sums_of_channels(
+    typing: Any, S: Any, T: Any, sums: Any, x: Any, pitch: Any, dy: Any, oh: Any, ow: Any
+) -> Any:  # fmt: skip
+    """The same for a vector of channels: `x` and `dy` hold a vector for each pixel, x padded, its rows `pitch` apart."""
+    if not isinstance(S, types.IntegerLiteral):
+        return None
+    e, stride = ELEMENTS[T.instance_type], S.literal_value
+
+    def body(b: ir.IRBuilder, sums: Any, x: Any, pitch: Any, dy: Any, oh: Any, ow: Any) -> None:
+        held = [b.alloca(e.vector) for _ in range(NINE * NINE)]  # LLVM keeps them in registers
+        places = [b.gep(sums, [const(t * e.lanes)]) for t in range(NINE * NINE)]
+        for value, place in zip(held, places, strict=True):
+            b.store(load(b, e, place), value)
+        length = b.mul(pitch, const(e.lanes))
+        with loop(b, const(0), oh) as h:
+            rows = [b.gep(x, [b.mul(b.add(b.mul(h, const(stride)), const(i)), length)]) for i in range(NINE)]
+            at_dy = b.gep(dy, [b.mul(b.mul(h, ow), const(e.lanes))])
+            with loop(b, const(0), ow) as w:
+                gradient = load(b, e, b.gep(at_dy, [b.mul(w, const(e.lanes))]))
+                at = b.mul(w, const(stride * e.lanes))
+                for kh, row in enumerate(rows):
+                    for kw in range(NINE):
+                        vector = load(b, e, b.gep(row, [b.add(at, const(kw * e.lanes))]))
+                        place = held[NINE * kh + kw]
+                        b.store(multiply_add(b, e, vector, gradient, b.load(place)), place)
+        for value, place in zip(held, places, strict=True):
+            store(b, e, b.load(value), place)
+
+    name = f"nine_sums_of_channels_{e.short}_s{stride}_{host().name}"
+    return types.void(S, T, *[types.int64] * 6), out_of_line(name, "ppipii", 2, e, body)
+
+
 ROWS_FIELDS = (
     "next stop "
     "x dy sums scratch scratch_size "  # addresses; bytes of a worker's scratch
@@ -556,7 +591,8 @@ ROWS_FIELDS = (
     "size_d size_h size_w od oh ow kd kh kw "
     "stride_d stride_h stride_w dilation_d dilation_h dilation_w before_d before_h before_w "
     "parts "  # independent sums over images
-    "zeros"  # of 3 x 3 taps that are summed all at once: address of a row of zeros, else 0
+    "zeros "  # of 3 x 3 taps that are summed all at once: address of a row of zeros, else 0
+    "pitch held_x"  # of channels side by side: pixels of a padded row, and of the padded image
 )
 ROWS_ARGUMENTS = np.dtype([(name, np.int64) for name in ROWS_FIELDS.split()])
 ROWS_RECORD = from_dtype(ROWS_ARGUMENTS)
@@ -637,5 +673,63 @@ def depthwise_sums(T: Any) -> Any:
                     for i in range(1, lanes):
                         total += held[row * across + k // SIDE, k % SIDE, i]
                     y[row * a.kw + k] = total
+
+    return work
+
+
+def channel_sums(T: Any) -> Any:
+    """Tasks of the same for 3 x 3 taps of small planes: a vector of channels, a part of the images.
+
+    Planes are turned, so that channels lie along the lanes. Rows of 7 would fill them to seven eighths, and each would
+    need masks: 450 cycles for a plane of 7 x 7, so 60.
+    """
+    size = T.bitwidth // 8
+    lanes = host().width // size
+    vector = size * lanes
+
+    def work(worker, arguments):  # type: ignore[no-untyped-def]
+        a = carray(pointer(arguments, ROWS_RECORD), 1)[0]
+        at_sums = a.scratch + worker * a.scratch_size
+        at_x = at_sums + NINE * NINE * vector
+        at_dy = at_x + a.held_x * vector
+        inside = at_x + vector * (a.before_h * a.pitch + a.before_w)
+        held = carray(pointer(at_sums, T), (NINE * NINE, lanes))
+        padded = carray(pointer(at_x, T), a.held_x * lanes)
+        beyond = (a.size_w + lanes - 1) // lanes * lanes - a.size_w
+        while True:
+            task = next_task(arguments)
+            if task >= a.stop:
+                return
+            c0, part = divmod(task, a.parts)
+            c0 *= lanes
+            channels = min(a.o - c0, lanes)
+            held[:] = 0
+            padded[:] = 0
+            for n in range(part * a.batch // a.parts, (part + 1) * a.batch // a.parts):
+                x = a.x + size * (n * a.x_n + c0 * a.x_c)
+                dy = a.dy + size * (n * a.dy_n + c0 * a.dy_c)
+                # What the next image holds of these channels lies far off, where no hardware looks ahead.
+                for i in range(0, size * channels * a.x_c, 64):
+                    fetch_later(x + size * a.x_n + i)
+                for i in range(0, size * channels * a.dy_c, 64):
+                    fetch_later(dy + size * a.dy_n + i)
+                for h in range(a.size_h):
+                    row = inside + vector * h * a.pitch
+                    for w in range(0, a.size_w, lanes):
+                        p = h * a.size_w + w
+                        load_transposed(T, row + vector * w, x + size * p, a.x_c, channels, 0, a.x_c - p)
+                    # Vectors that run over the row's end hold the beginning of the next.
+                    for w in range(a.size_w, a.size_w + beyond):
+                        copy_phases(T, 1, row + vector * w, 0, 1, row, 0, 0)
+                for p in range(0, a.dy_c, lanes):
+                    load_transposed(T, at_dy + vector * p, dy + size * p, a.dy_c, channels, 0, a.dy_c - p)
+                if a.stride_w == 1:
+                    nine_sums_of_channels(1, T, at_sums, at_x, a.pitch, at_dy, a.oh, a.ow)
+                else:
+                    nine_sums_of_channels(2, T, at_sums, at_x, a.pitch, at_dy, a.oh, a.ow)
+            y = carray(pointer(a.sums + size * (part * a.o + c0) * NINE * NINE, T), (lanes, NINE * NINE))
+            for i in range(channels):
+                for t in range(NINE * NINE):
+                    y[i, t] = held[t, i]
 
     return work

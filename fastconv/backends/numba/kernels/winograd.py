@@ -39,7 +39,7 @@ from .simd import (
     store,
     store_transposed,
 )
-from .tile import IN_A_ROW, SLOT, VECTORS, scalars, tile
+from .tile import SLOT, VECTORS, scalars, tile_in_a_row
 
 Matrix = tuple[tuple[Fraction, ...], ...]
 
@@ -354,7 +354,7 @@ def turn_taps(taps, T, size, lanes, a, stage, o, rows, c0):  # type: ignore[no-u
 
 @register_jitable
 def transform_block(F, taps, T, size, lanes, a, to, stage, o0):  # type: ignore[no-untyped-def]
-    """Weights of a block of output channels: (places, c_round, block), zero beyond the last channel."""
+    """Weights of a block of output channels: (places, c_round, ``VECTORS`` vectors), zero beyond the last channel."""
     for v in range(a.block // lanes):
         rows = min(a.o - o0 - v * lanes, lanes)
         for c0 in range(0, a.c_round, lanes):
@@ -370,7 +370,7 @@ def transform_block(F, taps, T, size, lanes, a, to, stage, o0):  # type: ignore[
                 transform_weights(
                     F,
                     T,
-                    to + size * ((c0 + c) * a.block + v * lanes),
+                    to + size * ((c0 + c) * VECTORS + v) * lanes,
                     a.u_step,
                     stage + c * taps * lanes * size,
                 )
@@ -430,9 +430,9 @@ def products(F: int) -> Any:
                     p1 = min(p0 + a.part, t1)
                     for f in range(nn):
                         for t in range(p0, p1, NS):
-                            tile(
-                                NS, IN_A_ROW, T, vectors, 1, a.c_round, block, u + size * f * a.u_step, 0, 0, at_slots,
-                                a.v + size * (f * a.v_step + t * a.c_round), a.c_round, 1,
+                            tile_in_a_row(
+                                NS, 1, T, vectors, a.c_round, u + size * f * a.u_step, at_slots,
+                                a.v + size * (f * a.v_step + t * a.c_round), a.c_round,
                                 at_m + size * (f * a.m_step + (t - p0) * block), block, min(NS, p1 - t), 0, 0,
                             )  # fmt: skip
                     t = p0
