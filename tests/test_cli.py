@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -123,8 +124,10 @@ def test_explain_and_info() -> None:
 def test_ctrl_c_still_writes_the_report(tmp_path: Path) -> None:
     page = tmp_path / "stopped.html"
     command = [sys.executable, "-m", "fastconv", "compare", "--workload", "resnet50", "--output", str(page)]
+    # A shell lets what it starts in the background ignore the signal, and a child inherits that.
+    heard = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
     process = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=tmp_path
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=tmp_path, preexec_fn=heard
     )
     time.sleep(6)
     process.send_signal(signal.SIGINT)
