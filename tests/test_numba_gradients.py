@@ -14,7 +14,7 @@ import fastconv as fc
 from fastconv import testing
 from fastconv.backends import Unsupported, algorithms
 from fastconv.plan import plan
-from fastconv.spec import Op, parse
+from fastconv.spec import ConvSpec, Op, parse
 
 OPS = (Op.CONV_INPUT_GRAD, Op.CONV_WEIGHT_GRAD)
 MOVING = (Op.UNFOLD, Op.FOLD, Op.POOL_INPUT_GRAD, Op.UNPOOL, Op.UNPOOL_INPUT_GRAD)
@@ -100,6 +100,7 @@ def test_tasks_turn_weights_at_every_edge_of_a_block(window: str, dtype: str) ->
 
     for c, o, groups in ((32, 1, 1), (33, 5, 1), (39, 3, 1), (320, 4, 1), (72, 6, 2), (257, 130, 1)):
         spec = parse(f"n2 c{c}x9x8 k{o}x{window} g{groups} {dtype}")
+        assert isinstance(spec, ConvSpec)
         given = testing.operands(spec, Op.CONV_INPUT_GRAD, "integers")
         parts = input_grad.parts_of(spec, [input_grad.phases(spec, axis) for axis in range(2)], 2)
         read = [np.ascontiguousarray(given[0][(..., *part.read)]) for part in parts]
