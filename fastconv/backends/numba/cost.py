@@ -5,7 +5,7 @@ it would change which algorithm runs, and with it the bits of the result.
 
 The constants were fitted to a Zen 5 with AVX-512. ``benchmarks/engine.json`` holds what every algorithm took on a Zen 3
 beside its estimate: of the 324 layers, and ways to call them, that leave a choice, the one with the least estimate was within
-5 % of the fastest for 319. ``python -m benchmarks.engine --fit`` looks for constants that would do better.
+5 % of the fastest for 318. ``python -m benchmarks.engine --fit`` looks for constants that would do better.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ FMAS = 2
 # The cycles of a multiply-add as a multiple of a float's: 32- and 64-bit multiplications are not fused.
 SLOWER = {"float32": 1.0, "float64": 1.0, "int32": 2.0, "int64": 3.0}
 
-# A tile of one or two vectors loads as many weights as one of three.
-NARROW = (0.0, 1.25, 1.04, 1.01)
+# A tile of one or two vectors loads as many weights as one of three; of one by four scalars the sums wait for one another.
+NARROW = (0.0, 1.25, 1.04, 1.01) if host().registers == 32 else (0.0, 2.1, 1.1, 1.01)
 
 # Starting a tile and storing its results, with the loop's end that is foretold wrongly; starting a task; one vector or one row copied into a slab.
 TILE_CYCLES = 60 if host().masks else 100

@@ -383,22 +383,24 @@ def depthwise(spec: ConvSpec, precision: str, workspace_limit: int | None) -> Ru
     lanes = cost.lanes(spec.dtype)
     across = -(-g.kernel[2] // kernels.SIDE)
     rows = g.kernel[0] * g.kernel[1]
-    per_worker = rows * across * kernels.SIDE * host().width
     nine = g.kernel == (1, 3, 3) and g.dilation == (1, 1, 1) and g.stride[1] == g.stride[2]
     nine = nine and g.size[0] == g.out[0] == 1
-    kernel, step = DEPTHWISE, 1
-    pitch, held_x = 0, 0
-    if nine and g.o == 1:
-        # Side by side channels are turned into padded images.
-        pitch = max(g.before[2] + ceil(g.size[2], lanes) * lanes, (g.out[2] - 1) * g.stride[2] + kernels.NINE)
-        held_x = pitch * max(g.before[1] + g.size[1], (g.out[1] - 1) * g.stride[1] + kernels.NINE)
-        turned = host().width * (kernels.NINE**2 + held_x + ceil(math.prod(g.out), lanes) * lanes)
-        if turned <= TURNED_BYTES:
-            kernel, step, per_worker = CHANNELS, lanes, turned
-    units = ceil(spec.out_channels, step)
-    parts = max(min(TASKS // units, spec.batch), 1)
-    partial = parts * math.prod(spec.weight_shape) * DTYPES[spec.dtype].itemsize if parts > 1 else 0
-    if workspace_limit is not None and (need := per_worker + partial + ALIGNMENT) > workspace_limit:
+    ways = [(DEPTHWISE, 1, rows * across * kernels.SIDE * host().width)]
+    # Side by side channels are turned into padded images.
+    pitch = max(g.before[2] + ceil(g.size[2], lanes) * lanes, (g.out[2] - 1) * g.stride[2] + kernels.NINE)
+    held_x = pitch * max(g.before[1] + g.size[1], (g.out[1] - 1) * g.stride[1] + kernels.NINE)
+    turned = host().width * (kernels.NINE**2 + held_x + ceil(math.prod(g.out), lanes) * lanes)
+    if nine and g.o == 1 and turned <= TURNED_BYTES:
+        ways.insert(0, (CHANNELS, lanes, turned))
+    for way in ways:
+        kernel, step, per_worker = way
+        units = ceil(spec.out_channels, step)
+        parts = max(min(TASKS // units, spec.batch), 1)
+        partial = parts * math.prod(spec.weight_shape) * DTYPES[spec.dtype].itemsize if parts > 1 else 0
+        need = per_worker + partial + ALIGNMENT
+        if workspace_limit is None or need <= workspace_limit:
+            break
+    else:
         raise Unsupported(f"needs {need} bytes of scratch", workspace=need)
     plane, plane_out = math.prod(g.size), math.prod(g.out)
     # With more padding than one column more vectors than the first and the last would need masks.
@@ -446,5 +448,5 @@ def depthwise(spec: ConvSpec, precision: str, workspace_limit: int | None) -> Ru
         workspace=per_worker,
         at_once=at_once,
         shared=partial + ALIGNMENT,
-        note="reads the input where it lies",
+        note="channels side by side" if kernel is CHANNELS else "reads the input where it lies",
     )

@@ -32,7 +32,7 @@ TILE_BYTES = 4 << 20
 PRODUCT_BYTES = 448 << 10
 
 # Cycles to transform one vector of channels of a tile, for each place in it; measured with the transposes. With 16
-# registers it is more, but so is a tile's time: 5 chooses what is faster for 149 of 150 layers and ways on a Zen 3,
+# registers it is more, but so is a tile's time: 5 chooses what is faster for 148 of 150 layers and ways on a Zen 3,
 # twice as much for 139.
 INPUT_CYCLES, OUTPUT_CYCLES, WEIGHT_CYCLES = 5.0, 5.0, 5.0
 
