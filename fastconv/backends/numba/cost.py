@@ -37,8 +37,8 @@ PANEL_CYCLES = 2
 # cut into fives, each of which reads all images anew: 0.56 of the FMA peak where two reach 0.72.
 CHANNEL_CYCLES = 36
 
-# An element of a matrix that is turned, in blocks of vectors.
-TURN_CYCLES = 5
+# An element of a matrix that `direct.orderer` turns.
+ORDER_CYCLES = 5
 
 # A weight that a task turns for its own tiles.
 PACK_CYCLES = 1.2

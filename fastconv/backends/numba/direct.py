@@ -395,8 +395,7 @@ class Turned(NamedTuple):
 def plan_flat(
     spec: ConvSpec, g: Geometry, packed: bool, limit: int | None, turned: Turned | None = None
 ) -> Planned:
-    """Arguments of the ``flat`` kernel."""
-    packed = packed or turned is not None
+    """Arguments of the ``flat`` kernel; weights that tasks turn are packed by them."""
     cut, batch, row, whole = choose_flat(spec, g, packed, turned is not None), spec.batch, g, packed
     if (all_images := joined(spec, g)) is not None:
         other = choose_flat(spec.with_batch(1), all_images, whole=True, turned=turned is not None)
@@ -818,7 +817,7 @@ def run_images(spec: ConvSpec, limit: int | None, packed: bool) -> Run:
         return replace(
             inner, call=call, pack=lambda w: turn_rows(np.ascontiguousarray(w), K), packing=("turned", K)
         )
-    turning = K * spec.out_channels * cost.TURN_CYCLES * cost.CYCLE + cost.CALL_SECONDS
+    turning = K * spec.out_channels * cost.ORDER_CYCLES * cost.CYCLE + cost.CALL_SECONDS
     return replace(inner, call=call, seconds=inner.seconds + turning, shared=inner.shared + turned)
 
 

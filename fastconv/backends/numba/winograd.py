@@ -76,7 +76,7 @@ class Layout(NamedTuple):
     @property
     def u_step(self) -> int:
         """Elements from one place of the transformed weights to the next."""
-        return self.c_round * VECTORS * (host().width // self.itemsize) + 64 // self.itemsize
+        return (self.c_round * VECTORS * host().width + 64) // self.itemsize
 
     @property
     def m_step(self) -> int:

@@ -251,7 +251,7 @@ def next_tile(left):  # type: ignore[no-untyped-def]
 
 @register_jitable
 def fill_own(a, slots, lanes, i, r, left):  # type: ignore[no-untyped-def]
-    """Slots of a panel's vectors for the next `left` positions, from r of image i on. Returns how many there are.
+    """Where a panel's vectors write: slots for the next `left` positions, from r of image i on. Returns how many there are.
 
     Where the positions of all images follow one another they go on with the next image. The planner joins no images of less than a tile's positions, so a vector lies in two at most.
     """
@@ -259,7 +259,7 @@ def fill_own(a, slots, lanes, i, r, left):  # type: ignore[no-untyped-def]
     for m in range(mv):
         count = min(left - m * lanes, lanes)
         here = min(count, a.y_c - r)
-        slots[m, 0], slots[m, 1], slots[m, 2] = m * lanes, i * a.y_n + r, (1 << here) - 1
+        slots[m, 1], slots[m, 2] = i * a.y_n + r, (1 << here) - 1
         slots[m, 3], slots[m, 4] = (i + 1) * a.y_n - here, (1 << count) - (1 << here)
         r += lanes
         if r >= a.y_c:
@@ -300,8 +300,8 @@ def sum_panel(T, NS, size, lanes, a, mv, c0, count, at_panel, y, w, w_row, bias,
             if t == a.taps:
                 t, end = 0, end + size * a.pitch_c
         left -= share
-        fetch_rows(y + size * (o * a.y_c + at_y0), size * a.y_c, width, min(NS, o1 - o))
         rows = min(NS, o1 - o)
+        fetch_rows(y + size * (o * a.y_c + at_y0), size * a.y_c, width, rows)
         at_w, to = w + size * ((o - o0) // NS) * w_row, y + size * o * a.y_c
         b = bias + size * o if bias and last else 0
         if a.w_k == 1:

@@ -6,7 +6,7 @@ know it again in another process (an intrinsic made in a closure misses every ti
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
 from typing import Any, NamedTuple
@@ -166,16 +166,8 @@ def masked_store(
 
 def _store_pieces(builder: ir.IRBuilder, e: Element, value: Any, pointer: Any, bits: Any) -> None:
     """The same in halves, quarters and single lanes: AVX2's masked store takes AMD's processors 12 cycles and more."""
-    name = f"store_pieces_{e.short}_{host().name}"
-    function = builder.module.globals.get(name)
-    if function is None:
-        kind = ir.FunctionType(ir.VoidType(), [e.vector, e.llvm.as_pointer(), I64])
-        function = ir.Function(builder.module, kind, name)
-        function.linkage = "internal"
-        function.attributes.add("noinline")
-        b = ir.IRBuilder(function.append_basic_block("entry"))
-        vector, to, wanted = function.args
 
+    def body(b: ir.IRBuilder, vector: Any, to: Any, wanted: Any) -> None:
         def piece(begin: int, count: int) -> None:
             every = const((1 << count) - 1 << begin)
             found = b.and_(wanted, every)
@@ -192,7 +184,9 @@ def _store_pieces(builder: ir.IRBuilder, e: Element, value: Any, pointer: Any, b
                             piece(begin + count // 2, count // 2)
 
         piece(0, e.lanes)
-        b.ret_void()
+
+    kinds = [e.vector, e.llvm.as_pointer(), I64]
+    function = own_function(builder.module, f"store_pieces_{e.short}_{host().name}", kinds, body)
     word = bits if bits.type == I64 else builder.zext(bits, I64)
     builder.call(function, [value, builder.bitcast(pointer, e.llvm.as_pointer()), word])
 
@@ -241,6 +235,21 @@ def load(builder: ir.IRBuilder, e: Element, pointer: Any) -> Any:
 def store(builder: ir.IRBuilder, e: Element, value: Any, pointer: Any) -> None:
     """A vector to any address."""
     builder.store(value, builder.bitcast(pointer, e.vector.as_pointer())).align = e.size
+
+
+def own_function(
+    module: ir.Module, name: str, kinds: list[ir.Type], body: Callable[..., None]
+) -> ir.Function:
+    """An LLVM function of a module's own that is never inlined; ``body(builder, *arguments)`` writes it once."""
+    function = module.globals.get(name)
+    if function is None:
+        function = ir.Function(module, ir.FunctionType(ir.VoidType(), kinds), name)
+        function.linkage = "internal"
+        function.attributes.add("noinline")
+        builder = ir.IRBuilder(function.append_basic_block("entry"))
+        body(builder, *function.args)
+        builder.ret_void()
+    return function
 
 
 def lane_range(builder: ir.IRBuilder, e: Element, low: Any, high: Any) -> Any:
@@ -322,15 +331,8 @@ def out_of_line(name: str, kinds: str, skip: int, e: Element, body: Any) -> Any:
     """
 
     def codegen(context: Any, builder: Any, signature: Any, values: Any) -> Any:
-        function = builder.module.globals.get(name)
-        if function is None:
-            arguments = [e.llvm.as_pointer() if kind == "p" else I64 for kind in kinds]
-            function = ir.Function(builder.module, ir.FunctionType(ir.VoidType(), arguments), name)
-            function.linkage = "internal"
-            function.attributes.add("noinline")
-            inner = ir.IRBuilder(function.append_basic_block("entry"))
-            body(inner, *function.args)
-            inner.ret_void()
+        arguments = [e.llvm.as_pointer() if kind == "p" else I64 for kind in kinds]
+        function = own_function(builder.module, name, arguments, body)
         given = [
             builder.inttoptr(value, argument.type) if isinstance(argument.type, ir.PointerType) else value
             for value, argument in zip(values[skip:], function.args, strict=True)

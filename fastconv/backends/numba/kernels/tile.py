@@ -20,11 +20,11 @@ Edges belong inside: with rows < NS the surplus scalars read the last row's weig
 masked-out lanes are never written. A tile that reads MASKED reads no lane that its masks leave out, and takes zero
 for it: ``masks[t * VECTORS + m]`` has a bit for each lane, so padding need not exist in memory. Any other reads its
 vectors whole, and the caller sees to it that they may be read. One that reads IN_A_ROW, as a panel is, finds its
-vectors side by side and those of the next term ``VECTORS`` further on, and knows how far its weights lie apart when it is
+vectors side by side from x on and those of the next term ``VECTORS`` further on, and knows how far its weights lie apart when it is
 compiled.
 
 The loop is emitted as an LLVM function of its own, out of line. Inlined into its driver LLVM unrolled it and
-spilled accumulators to the stack: 50 GF/s where 272 are reached on the same core. How often LLVM unrolls it is said.
+spilled accumulators to the stack: 50 GF/s where 272 are reached on the same core. LLVM is told how often to unroll it.
 """
 
 from __future__ import annotations
@@ -59,6 +59,7 @@ from .simd import (
     masked_store,
     multiply_add,
     out_of_line,
+    own_function,
     prefetch,
     splat,
     store,
@@ -275,14 +276,14 @@ def _sum_by_offsets(
     return found
 
 
-def _slot(b: ir.IRBuilder, a: SimpleNamespace, m: int) -> list[Any]:
+def _slot(b: ir.IRBuilder, slots: Any, m: int) -> list[Any]:
     """Where a slot writes: y0, mask0, y1, mask1."""
-    return [b.load(b.gep(a.slots, [const(SLOT * m + field)])) for field in (1, 2, 3, 4)]
+    return [b.load(b.gep(slots, [const(SLOT * m + field)])) for field in (1, 2, 3, 4)]
 
 
 def _resume(b: ir.IRBuilder, e: Element, a: SimpleNamespace, m: int, row: list[Any]) -> list[Any]:
     """What a slot's places in every row of y hold; none of the surplus rows is beyond the last."""
-    y0, mask0, y1, mask1 = _slot(b, a, m)
+    y0, mask0, y1, mask1 = _slot(b, a.slots, m)
     at = [b.gep(a.y, [b.mul(a.ldy, r)]) for r in row]
     with b.if_else(b.icmp_unsigned("==", mask0, const((1 << e.lanes) - 1))) as (whole, part):
         with whole:
@@ -308,12 +309,14 @@ def _write(b: ir.IRBuilder, e: Element, a: SimpleNamespace, row: list[Any], resu
 
     Surplus rows hold what the last one holds, and are written there once more: that is less than to ask of each.
     """
-    whole = [b.icmp_unsigned("==", _slot(b, a, m)[1], const((1 << e.lanes) - 1)) for m in range(len(results))]
+    whole = [
+        b.icmp_unsigned("==", _slot(b, a.slots, m)[1], const((1 << e.lanes) - 1)) for m in range(len(results))
+    ]
     with b.if_else(functools.reduce(b.and_, whole), likely=True) as (plain, parts):
         with plain:
             at = [b.gep(a.y, [b.mul(a.ldy, r)]) for r in row]
             for m, values in enumerate(results):
-                y0 = _slot(b, a, m)[0]
+                y0 = _slot(b, a.slots, m)[0]
                 for place, value in zip(at, values, strict=True):
                     store(b, e, value, b.gep(place, [y0]))
         with parts:
@@ -329,7 +332,7 @@ def _write_parts(b: ir.IRBuilder, e: Element, a: SimpleNamespace, row: list[Any]
 
     def write(b: ir.IRBuilder, slots: Any, at: list[Any], value: Callable[[int, int], Any]) -> None:
         for m, values in enumerate(results):
-            y0, mask0, y1, mask1 = _slot(b, SimpleNamespace(slots=slots), m)
+            y0, mask0, y1, mask1 = _slot(b, slots, m)
             for j in range(len(values)):
                 masked_store(b, e, value(m, j), b.gep(at[j], [y0]), mask0)
             with b.if_then(b.icmp_unsigned("!=", mask1, const(0))):
@@ -339,20 +342,15 @@ def _write_parts(b: ir.IRBuilder, e: Element, a: SimpleNamespace, row: list[Any]
     if host().masks:
         write(b, a.slots, [b.gep(a.y, [b.mul(a.ldy, r)]) for r in row], lambda m, j: results[m][j])
         return
-    mv, ns = len(results), len(row)
+    mv, ns, element = len(results), len(row), e.llvm.as_pointer()
+
+    def from_memory(b: ir.IRBuilder, held: Any, slots: Any, y: Any, ldy: Any, rows: Any) -> None:
+        at = [b.gep(y, [b.mul(ldy, r)]) for r in _rows(b, rows, ns)]
+        write(b, slots, at, lambda m, j: load(b, e, b.gep(held, [const((m * ns + j) * e.lanes)])))
+
     name = f"write_parts_{e.short}_{mv}x{ns}_{host().name}"
-    function = b.module.globals.get(name)
-    element = e.llvm.as_pointer()
-    if function is None:
-        kinds = [element, I64.as_pointer(), element, I64, I64]
-        function = ir.Function(b.module, ir.FunctionType(ir.VoidType(), kinds), name)
-        function.linkage = "internal"
-        function.attributes.add("noinline")
-        inner = ir.IRBuilder(function.append_basic_block("entry"))
-        held, slots, y, ldy, rows = function.args
-        at = [inner.gep(y, [inner.mul(ldy, r)]) for r in _rows(inner, rows, ns)]
-        write(inner, slots, at, lambda m, j: load(inner, e, inner.gep(held, [const((m * ns + j) * e.lanes)])))
-        inner.ret_void()
+    kinds = [element, I64.as_pointer(), element, I64, I64]
+    function = own_function(b.module, name, kinds, from_memory)
     with b.goto_entry_block():
         held = b.alloca(e.vector, mv * ns)
     held = b.bitcast(held, element)
@@ -460,26 +458,17 @@ def panel_of_slots(
     def body(
         b: ir.IRBuilder, C: Any, taps: Any, xc: Any, x: Any, offsets: Any, slots: Any, to: Any
     ) -> None:  # fmt: skip
-        slots = b.inttoptr(slots, I64.as_pointer())
+        slots, offsets = b.inttoptr(slots, I64.as_pointer()), b.inttoptr(offsets, I32.as_pointer())
         vectors = [b.gep(x, [b.load(b.gep(slots, [const(SLOT * m)]))]) for m in range(VECTORS)]
-        with _panel_terms(b, e, C, taps, xc, offsets, to) as (_, offset, row):
+        with loop(b, const(0), C) as c, loop(b, const(0), taps) as t:
+            offset = b.add(b.mul(c, xc), b.sext(b.load(b.gep(offsets, [t])), I64))
+            row = b.gep(to, [b.mul(b.add(b.mul(c, taps), t), const(VECTORS * e.lanes))])
             for m, vector in enumerate(vectors):
                 store(b, e, load(b, e, b.gep(vector, [offset])), b.gep(row, [const(m * e.lanes)]))
 
     return types.void(T, *[types.int64] * 7), out_of_line(
         f"panel_of_slots_{e.short}_{host().name}", "iiipiip", 1, e, body
     )
-
-
-@contextmanager
-def _panel_terms(
-    b: ir.IRBuilder, e: Element, C: Any, taps: Any, xc: Any, offsets: Any, to: Any
-) -> Iterator[tuple[Any, Any, Any]]:
-    """What is built inside runs for each channel and tap: the tap, what it adds to a position, and its row of the panel."""
-    offsets = b.inttoptr(offsets, I32.as_pointer())
-    with loop(b, const(0), C) as c, loop(b, const(0), taps) as t:
-        offset = b.add(b.mul(c, xc), b.sext(b.load(b.gep(offsets, [t])), I64))
-        yield t, offset, b.gep(to, [b.mul(b.add(b.mul(c, taps), t), const(VECTORS * e.lanes))])
 
 
 @intrinsic

@@ -395,7 +395,7 @@ def products(F: int) -> Any:
             at_slots = a.scratch + worker * a.scratch_size
             slots = carray(pointer(at_slots, types.int64), (VECTORS, SLOT))
             for v in range(VECTORS):
-                slots[v, 0], slots[v, 1], slots[v, 2] = v * lanes, v * lanes, (1 << lanes) - 1
+                slots[v, 1], slots[v, 2] = v * lanes, (1 << lanes) - 1
                 slots[v, 3], slots[v, 4] = 0, 0
             at_bias = at_slots + 128
             at_check = at_bias + most * size
