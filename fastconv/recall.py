@@ -22,7 +22,7 @@ from fastconv.spec import Shape
 # A service that sees ever new image sizes must not grow for ever.
 REMEMBERED = 1024
 
-_SCALARS = (int, str, bool, float, type(None))
+_SCALARS = frozenset([int, str, bool, float, type(None)])
 _INTS = frozenset([int])
 
 
@@ -89,15 +89,15 @@ def _signature(
             if not (flags.c_contiguous and flags.aligned):
                 return None
             arrays.append(value)
-            found += (value.shape, value.dtype)
+            found += value.shape, value.dtype
+        elif kind in _SCALARS:
+            found += kind, value
+        elif kind is tuple and _INTS.issuperset(map(type, value)):
+            found.append(value)
         elif kind.__module__ == "cupy" and kind.__name__ == "ndarray":
             # Always aligned, and read in any order: what the kernel makes of it is found by its strides.
             arrays.append(value)
-            found += (kind, value.shape, value.dtype, value.strides)
-        elif kind in _SCALARS:
-            found += (kind, value)
-        elif kind is tuple and _INTS.issuperset(map(type, value)):
-            found.append(value)
+            found += kind, value.shape, value.dtype, value.strides
         else:
             return None
     if kwargs:

@@ -12,7 +12,7 @@ from fastconv.backends import Run, Unsupported
 from fastconv.backends.numba import cost, direct, jit, threads
 from fastconv.backends.numba.kernels import depthwise as kernels
 from fastconv.backends.numba.kernels.depthwise import ROWS, SLOT, TOGETHER, half, loads
-from fastconv.backends.numba.operands import Array, address, cast_images, contiguous
+from fastconv.backends.numba.operands import Array, address, begun, cast_images, contiguous
 from fastconv.spec import DTYPES, ConvSpec
 
 KERNEL = jit.Kernel(kernels.depthwise)
@@ -29,9 +29,6 @@ ROWS_CYCLES = {(1, 1): 62, (1, 2): 60, (2, 1): 85, (2, 2): 80}
 
 # A task takes about this long, so that starting it (0.3 us) does not show.
 TASK_SECONDS = 10e-6
-
-FIELD = {name: at for at, name in enumerate(kernels.ARGUMENTS.names or ())}
-ADDRESSES = slice(FIELD["x"], FIELD["y"] + 1)
 
 
 def in_a_row(g: direct.Geometry) -> bool:
@@ -163,9 +160,8 @@ def caller(spec: ConvSpec, g: direct.Geometry) -> tuple[Callable[..., None], int
     seconds = spec.batch * spec.out_channels * channel
 
     def call(x: Array, w: Array, bias: Array | None, y: Array) -> None:
-        a = fields.copy()
         bias = contiguous(bias)
-        a[ADDRESSES] = address(x), address(w), address(bias), address(y)
+        a = begun(fields, address(x), address(w), address(bias), address(y))
         threads.launch(KERNEL.address(spec.dtype), a, tasks, threads.workers(tasks), seconds)
 
     call.tables = offsets, slots, masks, inner  # type: ignore[attr-defined]

@@ -17,7 +17,15 @@ from fastconv.backends.numba import cost, jit, threads
 from fastconv.backends.numba.kernels import direct as kernels
 from fastconv.backends.numba.kernels.simd import host
 from fastconv.backends.numba.kernels.tile import SLOT, VECTORS, scalars
-from fastconv.backends.numba.operands import ALIGNMENT, Array, address, cast_images, contiguous, scratch
+from fastconv.backends.numba.operands import (
+    ALIGNMENT,
+    Array,
+    address,
+    begun,
+    cast_images,
+    contiguous,
+    scratch,
+)
 from fastconv.spec import DTYPES, ConvSpec, Sizes, source
 
 FLAT = jit.Kernel(kernels.flat)
@@ -633,7 +641,6 @@ def pack_rows(spec: ConvSpec, weight: Array) -> Array:
 
 
 FIELD = {name: at for at, name in enumerate(kernels.ARGUMENTS.names or ())}
-ADDRESSES = slice(FIELD["x"], FIELD["y"] + 1)
 STRIDES = slice(FIELD["x_n"], FIELD["x_w"] + 1)
 X, Y, SCRATCH, COPIED, BATCH = (FIELD[name] for name in ("x", "y", "scratch", "copied", "batch"))
 CHANNELS, C_TASKS = FIELD["channels"], FIELD["c_tasks"]
@@ -655,13 +662,11 @@ def caller(kernel: jit.Kernel, planned: Planned, spec: ConvSpec) -> Callable[...
     c_tasks = int(planned.arguments["c_tasks"][0])
 
     def call(x: Array, w: Array, bias: Array | None, y: Array) -> None:
-        a = fields.copy()
-        bias = contiguous(bias)
-        a[ADDRESSES] = address(x), address(w), address(bias), address(y)
-        set_strides(a, x, spec)
         workers = threads.workers(planned.tasks * images)
         _held, at = scratch(workers * planned.scratch + planned.copied)
-        a[SCRATCH] = at + planned.copied
+        bias = contiguous(bias)
+        a = begun(fields, address(x), address(w), address(bias), address(y), at + planned.copied)
+        set_strides(a, x, spec)
         for n in rounds:
             if n:
                 a[X] += x.strides[0] * images

@@ -12,7 +12,7 @@ from fastconv.backends.numba.depthwise import TABLE_BYTES, begins, table
 from fastconv.backends.numba.kernels import pool as kernels
 from fastconv.backends.numba.kernels import windows
 from fastconv.backends.numba.kernels.pool import ARGMAX, MAX, SLOT, SUM
-from fastconv.backends.numba.operands import ALIGNMENT, Array, address, scratch
+from fastconv.backends.numba.operands import ALIGNMENT, Array, address, begun, scratch
 from fastconv.spec import DTYPES, PoolSpec
 
 TAPS = [jit.Kernel(kernels.taps(op)) for op in (SUM, MAX, ARGMAX)]
@@ -51,7 +51,7 @@ CELL_CYCLES = 40
 ROW_CYCLES, FLAT_CYCLES = (8, 7, 20), (9, 7, 23)
 STRIP_CYCLES = 30
 
-X, Y, INDICES, COUNT = map(kernels.FIELD.__getitem__, ("x", "y", "indices", "planes"))
+COUNT = kernels.FIELD["planes"]
 
 
 def computed(spec: PoolSpec) -> str:
@@ -158,8 +158,8 @@ def run(
     as_is = spec.dtype == wide and spec.out_dtype == wide and spec.mode != "lp"
 
     def reduce(x: int, y: int, indices: int, count: int) -> None:
-        a = fields.copy()
-        a[X], a[Y], a[INDICES], a[COUNT] = x, y, indices, count
+        a = begun(fields, x, y, indices)
+        a[COUNT] = count
         tasks = -(-count // step)
         threads.launch(kernel.address(wide), a, tasks, threads.workers(tasks), count * channel)
 

@@ -22,7 +22,7 @@ from numba.extending import register_jitable
 
 from fastconv.backends.numba import jit
 from fastconv.backends.numba.kernels.simd import call_kernel, pointer
-from fastconv.backends.numba.operands import address
+from fastconv.backends.numba.operands import address, put_range
 from fastconv.threads import get_num_threads
 
 # A call may be interrupted (Ctrl-C) between shares of the work that take about this long.
@@ -260,8 +260,8 @@ def launch(kernel: int, arguments: np.ndarray[Any, Any], tasks: int, workers: in
     share = tasks if seconds <= 2 * PATIENCE else max(int(tasks * PATIENCE / seconds), 4 * workers)
     done = 0
     while done < tasks:
-        arguments[0] = done
-        arguments[1] = done = min(done + share, tasks)
+        begin, done = done, min(done + share, tasks)
+        put_range(arguments, begin, done)
         if workers == 1:
             _serial()(kernel, 0, at)
         elif (parallel := _parallel()) is not None:

@@ -14,7 +14,15 @@ from fastconv.backends.numba import cost, direct, jit, threads
 from fastconv.backends.numba.kernels import winograd as kernels
 from fastconv.backends.numba.kernels.simd import host
 from fastconv.backends.numba.kernels.tile import VECTORS, scalars
-from fastconv.backends.numba.operands import ALIGNMENT, Array, address, cast_images, contiguous, scratch
+from fastconv.backends.numba.operands import (
+    ALIGNMENT,
+    Array,
+    address,
+    begun,
+    cast_images,
+    contiguous,
+    scratch,
+)
 from fastconv.spec import DTYPES, ConvSpec
 
 TILES = [jit.Kernel(kernels.tiles_in(f), jit.REAL) for f in range(len(kernels.FORMS))]
@@ -227,20 +235,15 @@ def plan_form(spec: ConvSpec, cut: Layout, packed: bool, limit: int | None, turn
         given = w.given if packed else w
         if not spec.batch:
             return
-        bias = contiguous(bias)
-        a = fields.copy()
-        if (
-            x.strides[1] == x.itemsize and x.strides[-1] != x.itemsize
-        ):  # channels are neighbours, as images come
-            n, _, *rest = (step // x.itemsize for step in x.strides)
-            a[STRIDES] = n, 1, *direct.lift(tuple(rest), 0)[1:]
-        else:
-            x = np.ascontiguousarray(x)
+        is_channels_last = direct.channels_last(x)
+        x, bias = x if is_channels_last else np.ascontiguousarray(x), contiguous(bias)
         workers = threads.workers(at_once)
         _held, at = scratch(workers * nbytes + shared)
-        a[FIELD["x"]], a[FIELD["w"]] = address(x), address(w.transformed if packed else w)
-        a[FIELD["bias"]], a[FIELD["y"]] = address(bias), address(y)
-        a[FIELD["v"]], a[FIELD["scratch"]] = at, at + -(-shared // 64) * 64 - 64
+        at_w, at_work = address(w.transformed if packed else w), at + -(-shared // 64) * 64 - 64
+        a = begun(fields, address(x), at_w, address(bias), address(y), at_work, at)
+        if is_channels_last:
+            n, _, *rest = (step // x.itemsize for step in x.strides)
+            a[STRIDES] = n, 1, *direct.lift(tuple(rest), 0)[1:]
         for row in range(0, all_rows, cut.rows):
             rows = min(cut.rows, all_rows - row)
             a[FIELD["first"]], a[FIELD["count"]] = row * cut.tiles_w, rows * cut.tiles_w
@@ -256,10 +259,9 @@ def plan_form(spec: ConvSpec, cut: Layout, packed: bool, limit: int | None, turn
     def pack(weight: Array) -> Transformed:
         weight = np.ascontiguousarray(weight) if turn else weight
         held, at = scratch(cut.blocks * cut.u_bytes)
-        a = fields.copy()
         workers = threads.workers(cut.blocks)
         _work, at_work = scratch(workers * nbytes)
-        a[FIELD["w"]], a[FIELD["v"]], a[FIELD["scratch"]] = address(weight), at, at_work
+        a = begun(fields, 0, address(weight), 0, 0, at_work, at)
         threads.launch(WEIGHTS[cut.form].address(spec.dtype), a, cut.blocks, workers, 0)
         return Transformed(weight, held[at - address(held) :])
 
