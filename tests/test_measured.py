@@ -361,13 +361,14 @@ def test_every_function_takes_it(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_prepared_convolutions_take_it(
     prepare: Any, backend: str, dtype: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # Of this time every call takes as much, whatever the machine does: measured, Winograd, which rounds, won now and then.
+    # Of this time every call takes as much, whatever the machine does. Winograd, which rounds, may be the one that wins.
+    rounding = 1e-6 if dtype == "f4" else 0
     monkeypatch.setattr(measured, "time", Clock())
     monkeypatch.setattr(measured, "SECONDS", 0.0)
     x, w = np.ones((2, 4, 6, 6), dtype), np.ones((4, 4, 3, 3), dtype)
     prepared = prepare(w, backend=backend, algorithm="measure")
     for _ in range(2):  # the second call takes the short way
-        assert prepared(x).max() == 36
+        assert float(prepared(x).max()) == pytest.approx(36, rel=rounding)
     made = fc.explain(prepared, x)
     assert bool(made.measured) == (len(made.estimates) > 1)
 

@@ -42,6 +42,8 @@ EDGES = [
     *(f"max n1 c2x{h}x{w} k{k}x{k} s{s} p{k // 2}" for h, w in ((3, 3), (7, 9), (9, 33)) for k, s in ((2, 2), (3, 2), (3, 1), (4, 3))),
     *(f"avg n1 c2x{h}x{w} k3x3 s2 p1 ceil" for h, w in ((4, 4), (9, 33))),
     "n5 c3x4x5 k7x4x5 s1 p0", "n2 c1x2x2 k19x2x2 s1 p0", "n33 c40x1x1 k9x1x1 s1 p0", "n4 c2x3x2x3 k25x3x2x3 s1 p0",
+    *(f"n2 c{c}x{h}x{w} k{o}x1x1 s1 p0" for c, h, w, o in ((130, 5, 5, 8), (9, 3, 7, 17), (257, 2, 3, 25), (5, 7, 29, 33), (8, 1, 4, 60))),
+    "n2 c30x5x6 k20x3x3 s2 p0", "n1 c6x14x14 k16x5x5 s1 p0", "n1 c8x9x9 k10x3x3 s2 p0 g2",
     "max n1 c2x9x18 k3x3 s2 p1 indices", "max n1 c2x7x8 k3x3 s3 p0 indices", "avg n1 c3x7x7 o1x1", "max n1 c2x9x20 o4x3",
 ]  # fmt: skip
 DTYPES = ("f32", "f64", "s32", "s64")
@@ -85,11 +87,12 @@ def test_kernels_stay_inside_their_operands(channels_last: bool, dtype: str, at_
 @pytest.mark.parametrize("size", [(7, 9), (3, 21)])
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_images_that_would_leave_lanes_empty_are_one_row(dtype: str, size: tuple[int, int]) -> None:
-    from fastconv.backends.numba import direct
+    from fastconv.backends.numba import positions
+    from fastconv.backends.numba.geometry import geometry
 
     spec = parse("n{} c300x{}x{} k36x1x1 s1 p0 {}".format(5, *size, dtype))
     assert isinstance(spec, ConvSpec)
-    planned = direct.plan_flat(spec, direct.geometry(spec), packed=False, limit=None)
+    planned = positions.plan_flat(spec, geometry(spec), packed=False, limit=None)
     assert planned.arguments["batch"] == 1
     assert planned.arguments["positions"] == 5 * size[0] * size[1]
     given = testing.operands(spec, Op.CONV, "integers")
@@ -99,10 +102,25 @@ def test_images_that_would_leave_lanes_empty_are_one_row(dtype: str, size: tuple
     assert np.array_equal(y, testing.reference(spec, Op.CONV, given))
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("window", ["1x1 s1 p0", "3x3 s2 p1"])
+def test_weights_are_packed_ahead_as_a_call_packs_them(window: str, dtype: str) -> None:
+    """Every cut of channels into tiles, the last one with lanes left over, in groups: to the same bits."""
+    for c, o, groups in ((3, 5, 1), (9, 16, 1), (40, 31, 1), (7, 32, 1), (16, 66, 2), (150, 57, 1)):
+        spec = parse(f"n2 c{c}x9x8 k{o}x{window} g{groups} {dtype}")
+        made = plan(spec, Op.CONV, "numba", "direct")
+        x, w = testing.operands(spec, Op.CONV, "integers")
+        ahead = plan(spec, Op.CONV, "numba", "direct", prepared=True)
+        packed = ahead.run_packed(x, ahead.pack(w))
+        np.testing.assert_array_equal(made(x, w), packed)
+        np.testing.assert_array_equal(packed, testing.reference(spec, Op.CONV, (x, w)))
+
+
 @pytest.mark.parametrize("o", [1, 2, 9, 64])
 @pytest.mark.parametrize("k", [1, 3])
 def test_no_task_begins_with_the_last_vector(o: int, k: int) -> None:
-    from fastconv.backends.numba import direct
+    from fastconv.backends.numba import positions
+    from fastconv.backends.numba.geometry import geometry
 
     lanes = host().width // 4
     for vectors in (4, 7, 10, 13, 25, 31):
@@ -110,7 +128,7 @@ def test_no_task_begins_with_the_last_vector(o: int, k: int) -> None:
         assert isinstance(spec, ConvSpec)
         spec = replace(spec, padding=((0, 0), (k // 2, k // 2)))
         v_step = int(
-            direct.plan_flat(spec, direct.geometry(spec), packed=False, limit=None).arguments["v_step"][0]
+            positions.plan_flat(spec, geometry(spec), packed=False, limit=None).arguments["v_step"][0]
         )
         assert v_step >= vectors or vectors % v_step != 1
         given = testing.operands(spec, Op.CONV, "integers")
@@ -152,16 +170,17 @@ def loop_of(text: str, name: str, instruction: str, least: int = 1) -> list[str]
 
 
 def check_tiles(dtype: str) -> None:
-    from fastconv.backends.numba import direct, weight_grad
+    from fastconv.backends.numba import direct, positions, weight_grad
+    from fastconv.backends.numba.kernels.direct import MICROKERNELS as OF_CHANNELS
     from fastconv.backends.numba.kernels.simd import host
     from fastconv.backends.numba.kernels.tile import MICROKERNELS, VECTORS, scalars
 
     isa = host()
     register = {"avx512": "%zmm", "avx2": "%ymm"}[isa.name]
     suffix = "ps" if dtype == "float32" else "pd"
-    texts = [assembly(direct.FLAT, dtype), assembly(weight_grad.PRODUCTS, dtype)]
+    texts = [assembly(kernel, dtype) for kernel in (positions.FLAT, weight_grad.PRODUCTS, direct.DIRECT)]
     checked = 0
-    for kernel in MICROKERNELS:
+    for kernel in (*MICROKERNELS, *OF_CHANNELS):
         if kernel.dtype == dtype:
             products = kernel.mv * kernel.ns * kernel.terms
             text = next(text for text in texts if f"\n{kernel.name}:" in text)
@@ -172,7 +191,7 @@ def check_tiles(dtype: str) -> None:
             assert not spills, (kernel.name, spills)
             checked += 1
     lanes = {"float32": isa.width // 4, "float64": isa.width // 8}[dtype]
-    assert checked == VECTORS * ((2 if isa.masks else 1) + len({1, scalars(isa), lanes}))
+    assert checked == VECTORS * ((2 if isa.masks else 1) + len({1, scalars(isa), lanes}) + 1)
 
 
 on_x86 = pytest.mark.skipif(

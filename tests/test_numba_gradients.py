@@ -96,7 +96,7 @@ def test_kernels_stay_inside_their_operands(op: Op, dtype: str, at_end: bool) ->
 @pytest.mark.parametrize("window", ["1x1 s1 p0", "3x3 s1 p1", "3x3 s2 p1", "2x3 s1x2 p0:1x1"])
 def test_tasks_turn_weights_at_every_edge_of_a_block(window: str, dtype: str) -> None:
     """Rows beside blocks of scalars, terms beside those that fill a line, taps of several phases, groups."""
-    from fastconv.backends.numba import direct, input_grad
+    from fastconv.backends.numba import implicit_gemm, input_grad, positions
 
     for c, o, groups in ((32, 1, 1), (33, 5, 1), (39, 3, 1), (320, 4, 1), (72, 6, 2), (257, 130, 1)):
         spec = parse(f"n2 c{c}x9x8 k{o}x{window} g{groups} {dtype}")
@@ -106,7 +106,9 @@ def test_tasks_turn_weights_at_every_edge_of_a_block(window: str, dtype: str) ->
         read = [np.ascontiguousarray(given[0][(..., *part.read)]) for part in parts]
         found = testing.reference(spec, Op.CONV_INPUT_GRAD, given, backend="im2col")
         for part, dy in zip(parts, read, strict=True):
-            run = direct.run_turned(part.spec, direct.Turned(part.taps, len(given[1][0, 0].ravel())))
+            run = implicit_gemm.run_turned(
+                part.spec, positions.Turned(part.taps, len(given[1][0, 0].ravel()))
+            )
             y = testing.poisoned(part.spec.shapes(Op.CONV)[-1])
             run.call(dy, given[1], None, y)
             turned = np.swapaxes(given[1].reshape(groups, o // groups, c // groups, -1)[..., part.taps], 1, 2)

@@ -24,6 +24,7 @@ COLOURS = {
     "im2col/cells": "#CC79A7",
     "numba/winograd": "#D55E00",
     "numba/implicit_gemm": "#882255",
+    "numba/direct": "#88CCEE",
     "numba/pointwise": "#332288",
     "numba/depthwise": "#117733",
     "numba/fft": "#DDAA33",

@@ -1,9 +1,11 @@
 """The fast CPU engine: kernels compiled on first use, one for each element type, kept on disk for later processes.
 
 ``kernels`` holds what runs: micro-kernels as LLVM IR (``simd``, ``tile``) and loops over tasks. The modules beside it
-plan: ``direct`` (any convolution), ``depthwise``, ``winograd``, ``pooling``, ``unpooling``, ``columns``, and the gradients,
-``input_grad``, ``weight_grad``, ``pool_grad`` and ``pairs``. ``cost`` is what they estimate by, ``operands`` and ``planes`` cast what
-kernels do not know, ``jit`` compiles and caches, ``threads`` runs tasks side by side.
+plan: ``implicit_gemm`` (any convolution, vectors along ``positions``), ``direct`` (any, vectors along output channels),
+``depthwise``, ``winograd``, ``pooling``, ``unpooling``, ``columns``, and the gradients, ``input_grad``, ``weight_grad``,
+``pool_grad`` and ``pairs``. ``geometry`` and ``slabs`` say how images and padded copies of them lie, ``cost`` is what all
+estimate by, ``operands`` and ``planes`` cast what kernels do not know, ``jit`` compiles and caches, ``threads`` runs tasks
+side by side.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ from fastconv.backends.numba import (
     columns,
     depthwise,
     direct,
+    implicit_gemm,
     input_grad,
     pool_grad,
     pooling,
@@ -25,10 +28,11 @@ from fastconv.backends.numba.pages import empty as empty
 from fastconv.spec import Op
 
 FORWARD: tuple[Planner, ...] = (
-    direct.pointwise,
+    implicit_gemm.pointwise,
     depthwise.depthwise,
     winograd.winograd,
-    direct.implicit_gemm,
+    direct.direct,
+    implicit_gemm.implicit_gemm,
     fft,
 )
 

@@ -8,9 +8,10 @@ from collections.abc import Sequence
 import numpy as np
 
 from fastconv.backends import Run, Unsupported
-from fastconv.backends.numba import cost, direct, jit, threads
+from fastconv.backends.numba import cost, jit, threads
+from fastconv.backends.numba.geometry import geometry
 from fastconv.backends.numba.kernels import columns as kernels
-from fastconv.backends.numba.operands import ALIGNMENT, Array, address, computed, scratch
+from fastconv.backends.numba.operands import ALIGNMENT, Array, address, computed, scratch, set_fields
 from fastconv.backends.numba.planes import PIECE_BYTES, Part, moved, planes_of, task
 from fastconv.backends.numba.unpooling import MOVED, as_moved
 from fastconv.spec import DTYPES, ConvSpec, Op, source
@@ -63,7 +64,7 @@ class Tables:
     """What both directions read of a spec."""
 
     def __init__(self, spec: ConvSpec) -> None:
-        g = direct.geometry(spec)
+        g = geometry(spec)
         lifted = [np.zeros((1, 1), np.int64)] * (3 - spec.rank) + [
             reads(spec, axis) for axis in range(spec.rank)
         ]
@@ -72,7 +73,7 @@ class Tables:
         self.taps, self.outputs, self.plane = math.prod(g.kernel), math.prod(g.out), math.prod(g.size)
         self.rows = g.size[0] * g.size[1]
         template = np.zeros(1, kernels.ARGUMENTS)
-        direct.fill(
+        set_fields(
             template, plane=self.plane, outputs=self.outputs, d=g.size[0], h=g.size[1], w=g.size[2],
             od=g.out[0], oh=g.out[1], ow=g.out[2], kd=g.kernel[0], kh=g.kernel[1], kw=g.kernel[2], stride=g.stride[2],
             from_d=address(lifted[0]), from_h=address(lifted[1]), from_w=address(lifted[2]), inside=address(inside),

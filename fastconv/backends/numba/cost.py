@@ -37,7 +37,7 @@ PANEL_CYCLES = 2
 # cut into fives, each of which reads all images anew: 0.56 of the FMA peak where two reach 0.72.
 CHANNEL_CYCLES = 36
 
-# An element of a matrix that `direct.orderer` turns.
+# An element of a matrix that `slabs.orderer` turns.
 ORDER_CYCLES = 5
 
 # A weight that a task turns for its own tiles.
@@ -81,3 +81,11 @@ def tiles(dtype: str, vectors: int, o: int, K: int) -> float:
 def traffic(nbytes: float) -> float:
     """What a task reads for the first time, beside its arithmetic."""
     return EXPOSED * nbytes / BYTES
+
+
+def task_seconds(task: float, tasks: int) -> float:
+    """All tasks, and half a one more for which a thread waits at the end.
+
+    So a problem is cut finer until starting tasks costs more than waiting, whatever the number of threads.
+    """
+    return tasks * (task + TASK_SECONDS) + task / 2

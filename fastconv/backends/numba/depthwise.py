@@ -9,7 +9,8 @@ from collections.abc import Callable
 import numpy as np
 
 from fastconv.backends import Run, Unsupported
-from fastconv.backends.numba import cost, direct, jit, threads
+from fastconv.backends.numba import cost, implicit_gemm, jit, slabs, threads
+from fastconv.backends.numba.geometry import Geometry, geometry, strides
 from fastconv.backends.numba.kernels import depthwise as kernels
 from fastconv.backends.numba.kernels.depthwise import ROWS, SLOT, TOGETHER, half, loads
 from fastconv.backends.numba.operands import Array, address, begun, cast_images, contiguous
@@ -31,13 +32,13 @@ ROWS_CYCLES = {(1, 1): 62, (1, 2): 60, (2, 1): 85, (2, 2): 80}
 TASK_SECONDS = 10e-6
 
 
-def in_a_row(g: direct.Geometry) -> bool:
+def in_a_row(g: Geometry) -> bool:
     """Whether a vector may run on from one row of outputs into the next."""
     same = g.stride == (1, 1, 1) and g.out[2] == g.size[2] and (g.out[1] == g.size[1] or g.out[0] == 1)
     return same or g.out[:2] == (1, 1)
 
 
-def begins(g: direct.Geometry, lanes: int) -> Array:
+def begins(g: Geometry, lanes: int) -> Array:
     """The first output position of every vector: all in a row where rows of input and output are as long."""
     positions = math.prod(g.out)
     if in_a_row(g):
@@ -46,7 +47,7 @@ def begins(g: direct.Geometry, lanes: int) -> Array:
     return (rows[:, None] + np.arange(0, g.out[2], lanes)).ravel()
 
 
-def table(g: direct.Geometry, lanes: int) -> tuple[Array, Array, Array, Array]:
+def table(g: Geometry, lanes: int) -> tuple[Array, Array, Array, Array]:
     """Offsets of the taps; slots and masks of every vector; whether a group of vectors meets no border."""
     first = begins(g, lanes)
     positions = math.prod(g.out)
@@ -56,7 +57,7 @@ def table(g: direct.Geometry, lanes: int) -> tuple[Array, Array, Array, Array]:
     at = first[:, None] + lane
     valid = at < np.minimum(stops, first + lanes)[:, None]
     coordinates = np.unravel_index(np.minimum(at, positions - 1), g.out)
-    step = direct.strides(g.size)
+    step = strides(g.size)
     slots = np.zeros((count, SLOT), np.int64)
     start = [np.asarray(axis)[:, 0] for axis in coordinates]
     slots[: len(first), 0] = sum(
@@ -82,13 +83,13 @@ def table(g: direct.Geometry, lanes: int) -> tuple[Array, Array, Array, Array]:
     return np.array(offsets, np.int32), slots, grouped, inner.astype(np.int64)
 
 
-def group_cycles(g: direct.Geometry, held: int) -> float:
+def group_cycles(g: Geometry, held: int) -> float:
     """Cycles of one group of vectors, which hold so many rows each, or (none) any taps."""
     stride = g.stride[2]
     return ROWS_CYCLES[stride, held] if held else (TAP_CYCLES[stride] * g.taps + VECTOR_CYCLES) * TOGETHER
 
 
-def rows_held(g: direct.Geometry, lanes: int) -> int:
+def rows_held(g: Geometry, lanes: int) -> int:
     """How many rows a vector holds where 3 x 3 taps are computed by rows; none where that is not, or is slower."""
     (_, oh, ow), stride = g.out, g.stride[2]
     if g.kernel != (1, 3, 3) or g.dilation[1:] != (1, 1) or g.stride[1] != stride or g.size[0] != 1:
@@ -101,7 +102,7 @@ def rows_held(g: direct.Geometry, lanes: int) -> int:
     return held if by_rows < by_taps else 0
 
 
-def table_of_rows(g: direct.Geometry, lanes: int, held: int) -> tuple[Array, Array, Array]:
+def table_of_rows(g: Geometry, lanes: int, held: int) -> tuple[Array, Array, Array]:
     """Slots, masks and inner groups of ``ROWS`` vectors that hold a row each, or two that lie ``ROWS`` apart.
 
     A group's masks are its first column, the rows that are there, and the lanes of each vector of a row. What a row's
@@ -131,7 +132,7 @@ def table_of_rows(g: direct.Geometry, lanes: int, held: int) -> tuple[Array, Arr
     return np.stack(slots, axis=1), np.stack(masks, axis=1).astype(np.int32), whole.astype(np.int64)
 
 
-def caller(spec: ConvSpec, g: direct.Geometry) -> tuple[Callable[..., None], int, float]:
+def caller(spec: ConvSpec, g: Geometry) -> tuple[Callable[..., None], int, float]:
     """The function that runs it on operands in C order, its tasks, and the estimate."""
     lanes = cost.lanes(spec.dtype)
     held = rows_held(g, lanes)
@@ -171,7 +172,7 @@ def caller(spec: ConvSpec, g: direct.Geometry) -> tuple[Callable[..., None], int
 @cast_images
 def depthwise(spec: ConvSpec, precision: str, workspace_limit: int | None) -> Run:
     """One input channel for each group: taps alone, in place."""
-    g = direct.geometry(spec)
+    g = geometry(spec)
     if g.c != 1:
         raise Unsupported(f"needs one input channel in a group, got {g.c}")
     if g.stride[2] not in TAP_CYCLES or spec.padding_mode != "zeros":
@@ -180,14 +181,14 @@ def depthwise(spec: ConvSpec, precision: str, workspace_limit: int | None) -> Ru
     if (nbytes := vectors * (4 * g.taps + 8 * SLOT)) > TABLE_BYTES or math.prod(g.size) >= 2**31:
         raise Unsupported(f"its table of masks would take {nbytes} bytes, more than {TABLE_BYTES}")
     in_order, tasks, seconds = caller(spec, g)
-    strided = direct.strided(spec, workspace_limit)
+    strided = implicit_gemm.strided(spec, workspace_limit)
 
-    images = direct.image_by_image(spec, lambda: caller(spec.with_batch(1), g)[0])
+    images = implicit_gemm.image_by_image(spec, lambda: caller(spec.with_batch(1), g)[0])
 
     def call(x: Array, w: Array, bias: Array | None, y: Array) -> None:
         if not spec.batch:
             return
-        if direct.channels_last(x):
+        if slabs.channels_last(x):
             images(x, w, bias, y)
         elif x.flags.c_contiguous:
             in_order(x, w, bias, y)

@@ -19,7 +19,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from fastconv.backends import Planner, Run, Unsupported, algorithm, blocks
-from fastconv.backends.numba import cost, depthwise, direct, jit, threads, winograd
+from fastconv.backends.numba import cost, depthwise, implicit_gemm, jit, positions, threads, winograd
+from fastconv.backends.numba.geometry import Geometry, geometry, lift
 from fastconv.backends.numba.kernels import input_grad as kernels
 from fastconv.backends.numba.operands import (
     ALIGNMENT,
@@ -28,6 +29,8 @@ from fastconv.backends.numba.operands import (
     cast_images,
     contiguous,
     scratch,
+    set_fields,
+    setter,
 )
 from fastconv.backends.numba.pages import empty
 from fastconv.backends.numba.pairs import Pairs
@@ -36,7 +39,7 @@ from fastconv.spec import DTYPES, ConvSpec
 TURN = jit.Kernel(kernels.turn)
 WEAVE = jit.Kernel(kernels.weave)
 
-put_turn, put_weave = direct.setter(kernels.TURN), direct.setter(kernels.WEAVE)
+put_turn, put_weave = setter(kernels.TURN), setter(kernels.WEAVE)
 
 # Phases of some images are computed, then woven into the result while a core's cache still holds most of them.
 PHASE_BYTES = 2 << 20
@@ -125,7 +128,7 @@ def turner(spec: ConvSpec, parts: Sequence[Part]) -> Callable[[Array], list[Arra
     units = spec.groups * c_units
     step = max(WOVEN * units // max(begins[-1], 1), 1)
     template = np.zeros(1, kernels.TURN)
-    direct.fill(
+    set_fields(
         template, offsets=address(offsets), begins=address(at), counts=address(counts), parts=len(parts), o=o, c=c,
         taps=math.prod(spec.kernel_size), units=units, c_units=c_units, step=step,
     )  # fmt: skip
@@ -148,7 +151,7 @@ def weaver(
     """The function ``(phases' planes, bias, dx)`` that puts images together."""
     one = [Phase(0, 1, range(1), 1, (0, 0), 0)]
     lifted = [one] * (3 - spec.rank) + list(axes)
-    size, stride = direct.lift(spec.in_size, 1), direct.lift(spec.stride, 1)
+    size, stride = lift(spec.in_size, 1), lift(spec.stride, 1)
     which = [np.full(min(s, n), -1) for s, n in zip(stride, size, strict=True)]
     for table, axis in zip(which, lifted, strict=True):
         for at, phase in enumerate(axis):
@@ -159,7 +162,7 @@ def weaver(
     planes, plane = images * spec.in_channels, math.prod(size)
     step = max(WOVEN // plane, 1)
     template = np.zeros(1, kernels.WEAVE)
-    direct.fill(
+    set_fields(
         template, phase_d=address(which[0]), phase_h=address(which[1]), first_w=address(first_w),
         counts_d=address(counts[0]), counts_h=address(counts[1]), counts_w=address(counts[2]), begins=address(begins),
         planes=planes, channels=spec.in_channels, step=step, d=size[0], h=size[1], w=size[2],
@@ -280,11 +283,15 @@ def plan_phases(forward: Planner, spec: ConvSpec, precision: str, limit: int | N
 
     def turned_as_read() -> Run | None:
         """The same by runs that turn weights as they read them, where that takes less time."""
-        if forward not in (direct.implicit_gemm, direct.pointwise) or limit is not None or not parts:
+        if (
+            forward not in (implicit_gemm.implicit_gemm, implicit_gemm.pointwise)
+            or limit is not None
+            or not parts
+        ):
             return None
         count = math.prod(spec.kernel_size)
         try:
-            made = [direct.run_turned(part.spec, direct.Turned(part.taps, count)) for part in parts]
+            made = [implicit_gemm.run_turned(part.spec, positions.Turned(part.taps, count)) for part in parts]
         except Unsupported:
             return None
         call = caller(made)
@@ -364,12 +371,7 @@ def plan_folded(forward: Planner, spec: ConvSpec, precision: str, limit: int | N
 
 def is_product(spec: ConvSpec) -> bool:
     """Whether each element of the input meets one tap, of every image and output channel."""
-    return (
-        spec.padding_mode == "zeros"
-        and spec.groups == 1
-        and spec.batch > 0
-        and direct.geometry(spec).is_whole
-    )
+    return spec.padding_mode == "zeros" and spec.groups == 1 and spec.batch > 0 and geometry(spec).is_whole
 
 
 def plan_product(spec: ConvSpec, limit: int | None) -> Run:
@@ -379,7 +381,7 @@ def plan_product(spec: ConvSpec, limit: int | None) -> Run:
     gradient, of one position, LeNet's third layer would add 24 zeros to every product.
     """
     image = spec.in_channels * math.prod(spec.kernel_size)
-    inner = direct.run_product(spec.batch, spec.out_channels, image, spec, limit)
+    inner = implicit_gemm.run_product(spec.batch, spec.out_channels, image, spec, limit)
 
     def call(dy: Array, weight: Array, bias: Array | None, dx: Array) -> None:
         inner.call(
@@ -391,7 +393,7 @@ def plan_product(spec: ConvSpec, limit: int | None) -> Run:
     return replace(inner, call=call)
 
 
-def plan_pairs(spec: ConvSpec, g: direct.Geometry) -> Run:
+def plan_pairs(spec: ConvSpec, g: Geometry) -> Run:
     """Of a depthwise convolution at a stride of 2: two rows of the input's gradient at a time, without phases."""
     planes = spec.batch * spec.in_channels
     spread = Pairs(g, spec.dtype, planes, spec.in_channels)
@@ -415,10 +417,10 @@ def input_grad(forward: Planner) -> Planner:
     @algorithm(forward.__name__)
     @cast_images
     def plan(spec: ConvSpec, precision: str, workspace_limit: int | None) -> Run:
-        if forward is direct.implicit_gemm and is_product(spec):
+        if forward is implicit_gemm.implicit_gemm and is_product(spec):
             return plan_product(spec, workspace_limit)
         if forward is depthwise.depthwise and spec.padding_mode == "zeros":
-            g = direct.geometry(spec)
+            g = geometry(spec)
             if (g.c, g.o, g.kernel[2]) == (1, 1, 3) and Pairs.take(g):
                 return plan_pairs(spec, g)
         if forward is winograd.winograd and spec.padding_mode == "zeros" and workspace_limit is None:

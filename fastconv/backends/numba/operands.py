@@ -61,6 +61,26 @@ def put_range(fields: Array, begin: int, stop: int) -> None:
     _PACK[2](fields, 0, begin, stop)
 
 
+def set_fields(template: Array, **values: int) -> None:
+    """Set fields of the kernels' arguments."""
+    for name, value in values.items():
+        template[name] = value
+
+
+def setter(arguments: np.dtype[Any]) -> Callable[..., None]:
+    """The function ``put(fields, **values)`` for the int64 fields of a kernel's arguments.
+
+    A call copies and sets those: to copy a structured array of 75 fields takes NumPy 37 us.
+    """
+    places = {name: at for at, name in enumerate(arguments.names or ())}
+
+    def put(fields: Array, **values: int) -> None:
+        for name, value in values.items():
+            fields[places[name]] = value
+
+    return put
+
+
 def contiguous(bias: Array | None) -> Array | None:
     """A bias whose elements are neighbours: at most a few thousand are copied."""
     return bias if bias is None or bias.flags.c_contiguous else np.ascontiguousarray(bias)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from fastconv.backends.numba import cost, direct, jit, threads
+from fastconv.backends.numba import cost, jit, threads
+from fastconv.backends.numba.geometry import Geometry
 from fastconv.backends.numba.kernels import pairs as kernels
-from fastconv.backends.numba.operands import Array, address
+from fastconv.backends.numba.operands import Array, address, set_fields, setter
 from fastconv.backends.numba.planes import moved, task
 from fastconv.spec import DTYPES
 
@@ -19,7 +20,7 @@ KERNELS = {
 # Cycles of four vectors in two rows, and of a plane.
 PAIR_CYCLES, PLANE_CYCLES = 14, 60
 
-put = direct.setter(kernels.ARGUMENTS)
+put = setter(kernels.ARGUMENTS)
 
 
 class Pairs:
@@ -37,7 +38,7 @@ class Pairs:
     per_worker = 0
 
     def __init__(
-        self, g: direct.Geometry, dtype: str, count: int, channels: int = 1, divisor: float | None = None
+        self, g: Geometry, dtype: str, count: int, channels: int = 1, divisor: float | None = None
     ) -> None:
         lanes, itemsize = cost.lanes(dtype), DTYPES[dtype].itemsize
         (_, h, width), (_, oh, ow) = g.size, g.out
@@ -51,14 +52,14 @@ class Pairs:
         self.divisor = None if divisor is None else np.array(divisor, dtype)
         self.zeros = np.zeros(max(ow, 1), dtype)
         template = np.zeros(1, kernels.ARGUMENTS)
-        direct.fill(
+        set_fields(
             template, zeros=address(self.zeros), step=self.step, channels=channels, h=h, width=width, oh=oh, ow=ow,
             before_h=g.before[1], before_w=g.before[2], blocks=blocks,
         )  # fmt: skip
         self.fields = template.view(np.int64)
 
     @staticmethod
-    def take(g: direct.Geometry) -> bool:
+    def take(g: Geometry) -> bool:
         """Whether windows are square, of 2 or 3 rows, at a stride of 2."""
         plane = (g.size[0], g.out[0], g.kernel[0], g.before[0], g.after[0]) == (1, 1, 1, 0, 0)
         square = g.kernel[1] == g.kernel[2] and g.kernel[2] in (2, 3)

@@ -10,10 +10,11 @@ from functools import cache
 import numpy as np
 
 from fastconv.backends import Planner, Run, Unsupported
-from fastconv.backends.numba import cost, direct, jit, pooling, threads, unpooling, winograd
+from fastconv.backends.numba import cost, jit, pooling, threads, unpooling, winograd
+from fastconv.backends.numba.geometry import Geometry, lift, shares
 from fastconv.backends.numba.kernels import spread as kernels
 from fastconv.backends.numba.kernels.scatter import ADD
-from fastconv.backends.numba.operands import ALIGNMENT, Array, address, computed, scratch
+from fastconv.backends.numba.operands import ALIGNMENT, Array, address, computed, scratch, set_fields
 from fastconv.backends.numba.pairs import Pairs
 from fastconv.backends.numba.planes import PIECE_BYTES, Part, moved, planes_of, task
 from fastconv.spec import DTYPES, PoolSpec
@@ -169,8 +170,8 @@ class Spreader:
 
     def __init__(self, spec: PoolSpec, wide: str) -> None:
         lanes, itemsize = cost.lanes(wide), DTYPES[wide].itemsize
-        d, h, w = direct.lift(spec.in_size, 1)
-        _, oh, ow = direct.lift(spec.out_size, 1)
+        d, h, w = lift(spec.in_size, 1)
+        _, oh, ow = lift(spec.out_size, 1)
         plane, outputs = math.prod(spec.in_size), math.prod(spec.out_size)
         windows = [(range(1),)] * (3 - spec.rank) + [spec.windows(axis) for axis in range(spec.rank)]
         tables = [meetings(axis, size) for axis, size in zip(windows, (d, h, w), strict=True)]
@@ -184,7 +185,7 @@ class Spreader:
         bytes_of_row = pitch * itemsize
         slices = int(tables[0][:, 1].max())
         count = spec.batch * spec.channels
-        for side in direct.shares(h):
+        for side in shares(h):
             blocks = blocks_of(tables[1], side)
             staged = slices * int(blocks[:, 3].max())
             if staged * bytes_of_row <= kernels.BLOCK_BYTES:
@@ -221,7 +222,7 @@ class Spreader:
         self.tasks = -(-count // self.step)
         self.wide = wide
         template = np.zeros(1, kernels.ARGUMENTS)
-        direct.fill(
+        set_fields(
             template, scratch_size=self.per_worker, plane=plane, outputs=outputs, planes_step=self.step,
             d=d, h=h, w=w, oh=oh, ow=ow,
             meeting_d=address(tables[0]), meeting_h=address(tables[1]), meeting_w=address(tables[2]),
@@ -257,8 +258,7 @@ def pairs(spec: PoolSpec, wide: str) -> Pairs | None:
     if spec.mode != "avg" or spec.output_size or spec.rank != 2:
         return None
     before, after = (tuple(pads[i] for pads in spec.padding) for i in range(2))
-    lift = direct.lift
-    g = direct.Geometry(
+    g = Geometry(
         lift(spec.in_size, 1), lift(spec.out_size, 1), lift(spec.kernel_size, 1), lift(spec.stride, 1),
         lift(spec.dilation, 1), lift(before, 0), lift(after, 0), 1, 1,
     )  # fmt: skip
@@ -413,7 +413,7 @@ def fill(spec: PoolSpec, precision: str, workspace_limit: int | None) -> Run:
     each = max(plane / cost.lanes(wide) * cost.CYCLE, moved(nbytes, planes.planes))
     step = task(each, planes.planes)
     template = np.zeros(1, kernels.ARGUMENTS)
-    direct.fill(template, plane=plane, planes_step=step, divisors_w=address(divisor))
+    set_fields(template, plane=plane, planes_step=step, divisors_w=address(divisor))
     fields = template.view(np.int64)
 
     def compute(at: Sequence[int], count: int) -> None:

@@ -7,8 +7,9 @@ import math
 import numpy as np
 
 from fastconv.backends import Planner, Run, Unsupported
-from fastconv.backends.numba import cost, direct, jit, threads
+from fastconv.backends.numba import cost, jit, slabs, threads
 from fastconv.backends.numba.depthwise import TABLE_BYTES, begins, table
+from fastconv.backends.numba.geometry import Geometry, lift
 from fastconv.backends.numba.kernels import pool as kernels
 from fastconv.backends.numba.kernels import windows
 from fastconv.backends.numba.kernels.pool import ARGMAX, MAX, SLOT, SUM
@@ -67,15 +68,15 @@ def computed(spec: PoolSpec) -> str:
     return "float64" if spec.mode == "lp" or row.itemsize == 8 else "int64"
 
 
-def geometry(spec: PoolSpec) -> direct.Geometry:
+def geometry(spec: PoolSpec) -> Geometry:
     """A pool's windows on three axes."""
-    return direct.Geometry(
-        size=direct.lift(spec.in_size, 1),
-        out=direct.lift(spec.out_size, 1),
-        kernel=direct.lift(spec.kernel_size, 1),
-        stride=direct.lift(spec.stride, 1),
-        dilation=direct.lift(spec.dilation, 1),
-        before=direct.lift(tuple(before for before, _ in spec.padding), 0),
+    return Geometry(
+        size=lift(spec.in_size, 1),
+        out=lift(spec.out_size, 1),
+        kernel=lift(spec.kernel_size, 1),
+        stride=lift(spec.stride, 1),
+        dilation=lift(spec.dilation, 1),
+        before=lift(tuple(before for before, _ in spec.padding), 0),
         after=(0, 0, 0),
         c=1,
         o=1,
@@ -142,9 +143,9 @@ def run(
     division = divisors(spec, "float64") if spec.mode == "avg" and DTYPES[wide].kind != "f" else None
     # In the type that is computed in: NumPy would buffer what it multiplies by another.
     scale = lp_scale(spec).astype(wide) if spec.mode == "lp" else None
-    _, h, w = direct.lift(spec.in_size, 1)
-    od, oh, ow = direct.lift(spec.out_size, 1)
-    _, before_h, before_w = direct.lift(tuple(before for before, _ in spec.padding), 0)
+    _, h, w = lift(spec.in_size, 1)
+    od, oh, ow = lift(spec.out_size, 1)
+    _, before_h, before_w = lift(tuple(before for before, _ in spec.padding), 0)
     template = np.zeros(1, kernels.ARGUMENTS)
     values = {
         **{name: address(array) for name, array in tables.items()},
@@ -187,7 +188,7 @@ def run(
         np.copyto(result, values, casting="unsafe")
 
     def in_order(x: Array, y: int, indices: int) -> None:
-        order, lanes = direct.orderer(wide, spec.channels, spec.in_size), cost.lanes(wide)
+        order, lanes = slabs.orderer(wide, spec.channels, spec.in_size), cost.lanes(wide)
         some = min(max(piece // lanes, 1) * lanes, spec.channels)
         _held, at = scratch(some * plane * itemsize)
         for n in range(spec.batch):
@@ -203,7 +204,7 @@ def run(
         if as_is and x.flags.c_contiguous:
             reduce(address(x), address(y), at_indices, planes)
             return
-        if as_is and direct.channels_last(x):
+        if as_is and slabs.channels_last(x):
             in_order(x, address(y), at_indices)
             return
         held, _ = scratch(piece * each - ALIGNMENT)
@@ -236,7 +237,7 @@ def op_of(spec: PoolSpec) -> int:
     return (ARGMAX if spec.indices else MAX) if spec.mode == "max" else SUM
 
 
-def firsts(g: direct.Geometry, lanes: int, offsets: Array, slots: Array, masks: Array) -> Array:
+def firsts(g: Geometry, lanes: int, offsets: Array, slots: Array, masks: Array) -> Array:
     """The place of the first element of every window, for all lanes of every vector."""
     step, lane = g.stride[2], np.arange(lanes)
     seen = masks.swapaxes(1, 2).reshape(-1, g.taps, 1) >> (step * lane).astype(np.uint32) & 1
@@ -266,14 +267,14 @@ def taps(spec: PoolSpec, precision: str, workspace_limit: int | None) -> Run:
     )  # fmt: skip
 
 
-def square(g: direct.Geometry, sizes: tuple[int, ...], stride: int) -> bool:
+def square(g: Geometry, sizes: tuple[int, ...], stride: int) -> bool:
     """Whether windows are k x k, of a size that a micro-kernel was made for, at this stride."""
     k = g.kernel[2]
     plain = g.size[0] == 1 and g.dilation == (1, 1, 1) and math.prod(g.size) < 2**31
     return plain and k in sizes and g.kernel == (1, k, k) and g.stride[1:] == (stride, stride)
 
 
-def strips(g: direct.Geometry, count: int, lanes: int) -> Array:
+def strips(g: Geometry, count: int, lanes: int) -> Array:
     """The table of strips of `count` outputs; the last one ends with the row and repeats what others have.
 
     It comes first: what its vectors hold beyond the row is overwritten with the next one, and what the others' do, from

@@ -8,10 +8,10 @@ from collections.abc import Callable
 import numpy as np
 
 from fastconv.backends import Run, check_indices
-from fastconv.backends.numba import cost, direct, jit, threads
+from fastconv.backends.numba import cost, jit, threads
 from fastconv.backends.numba.kernels import scatter as kernels
 from fastconv.backends.numba.kernels.scatter import ADD, FIELD, PUT
-from fastconv.backends.numba.operands import Array
+from fastconv.backends.numba.operands import Array, set_fields
 from fastconv.backends.numba.planes import Part, moved, planes_of, task
 from fastconv.spec import DTYPES, PoolSpec
 
@@ -44,7 +44,7 @@ def by_indices(spec: PoolSpec, limit: int | None, kernel: jit.Kernel, wide: str,
     step = task(each, planes.planes)
     template = np.zeros(1, kernels.ARGUMENTS)
     group = 1 if gathers else min(kernels.CHUNK // outputs, kernels.TOGETHER_BYTES // large.nbytes, step)
-    direct.fill(template, plane=plane, outputs=outputs, planes_step=step, group=max(group, 1))
+    set_fields(template, plane=plane, outputs=outputs, planes_step=step, group=max(group, 1))
     fields = template.view(np.int64)
     first, last = (X, Y) if gathers else (Y, X)
 

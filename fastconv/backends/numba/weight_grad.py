@@ -15,9 +15,10 @@ from typing import NamedTuple
 import numpy as np
 
 from fastconv.backends import Run, Unsupported
-from fastconv.backends.numba import cost, direct, jit, threads
+from fastconv.backends.numba import cost, jit, threads
+from fastconv.backends.numba.geometry import Geometry, Triple, geometry, shares, strides
 from fastconv.backends.numba.kernels import weight_grad as kernels
-from fastconv.backends.numba.kernels.direct import SLOTS_BYTES
+from fastconv.backends.numba.kernels.positions import SLOTS_BYTES
 from fastconv.backends.numba.kernels.simd import host
 from fastconv.backends.numba.kernels.tile import VECTORS, scalars
 from fastconv.backends.numba.operands import (
@@ -26,7 +27,10 @@ from fastconv.backends.numba.operands import (
     address,
     computed,
     scratch,
+    set_fields,
+    setter,
 )
+from fastconv.backends.numba.positions import panel_from
 from fastconv.backends.numba.winograd import ceil, round_up
 from fastconv.spec import DTYPES, ConvSpec, Op, source
 
@@ -39,8 +43,8 @@ SUMS = jit.Kernel(kernels.weight_sums)
 DEPTHWISE = jit.Kernel(kernels.depthwise_sums)
 CHANNELS = jit.Kernel(kernels.channel_sums)
 
-put = direct.setter(kernels.WEIGHT)
-put_rows = direct.setter(kernels.ROWS_ARGUMENTS)
+put = setter(kernels.WEIGHT)
+put_rows = setter(kernels.ROWS_ARGUMENTS)
 
 # Channels are taken side by side where what they hold of an image, turned, leaves room in an L1 cache of 32 KB.
 TURNED_BYTES = 24 << 10
@@ -74,23 +78,23 @@ class Cut(NamedTuple):
     seconds: float
     in_columns: bool  # all taps of a few channels, or channels at every place a tap reads
     images: int
-    box: direct.Triple
-    rows: direct.Triple  # of the padded image, that a box reads
+    box: Triple
+    rows: Triple  # of the padded image, that a box reads
     vectors: int  # of a group
     taps: int  # places a vector is read at
     packed: int  # bytes of the output's gradient, packed
     held: int  # bytes of the blocks
 
 
-def boxes(out: direct.Triple) -> Iterator[direct.Triple]:
+def boxes(out: Triple) -> Iterator[Triple]:
     """Ever smaller boxes whose positions are neighbours in the output."""
     for axis in range(3):
-        for side in direct.shares(out[axis]):
+        for side in shares(out[axis]):
             box = (*(1,) * axis, side, *out[axis + 1 :])
             yield box  # type: ignore[misc]
 
 
-def cut_positions(spec: ConvSpec, g: direct.Geometry, in_columns: bool, room: int, most: int) -> Cut | None:
+def cut_positions(spec: ConvSpec, g: Geometry, in_columns: bool, room: int, most: int) -> Cut | None:
     """The largest images and boxes whose blocks fit in `room` bytes, for one way of copying."""
     lanes, itemsize, NS = cost.lanes(spec.dtype), DTYPES[spec.dtype].itemsize, scalars(host())
     vectors = -(-(g.K if in_columns else g.c) // lanes)
@@ -98,7 +102,7 @@ def cut_positions(spec: ConvSpec, g: direct.Geometry, in_columns: bool, room: in
     whole = math.prod(g.out)
     packs = whole < PACKED_BELOW and spec.batch > 1 and lanes >= NS
 
-    def copied(box: direct.Triple, images: int) -> tuple[int, int, direct.Triple]:
+    def copied(box: Triple, images: int) -> tuple[int, int, Triple]:
         rows = tuple(
             (n - 1) * s + (k - 1) * d + 1
             for n, s, k, d in zip(box, g.stride, g.kernel, g.dilation, strict=True)
@@ -155,7 +159,7 @@ def plan_sums(spec: ConvSpec, precision: str, limit: int | None) -> Run:
     wide = computed(spec.dtype)
     same_in, same_out = spec.dtype == wide, spec.out_dtype == wide
     bare, read = readers(replace(spec, dtype=wide, out_dtype=wide))
-    g = direct.geometry(bare)
+    g = geometry(bare)
     if g.is_pointwise:
         flat = (1, 1, math.prod(g.out))
         g = g._replace(size=flat, out=flat)
@@ -170,9 +174,9 @@ def plan_sums(spec: ConvSpec, precision: str, limit: int | None) -> Run:
     def sums_bytes(vectors: int, taps: int) -> int:
         return spec.groups * taps * g.o * vectors * lanes * itemsize
 
-    panel = g.o >= direct.panel_from(flat=False)
+    panel = g.o >= panel_from(flat=False)
 
-    def worker(box: direct.Triple, in_columns: bool) -> int:
+    def worker(box: Triple, in_columns: bool) -> int:
         stage = SLOTS_BYTES + (NS + panel * SUMMED) * VECTORS * host().width
         line = len(g.phases(2)) * round_up(round_up(box[2], lanes) + g.reach(2), lanes) * itemsize
         return round_up(max(stage, in_columns * g.c * g.kernel[0] * g.kernel[1] * line), 64)
@@ -245,7 +249,7 @@ def plan_sums(spec: ConvSpec, precision: str, limit: int | None) -> Run:
         offsets = at @ (box[1] * row, row, 1) * lanes
         taps_at = np.zeros(1, np.int64)
     else:
-        pitch = np.array(direct.strides(cut.rows))
+        pitch = np.array(strides(cut.rows))
         offsets = (at * g.stride) @ pitch * lanes
         taps_at = (np.indices(g.kernel).reshape(3, -1).T * g.dilation) @ pitch
     offsets = offsets.astype(np.int32)
@@ -258,7 +262,7 @@ def plan_sums(spec: ConvSpec, precision: str, limit: int | None) -> Run:
     places = [g.phases(2).index(phase) * pitch_w + q for q, phase in steps]
     lanes_at = np.zeros(round_up(g.K, lanes), np.int64)
     lanes_at[: g.K] = np.add.outer(np.arange(len(lines)) * len(phases_w) * pitch_w, places).ravel()
-    x_d, x_h, _ = direct.strides(g.size)
+    x_d, x_h, _ = strides(g.size)
     plane, plane_out = math.prod(g.size), math.prod(g.out)
     per_worker = worker(box, cut.in_columns)
     held, packed = cut.held, cut.packed
@@ -274,7 +278,7 @@ def plan_sums(spec: ConvSpec, precision: str, limit: int | None) -> Run:
         )
         held, packed = 0, 0
     template = np.zeros(1, kernels.WEIGHT)
-    direct.fill(
+    set_fields(
         template, scratch_size=per_worker, lanes_at=address(lanes_at), lines_at=address(lines), lines=len(lines),
         phases=address(phases_w), phases_w=len(phases_w), phase_w=pitch_w, x_w=1,
         wanted_w=sum(1 << phase for phase in g.phases(2)) if g.stride[2] < 64 else 0, offsets=address(offsets), taps_at=address(taps_at),
@@ -288,7 +292,7 @@ def plan_sums(spec: ConvSpec, precision: str, limit: int | None) -> Run:
         t_tasks=t_tasks, in_columns=cut.in_columns, slots_at=slots_at, panel=panel,
     )  # fmt: skip
     if by_parts:
-        direct.fill(
+        set_fields(
             template, held=held_at, packed=packed_at if cut.packed else 0, batch=spec.batch, nd=box[0], nh=box[1], nw=box[2],
             positions=positions, blocks=ceil(spec.batch, block_n),
         )  # fmt: skip
@@ -371,7 +375,7 @@ def implicit_gemm(spec: ConvSpec, precision: str, workspace_limit: int | None) -
 
 def depthwise(spec: ConvSpec, precision: str, workspace_limit: int | None) -> Run:
     """One input channel for each group: dot products of rows, read where they lie."""
-    g = direct.geometry(spec)
+    g = geometry(spec)
     if g.c != 1:
         raise Unsupported(f"needs one input channel in a group, got {g.c}")
     if spec.dtype != computed(spec.dtype) or spec.out_dtype != spec.dtype:
@@ -415,7 +419,7 @@ def depthwise(spec: ConvSpec, precision: str, workspace_limit: int | None) -> Ru
         "dilation_": g.dilation,
         "before_": g.before,
     }
-    direct.fill(
+    set_fields(
         template, scratch_size=per_worker, batch=spec.batch, per_group=g.o, o=spec.out_channels, parts=parts,
         zeros=address(zeros) if nine else 0, pitch=pitch, held_x=held_x, x_n=spec.in_channels * plane, x_c=plane, dy_n=spec.out_channels * plane_out, dy_c=plane_out,
         **{name + axis: values[i] for name, values in by_axis.items() for i, axis in enumerate("dhw")},

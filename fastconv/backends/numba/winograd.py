@@ -10,7 +10,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from fastconv.backends import Run, Unsupported
-from fastconv.backends.numba import cost, direct, jit, threads
+from fastconv.backends.numba import cost, implicit_gemm, jit, slabs, threads
+from fastconv.backends.numba.geometry import lift
 from fastconv.backends.numba.kernels import winograd as kernels
 from fastconv.backends.numba.kernels.simd import host
 from fastconv.backends.numba.kernels.tile import VECTORS, scalars
@@ -120,7 +121,7 @@ def layout(spec: ConvSpec, f: int) -> Layout:
     """The cut of `spec` by form `f`."""
     form, itemsize = kernels.FORMS[f], DTYPES[spec.dtype].itemsize
     lanes, NS = cost.lanes(spec.dtype), scalars(host())
-    oh, ow = direct.lift(spec.out_size, 1)[1:]
+    oh, ow = lift(spec.out_size, 1)[1:]
     tiles_h, tiles_w = -(-oh // form.mh), -(-ow // form.mw)
     c_round = -(-spec.in_channels // lanes) * lanes
     vectors = -(-spec.out_channels // lanes)
@@ -190,8 +191,8 @@ def plan_form(spec: ConvSpec, cut: Layout, packed: bool, limit: int | None, turn
     """
     form = kernels.FORMS[cut.form]
     NS = scalars(host())
-    size, out = direct.lift(spec.in_size, 1), direct.lift(spec.out_size, 1)
-    before = direct.lift(tuple(before for before, _ in spec.padding), 0)
+    size, out = lift(spec.in_size, 1), lift(spec.out_size, 1)
+    before = lift(tuple(before for before, _ in spec.padding), 0)
     lanes = cost.lanes(spec.dtype)
     K = spec.in_channels * form.rh * form.rw
     c_tasks = cut.c_round // lanes
@@ -223,7 +224,7 @@ def plan_form(spec: ConvSpec, cut: Layout, packed: bool, limit: int | None, turn
     estimate = seconds(spec, cut, packed)
     if limit is not None and (need := nbytes + shared) > limit:
         raise Unsupported(f"needs {need} bytes of scratch", workspace=need)
-    exact = direct.run_direct(spec, limit, packed=False)
+    exact = implicit_gemm.run_gemm(spec, limit, packed=False)
     rounds = -(-all_rows // cut.rows)
     at_once = max(cut.blocks * t_tasks, c_tasks * -(-cut.rows // rows_step))
     if limit is not None:
@@ -235,7 +236,7 @@ def plan_form(spec: ConvSpec, cut: Layout, packed: bool, limit: int | None, turn
         given = w.given if packed else w
         if not spec.batch:
             return
-        is_channels_last = direct.channels_last(x)
+        is_channels_last = slabs.channels_last(x)
         x, bias = x if is_channels_last else np.ascontiguousarray(x), contiguous(bias)
         workers = threads.workers(at_once)
         _held, at = scratch(workers * nbytes + shared)
@@ -243,7 +244,7 @@ def plan_form(spec: ConvSpec, cut: Layout, packed: bool, limit: int | None, turn
         a = begun(fields, address(x), at_w, address(bias), address(y), at_work, at)
         if is_channels_last:
             n, _, *rest = (step // x.itemsize for step in x.strides)
-            a[STRIDES] = n, 1, *direct.lift(tuple(rest), 0)[1:]
+            a[STRIDES] = n, 1, *lift(tuple(rest), 0)[1:]
         for row in range(0, all_rows, cut.rows):
             rows = min(cut.rows, all_rows - row)
             a[FIELD["first"]], a[FIELD["count"]] = row * cut.tiles_w, rows * cut.tiles_w

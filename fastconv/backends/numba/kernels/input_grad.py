@@ -24,7 +24,7 @@ from .simd import (
     pick,
     pointer,
     store,
-    transpose,
+    turn_block,
     woven,
 )
 
@@ -53,20 +53,6 @@ WEAVE_FIELDS = (
 )
 WEAVE = np.dtype([(name, np.int64) for name in WEAVE_FIELDS.split()])
 WEAVE_RECORD = from_dtype(WEAVE)
-
-
-@intrinsic
-def turn_block(typing: Any, T: Any, to: Any, to_step: Any, x: Any, step: Any) -> Any:
-    """A square block: ``to[j * to_step + i]`` becomes ``x[i * step + j]``."""
-    e = ELEMENTS[T.instance_type]
-
-    def body(b: ir.IRBuilder, to: Any, to_step: Any, x: Any, step: Any) -> None:
-        vectors = [load(b, e, b.gep(x, [b.mul(const(i), step)])) for i in range(e.lanes)]
-        for j, vector in enumerate(transpose(b, vectors)):
-            store(b, e, vector, b.gep(to, [b.mul(const(j), to_step)]))
-
-    name = f"turn_block_{e.short}_{host().name}"
-    return types.void(T, *[types.int64] * 4), out_of_line(name, "pipi", 1, e, body)
 
 
 def turn(T: Any) -> Any:

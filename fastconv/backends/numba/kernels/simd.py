@@ -360,11 +360,29 @@ def copy_phases(
         to, step, wanted, source, low, high = values[2:]
         element = e.llvm.as_pointer()
         begin = builder.inttoptr(source, element)
+        places = [builder.gep(begin, [const(r * e.lanes)]) for r in range(stride)]
+        inside = builder.and_(
+            builder.icmp_signed("<=", low, const(0)),
+            builder.icmp_signed(">=", high, const(stride * e.lanes)),
+        )
+        # Masks take three times as long as all the rest.
+        with builder.if_else(inside, likely=True) as (whole, part):
+            with whole:
+                plain, from_whole = [load(builder, e, place) for place in places], builder.block
+            with part:
+                skips = [const(r * e.lanes) for r in range(stride)]
+                masks = [
+                    lane_range(builder, e, builder.sub(low, skip), builder.sub(high, skip)) for skip in skips
+                ]
+                masked = [
+                    masked_load(builder, e, place, mask) for place, mask in zip(places, masks, strict=True)
+                ]
+                from_part = builder.block
         vectors = []
-        for r in range(stride):
-            skip = const(r * e.lanes)
-            flag = lane_range(builder, e, builder.sub(low, skip), builder.sub(high, skip))
-            vectors.append(masked_load(builder, e, builder.gep(begin, [skip]), flag))
+        for value, other in zip(plain, masked, strict=True):
+            vectors.append(builder.phi(e.vector))
+            vectors[-1].add_incoming(value, from_whole)
+            vectors[-1].add_incoming(other, from_part)
         at = to
         for r, value in enumerate(phases(builder, vectors)):
             bit = builder.and_(builder.lshr(wanted, const(r)), const(1))
@@ -403,6 +421,20 @@ def load_transposed(
 
     name = f"load_transposed_{e.short}_{host().name}"
     return types.void(T, *[types.int64] * 6), out_of_line(name, "ppiiii", 1, e, body)
+
+
+@intrinsic
+def turn_block(typing: Any, T: Any, to: Any, to_step: Any, x: Any, step: Any) -> Any:
+    """A square block: ``to[j * to_step + i]`` becomes ``x[i * step + j]``."""
+    e = ELEMENTS[T.instance_type]
+
+    def body(b: ir.IRBuilder, to: Any, to_step: Any, x: Any, step: Any) -> None:
+        vectors = [load(b, e, b.gep(x, [b.mul(const(i), step)])) for i in range(e.lanes)]
+        for j, vector in enumerate(transpose(b, vectors)):
+            store(b, e, vector, b.gep(to, [b.mul(const(j), to_step)]))
+
+    name = f"turn_block_{e.short}_{host().name}"
+    return types.void(T, *[types.int64] * 4), out_of_line(name, "pipi", 1, e, body)
 
 
 @intrinsic

@@ -74,7 +74,7 @@ VECTORS = 3
 SLOT = 5
 
 # How a tile finds what it reads.
-BY_OFFSETS, MASKED, IN_A_ROW = 0, 1, 2
+BY_OFFSETS, MASKED, IN_A_ROW, OF_CHANNELS = 0, 1, 2, 3
 
 # Terms of one turn of the loop that reads in a row: with its addresses known but for two, they are offsets in the
 # instructions, and a term takes 20 of these instead of 22. That shows where another thread of the core takes half of the
@@ -95,17 +95,19 @@ class MicroKernel(NamedTuple):
     def name(self) -> str:
         """Such as ``tile_f32_3x8_avx512``."""
         short = ELEMENTS[getattr(types, self.dtype)].short
-        reads = ("", "_masked", f"_in_a_row_{self.wk}")[self.reads]
+        reads = ("", "_masked", f"_in_a_row_{self.wk}", "_of_channels")[self.reads]
         return f"tile_{short}_{self.mv}x{self.ns}{reads}_{host().name}"
 
     @property
     def terms(self) -> int:
         """Terms of one turn of its loop."""
-        return TOGETHER if self.reads == IN_A_ROW else 1
+        return TOGETHER if self.reads in (IN_A_ROW, OF_CHANNELS) else 1
 
     @property
     def arguments(self) -> list[str]:
         """What its function takes, in order."""
+        if self.reads == OF_CHANNELS:
+            return ["K", "x", "offsets", "at", "count", "w", "bias", "y", "step", "more"]
         found = "K x" if self.reads == IN_A_ROW else "C taps xc x offsets masks"
         return f"{found} slots w wj{'' if self.wk else ' wk'} y ldy rows bias more".split()
 
@@ -360,7 +362,7 @@ def _write_parts(b: ir.IRBuilder, e: Element, a: SimpleNamespace, row: list[Any]
     b.call(function, [held, a.slots, a.y, a.ldy, a.rows])
 
 
-def _of_vectors(builder: ir.IRBuilder, mv: Any, arguments: Any, kernel: Callable[[int], MicroKernel]) -> None:
+def of_vectors(builder: ir.IRBuilder, mv: Any, arguments: Any, emitted: Callable[[int], ir.Function]) -> None:
     """Call the tile of `mv` vectors."""
     over = builder.append_basic_block("over")
     blocks = [builder.append_basic_block(f"mv{n}") for n in range(1, VECTORS + 1)]
@@ -368,7 +370,7 @@ def _of_vectors(builder: ir.IRBuilder, mv: Any, arguments: Any, kernel: Callable
     for n, block in enumerate(blocks, 1):
         choose.add_case(const(n), block)
         builder.position_at_end(block)
-        function = emit(builder.module, kernel(n))
+        function = emitted(n)
         pointed = [
             builder.inttoptr(value, argument.type) if isinstance(argument.type, ir.PointerType) else value
             for value, argument in zip(arguments, function.args, strict=True)
@@ -390,7 +392,9 @@ def tile(
     ns, reads, dtype = NS.literal_value, READS.literal_value, T.instance_type.name
 
     def codegen(context: Any, builder: Any, signature: Any, values: Any) -> Any:
-        _of_vectors(builder, values[3], values[4:], lambda n: MicroKernel(dtype, n, ns, reads))
+        of_vectors(
+            builder, values[3], values[4:], lambda n: emit(builder.module, MicroKernel(dtype, n, ns, reads))
+        )
         return context.get_dummy_value()
 
     return types.void(NS, READS, T, *[types.int64] * 16), codegen
@@ -407,7 +411,12 @@ def tile_in_a_row(
     ns, wk, dtype = NS.literal_value, WK.literal_value, T.instance_type.name
 
     def codegen(context: Any, builder: Any, signature: Any, values: Any) -> Any:
-        _of_vectors(builder, values[3], values[4:], lambda n: MicroKernel(dtype, n, ns, IN_A_ROW, wk))
+        of_vectors(
+            builder,
+            values[3],
+            values[4:],
+            lambda n: emit(builder.module, MicroKernel(dtype, n, ns, IN_A_ROW, wk)),
+        )
         return context.get_dummy_value()
 
     return types.void(NS, WK, T, *[types.int64] * 11), codegen

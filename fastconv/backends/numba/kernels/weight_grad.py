@@ -21,7 +21,7 @@ from numba import carray, from_dtype, types
 from numba.extending import intrinsic, register_jitable
 
 from .depthwise import columns_of, loads
-from .direct import SLOTS_BYTES, fetch_rows, fill_row
+from .positions import SLOTS_BYTES, fetch_rows, fill_row
 from .simd import (
     ELEMENTS,
     I64,
