@@ -111,11 +111,17 @@ class Kernel(NamedTuple):
 
     def watch(self, count: int) -> list[Any]:
         """Flags that stay set while nothing has gone wrong, several so that one need not wait for another."""
-        every = ir.Constant(ir.VectorType(ir.IntType(1), self.e.lanes), [1] * self.e.lanes)
+        every = ir.Constant(self.noted, [-1] * self.e.lanes)
         return [cgutils.alloca_once_value(self.b, every) for _ in range(count)]
+
+    @property
+    def noted(self) -> ir.VectorType:
+        """Flags as they are kept: without mask registers as wide as the lanes, or they would be packed each time."""
+        return ir.VectorType(ir.IntType(1 if host().masks else 8 * self.e.size), self.e.lanes)
 
     def expect(self, good: Any, lanes: Any) -> None:
         """Note lanes where something has gone wrong."""
+        lanes = lanes if host().masks else self.b.sext(lanes, self.noted)
         self.b.store(self.b.and_(self.b.load(good), lanes), good)
 
     def return_if_wrong(self, watched: list[Any], plane: Any) -> None:
@@ -125,6 +131,8 @@ class Kernel(NamedTuple):
         good = self.b.load(watched[0])
         for other in watched[1:]:
             good = self.b.and_(good, self.b.load(other))
+        if not host().masks:
+            good = self.b.icmp_signed("<", good, ir.Constant(good.type, None))
         bits = self.b.bitcast(good, ir.IntType(self.e.lanes))
         with self.b.if_then(self.b.icmp_unsigned("!=", bits, ir.Constant(bits.type, -1)), likely=False):
             self.b.ret(plane)
