@@ -60,6 +60,9 @@ LINE_CYCLES, PAGE_BYTES = (1.5, 12.0), 4096
 # Rows of a channel from this size on are fetched ahead; shorter ones follow one another closely.
 FETCHED_BYTES = 512
 
+# A term whose line is dropped before the next tile reads it: 64 channels of 112 x 112 took 1.8 times as long as a panel.
+CROWDED = 2.0
+
 # A weight that is packed ahead of a call.
 PACK_CYCLES = 1.2
 
@@ -92,6 +95,11 @@ def part_terms(g: Geometry) -> int:
     return next(share for share in shares(g.K) if share <= max(most, 1))
 
 
+def held_lines(step: int) -> int:
+    """Lines, `step` bytes apart, that the L1 cache holds: of 64 sets they fall on a few where the step is a round number."""
+    return 8 * 64 // math.gcd(step // 64, 64) if step % 64 == 0 else 8 * 64
+
+
 def choose(spec: ConvSpec, g: Geometry) -> Cut:
     """The cheapest cut into positions and channels."""
     itemsize, lanes = DTYPES[spec.dtype].itemsize, cost.lanes(spec.dtype)
@@ -99,8 +107,10 @@ def choose(spec: ConvSpec, g: Geometry) -> Cut:
     unit = math.lcm(*(kernels.positions_of(mv) for mv in range(1, VECTORS + 1)), lanes)
     k_block = part_terms(g)
     parts = -(-g.K // k_block)
-    # Where channels lie apart, each of a part's terms has a page of its own.
-    apart = g.is_pointwise and math.prod(g.size) * itemsize >= PAGE_BYTES // 2
+    # Where channels lie apart, each of a part's terms has a page of its own, and may share a few sets of the L1 cache.
+    plane = math.prod(g.size) * itemsize
+    apart = g.is_pointwise and plane >= PAGE_BYTES // 2
+    crowded = CROWDED if g.is_pointwise and k_block > held_lines(plane) else 1.0
     found = []
     for o_step in shares(vectors):
         for share in shares(max(-(-positions // unit), 1)):
@@ -111,7 +121,7 @@ def choose(spec: ConvSpec, g: Geometry) -> Cut:
             cycles = count * PLACE_CYCLES + o_step * lanes * (count * TURN_CYCLES + PLANE_CYCLES)
             for mv in blocks(o_step):
                 ns = kernels.positions_of(mv)
-                term = ns * mv / cost.FMAS * (ALONE if mv == 1 else 1) * cost.SLOWER[spec.dtype]
+                term = ns * mv / cost.FMAS * (ALONE if mv == 1 else 1) * crowded * cost.SLOWER[spec.dtype]
                 cycles += -(-count // ns) * (g.K * term + parts * PART_CYCLES)
             lines = g.kernel[0] * g.kernel[1] * (count * g.stride[2] * itemsize / 64 + 1)
             cycles += g.c * lines * len(list(blocks(o_step))) * LINE_CYCLES[apart]
