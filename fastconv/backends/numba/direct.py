@@ -64,7 +64,7 @@ FETCHED_BYTES = 512
 CROWDED = 2.0
 
 # A weight that is packed ahead of a call.
-PACK_CYCLES = 1.2
+PACK_CYCLES = 1.5
 
 MOST = kernels.positions_of(1)
 FIELD = slabs.FIELD

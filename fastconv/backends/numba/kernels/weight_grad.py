@@ -88,8 +88,10 @@ def spread_vector(T, size, lanes, a, to, x, left):  # type: ignore[no-untyped-de
                 high = low
             row = x + size * (d * a.x_d + h * a.x_h + begin)
             # What is written beyond a row's end is the next row's, and written again.
-            for w in range(0, a.rows_w, lanes):
+            w = 0  # counted by hand: see `fill_row`
+            while w < a.rows_w:
                 load_transposed(T, to + size * lanes * w, row + size * w, a.x_c, left, low - w, high - w)
+                w += lanes
             to += size * lanes * a.rows_w
 
 
@@ -142,8 +144,10 @@ def column_row(T, size, lanes, a, to, x, r, lines, phases, stage):  # type: igno
         fill_row(T, size, lanes, a, line, x, row, missing, phases, phases, a.w0, a.phase_w)
     for v in range(a.vectors):
         vector = to + size * lanes * (v * a.held_c + r * pitch)
-        for q in range(0, pitch, lanes):
+        q = 0
+        while q < pitch:
             gather_transposed(T, vector + size * lanes * q, stage + size * q, a.lanes_at + 8 * lanes * v)
+            q += lanes
 
 
 def columns(T: Any) -> Any:
