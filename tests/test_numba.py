@@ -116,6 +116,26 @@ def test_weights_are_packed_ahead_as_a_call_packs_them(window: str, dtype: str) 
         np.testing.assert_array_equal(packed, testing.reference(spec, Op.CONV, (x, w)))
 
 
+@pytest.mark.parametrize(
+    "problem", ["n2 c70x5x5 k75x3x3 s2 p1", "n5 c66x4x4 k130x1x1 s1 p0", "n3 c40x6x5 k36x3x3 s1 p1 g2"]
+)
+def test_weights_of_a_call_are_packed_some_at_a_time(problem: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As many vectors of channels as may be, of each round of images: to the bits of all at once."""
+    from fastconv.backends.numba import direct, slabs
+
+    spec = parse(f"{problem} f32")
+    assert isinstance(spec, ConvSpec)
+    x, w = testing.operands(spec, Op.CONV, "integers")
+    expected = testing.reference(spec, Op.CONV, (x, w))
+    for nbytes in (1, 20_000, 60_000, 1 << 20):
+        monkeypatch.setattr(direct, "PACKED_BYTES", nbytes)
+        for copied in (6 << 10, 2 << 20):
+            monkeypatch.setattr(slabs, "COPIED_BYTES", copied)
+            y = testing.poisoned(spec.shapes(Op.CONV)[-1])
+            direct.run(spec, None, False).call(x, w, None, y)
+            np.testing.assert_array_equal(y, expected)
+
+
 @pytest.mark.parametrize("o", [1, 2, 9, 64])
 @pytest.mark.parametrize("k", [1, 3])
 def test_no_task_begins_with_the_last_vector(o: int, k: int) -> None:

@@ -42,7 +42,7 @@ PART_BYTES, POINTWISE_BYTES = 12 << 10, 6 << 10
 POSITIONS = 32
 SUMS_BYTES = 128 << 10
 
-# Weights that are packed for one call: more would not be small beside its operands.
+# Weights that are packed at a time for one call, unless prepared: more would not be small beside its operands.
 PACKED_BYTES = 1 << 20
 
 # What a term of one vector takes beside its multiply-adds: nine loads for eight of them, 6 cycles where 4 would do.
@@ -68,7 +68,8 @@ PACK_CYCLES = 1.5
 
 MOST = kernels.positions_of(1)
 FIELD = slabs.FIELD
-OFFSETS, GIVEN = FIELD["offsets"], FIELD["given"]
+OFFSETS, GIVEN, O_TASKS = FIELD["offsets"], FIELD["given"], FIELD["o_tasks"]
+W_GROUP, V_FIRST, V_STOP = FIELD["w_group"], FIELD["v_first"], FIELD["v_stop"]
 STEPS = slice(FIELD["step_d"], FIELD["step_w"] + 1)
 
 
@@ -100,8 +101,8 @@ def held_lines(step: int) -> int:
     return 8 * 64 // math.gcd(step // 64, 64) if step % 64 == 0 else 8 * 64
 
 
-def choose(spec: ConvSpec, g: Geometry) -> Cut:
-    """The cheapest cut into positions and channels."""
+def choose(spec: ConvSpec, g: Geometry, packed: bool) -> Cut:
+    """The cheapest cut into positions and channels, whose weights are packed ahead or by the call."""
     itemsize, lanes = DTYPES[spec.dtype].itemsize, cost.lanes(spec.dtype)
     positions, vectors = math.prod(g.out), -(-g.o // lanes)
     unit = math.lcm(*(kernels.positions_of(mv) for mv in range(1, VECTORS + 1)), lanes)
@@ -110,9 +111,11 @@ def choose(spec: ConvSpec, g: Geometry) -> Cut:
     # Where channels lie apart, each of a part's terms has a page of its own, and may share a few sets of the L1 cache.
     plane = math.prod(g.size) * itemsize
     apart = g.is_pointwise and plane >= PAGE_BYTES // 2
-    crowded = CROWDED if g.is_pointwise and k_block > held_lines(plane) else 1.0
+    crowded = CROWDED if g.is_pointwise and 2 * k_block > held_lines(plane) else 1.0
     found = []
     for o_step in shares(vectors):
+        if o_step > 1 and not packed and spec.groups * o_step * host().width * g.K > PACKED_BYTES:
+            continue
         for share in shares(max(-(-positions // unit), 1)):
             p_step = share * unit
             count = min(p_step, positions)
@@ -180,10 +183,10 @@ def run(spec: ConvSpec, limit: int | None, packed: bool) -> Run:
     itemsize, lanes = DTYPES[spec.dtype].itemsize, cost.lanes(spec.dtype)
     if math.prod(g.out) < (least := kernels.positions_of(VECTORS)):
         raise Unsupported(f"needs {least} output positions, which a tile computes, got {math.prod(g.out)}")
-    cut = choose(spec, g)
+    cut = choose(spec, g, packed)
     vectors = -(-g.o // lanes)
     in_place = not any(g.before + g.after)
-    images = image = 0
+    images, rounds = 0, 1
     seconds = cut.seconds
     template = np.zeros(1, ARGUMENTS)
     # Copied images keep their rows whole: a scalar may be read anywhere, so phases of a stride need not be told apart.
@@ -205,39 +208,39 @@ def run(spec: ConvSpec, limit: int | None, packed: bool) -> Run:
         pitch_d, pitch_h, _ = strides(whole.slab(whole.out)[3:])
         found = places(g, held.fields["pitch_c"], (pitch_d, pitch_h, 1))
         rounds = max(-(-spec.batch // images), 1)
-        seconds += (
-            slabs.copy_seconds(spec, whole, whole.out, spec.in_channels) * spec.batch
-            + rounds * cost.CALL_SECONDS
-        )
+        seconds += slabs.copy_seconds(spec, whole, whole.out, spec.in_channels) * spec.batch
+        seconds += rounds * cost.CALL_SECONDS
     room = cut.p_step + MOST
     bias_at = -(-8 * room // 64) * 64
     sums_at = bias_at + cut.o_step * host().width
     nbytes = -(-max(sums_at + cut.o_step * host().width * room, lanes * host().width) // 64) * 64
-    copied = images * held.fields["copied_n"] * itemsize + host().width if images else 0
-    weights = 0 if packed else spec.groups * vectors * host().width * g.K
-    if weights > PACKED_BYTES:
-        raise Unsupported(f"would pack {weights} bytes of weights for one call; prepared, it does so once")
+    copied = -(-(images * held.fields["copied_n"] * itemsize + host().width) // 64) * 64 if images else 0
+    # Vectors of channels whose weights are packed at a time.
+    row = spec.groups * host().width * g.K
+    some = vectors if packed else min(cut.o_step * max(PACKED_BYTES // (cut.o_step * row), 1), vectors)
+    weights = 0 if packed else some * row
     ahead = -(-(copied + weights) // 64) * 64
     shared = ahead + ALIGNMENT
     if limit is not None and (need := nbytes + shared) > limit:
         raise Unsupported(f"needs {need} bytes of scratch", workspace=need)
-    p_tasks, o_tasks = max(-(-math.prod(g.out) // cut.p_step), 1), -(-vectors // cut.o_step)
     plane_out = math.prod(g.out)
+    p_tasks, o_tasks = max(-(-plane_out // cut.p_step), 1), -(-some // cut.o_step)
     set_fields(
         template, batch=spec.batch, o=g.o, c=g.c, K=g.K, taps=g.taps, groups=spec.groups,
-        y_n=spec.out_channels * plane_out, y_c=plane_out, w_group=vectors * g.K,
+        y_n=spec.out_channels * plane_out, y_c=plane_out, w_group=some * g.K, v_stop=some,
         out_h=g.out[1], out_w=g.out[2], o_step=cut.o_step, o_tasks=o_tasks, positions=plane_out, p_step=cut.p_step, p_tasks=p_tasks,
         k_block=cut.k_block, fetched=g.is_pointwise and math.prod(g.size) * itemsize >= FETCHED_BYTES, bias_at=bias_at, sums_at=sums_at, scratch_size=nbytes,
         offsets=address(found.offsets), step_d=found.steps[0], step_h=found.steps[1], step_w=found.steps[2],
     )  # fmt: skip
     fields = template.view(np.int64)
-    tasks = p_tasks * o_tasks * spec.groups
-    at_once = tasks * (images or max(spec.batch, 1))
+    each = p_tasks * spec.groups
+    at_once = each * o_tasks * (images or max(spec.batch, 1))
     if limit is not None:
         at_once = max(min(at_once, (limit - shared) // nbytes), 1)
     if not packed:
-        seconds += spec.groups * vectors * lanes * g.K * PACK_CYCLES * cost.CYCLE + cost.CALL_SECONDS
-    each = seconds / max(spec.batch, 1)
+        packing = spec.groups * vectors * lanes * g.K * PACK_CYCLES * cost.CYCLE
+        seconds += (rounds if some < vectors else 1) * (packing + -(-vectors // some) * cost.CALL_SECONDS)
+    share = seconds / (max(spec.batch, 1) * vectors)
 
     @lru_cache(maxsize=8)
     def elsewhere(strides: tuple[int, ...]) -> Places:
@@ -258,10 +261,23 @@ def run(spec: ConvSpec, limit: int | None, packed: bool) -> Run:
         if in_place and not x.flags.c_contiguous:
             there = elsewhere(x.strides)
             a[OFFSETS], a[STEPS] = address(there.offsets), there.steps
-        if not packed:
-            a[GIVEN] = address(w)
-            threads.launch(PACK.address(spec.dtype), a, spec.groups * vectors, workers, 0)
-        slabs.in_rounds(DIRECT, spec, a, x, y, images, at if images else 0, tasks, workers, each)
+        a[GIVEN], ready = address(w), packed
+        for count in slabs.in_rounds(a, spec, x, y, images, at if images else 0, workers):
+            for first in range(0, vectors, some):
+                stop = min(first + some, vectors)
+                if some < vectors:
+                    a[V_FIRST], a[V_STOP], a[W_GROUP] = first, stop, (stop - first) * g.K
+                    a[O_TASKS] = -(-(stop - first) // cut.o_step)
+                if not ready:
+                    threads.launch(PACK.address(spec.dtype), a, spec.groups * (stop - first), workers, 0)
+                    ready = some == vectors
+                threads.launch(
+                    DIRECT.address(spec.dtype),
+                    a,
+                    each * int(a[O_TASKS]) * count,
+                    workers,
+                    share * count * (stop - first),
+                )
 
     call.tables = found, held, elsewhere  # type: ignore[attr-defined]
     return Run(

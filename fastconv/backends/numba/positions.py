@@ -444,7 +444,8 @@ def caller(kernel: jit.Kernel, planned: Planned, spec: ConvSpec) -> Callable[...
         bias = contiguous(bias)
         a = begun(fields, address(x), address(w), address(bias), address(y), at + planned.copied)
         set_strides(a, x, spec)
-        in_rounds(kernel, spec, a, x, y, images, at if planned.copied else 0, planned.tasks, workers, seconds)
+        for count in in_rounds(a, spec, x, y, images, at if planned.copied else 0, workers):
+            threads.launch(kernel.address(spec.dtype), a, planned.tasks * count, workers, seconds * count)
 
     call.tables = tables  # type: ignore[attr-defined]
     return call

@@ -1,4 +1,4 @@
-"""Padded copies of images, planned: how they lie, what it takes to copy them, and running a kernel on some at a time."""
+"""Padded copies of images, planned: how they lie, what it takes to copy them, and taking some at a time."""
 
 from __future__ import annotations
 
@@ -127,12 +127,11 @@ def set_strides(a: Array, x: Array, spec: ConvSpec) -> None:
 
 
 def in_rounds(
-    kernel: jit.Kernel, spec: ConvSpec, a: Array, x: Array, y: Array,
-    images: int, copied: int, tasks: int, workers: int, seconds: float,
-) -> None:  # fmt: skip
-    """Run a kernel on so many images at a time (all, if 0), and copy them before where `copied` is an address.
+    a: Array, spec: ConvSpec, x: Array, y: Array, images: int, copied: int, workers: int
+) -> Iterator[int]:
+    """Set a kernel's arguments for so many images at a time (all, if 0), and say how many there are.
 
-    `tasks` and `seconds` are one image's.
+    Where `copied` is an address they have been copied there before.
     """
     batch, c_tasks = int(a[BATCH]), int(a[C_TASKS])
     images = images or batch
@@ -144,7 +143,7 @@ def in_rounds(
         if copied:
             a[COPIED] = copied
             threads.launch(COPY.address(spec.dtype), a, c_tasks * count, workers, 0)
-        threads.launch(kernel.address(spec.dtype), a, tasks * count, workers, seconds * count)
+        yield count
 
 
 @lru_cache(maxsize=64)

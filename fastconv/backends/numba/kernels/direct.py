@@ -250,7 +250,6 @@ def direct(T: Any) -> Any:
         places = carray(pointer(at_places, types.int64), a.p_step + most)
         offsets = carray(pointer(a.offsets, types.int32), a.K)
         at_bias, at_sums = at_places + a.bias_at, at_places + a.sums_at
-        vectors = (a.o + lanes - 1) // lanes
         step = lanes * (a.p_step + most)
         while True:
             task = next_task(arguments)
@@ -261,8 +260,8 @@ def direct(T: Any) -> Any:
             n, g = divmod(task, a.groups)
             p0 *= a.p_step
             count = min(a.p_step, a.positions - p0)
-            v0 = o0 * a.o_step
-            v1 = min(v0 + a.o_step, vectors)
+            v0 = a.v_first + o0 * a.o_step
+            v1 = min(v0 + a.o_step, a.v_stop)
             fill_places(a, places, p0, count, count + most)
             at_x = a.x + size * (n * a.x_n + g * a.x_group)
             if a.copied:
@@ -280,7 +279,7 @@ def direct(T: Any) -> Any:
                 v = v0
                 while v < v1:
                     mv = next_tile(v1 - v)
-                    at_w = a.w + size * lanes * (g * a.w_group + v * a.K + k0 * mv)
+                    at_w = a.w + size * lanes * (g * a.w_group + (v - a.v_first) * a.K + k0 * mv)
                     b = at_bias + size * lanes * (v - v0) if a.bias and k0 + some == a.K else 0
                     at_v = at_sums + size * step * (v - v0)
                     tiles(T, mv, some, at_x, a.offsets + 4 * k0, at_places, count, at_w, b, at_v, step, k0)
@@ -303,23 +302,23 @@ def pack_channels(T: Any) -> Any:
 
     def work(worker, arguments):  # type: ignore[no-untyped-def]
         a = carray(pointer(arguments, RECORD), 1)[0]
-        vectors = (a.o + lanes - 1) // lanes
         at_stage = a.scratch + worker * a.scratch_size
         stage = carray(pointer(at_stage, T), lanes * lanes)
         while True:
             task = next_task(arguments)
             if task >= a.stop:
                 return
-            g, v = divmod(task, vectors)
+            g, v = divmod(task, a.v_stop - a.v_first)
+            v += a.v_first
             first = v // a.o_step * a.o_step
-            stop = min(first + a.o_step, vectors)
+            stop = min(first + a.o_step, a.v_stop)
             mv = next_tile(stop - first)
             while first + mv <= v:
                 first += mv
                 mv = next_tile(stop - first)
             rows = min(lanes, a.o - v * lanes)
             x = a.given + size * (g * a.o + v * lanes) * a.K
-            to = a.w + size * lanes * (g * a.w_group + first * a.K + v - first)
+            to = a.w + size * lanes * (g * a.w_group + (first - a.v_first) * a.K + v - first)
             for k in range(0, a.K, lanes):
                 if rows == lanes and k + lanes <= a.K:
                     turn_block(T, to + size * lanes * mv * k, lanes * mv, x + size * k, a.K)

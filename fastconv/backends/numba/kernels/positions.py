@@ -72,6 +72,7 @@ FIELDS = (
     "out_h out_w "  # channels: outputs along the inner axes
     "step_d step_h step_w "  # channels: elements from what an output reads to what the next one along an axis does
     "p_step p_tasks k_block "  # channels: positions of a task, tasks along them, terms that are summed at a time
+    "v_first v_stop "  # channels: which vectors of output channels have their weights packed
     "bias_at sums_at "  # channels: where a worker's bias and its sums begin
     "fetched "  # whether what is written is fetched: it lies beyond the cache, and sums are short
     "borders "  # whether padding holds elements of the input (all modes but zeros)
@@ -106,9 +107,10 @@ def fill_row(T, size, lanes, a, to, x, row, missing, maps, phases, w0, count):  
         while i < begin:
             copy_phases(T, 1, to + size * i, step, 1, to, 0, 0)
             i += lanes
+        # None runs on beyond the row where it holds a vector: behind the last row may lie what another worker copies.
         i = end
         while i < count:
-            copy_phases(T, 1, to + size * i, step, 1, to, 0, 0)
+            copy_phases(T, 1, to + size * max(min(i, count - lanes), 0), step, 1, to, 0, 0)
             i += lanes
         i = begin
         while i < end:
