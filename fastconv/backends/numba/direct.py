@@ -15,7 +15,7 @@ from fastconv.backends import Run, Unsupported
 from fastconv.backends.numba import cost, jit, slabs, threads
 from fastconv.backends.numba.geometry import Geometry, Triple, geometry, lift, shares, strides
 from fastconv.backends.numba.kernels import direct as kernels
-from fastconv.backends.numba.kernels.positions import ARGUMENTS
+from fastconv.backends.numba.kernels.positions import ARGUMENTS, next_tile
 from fastconv.backends.numba.kernels.simd import host
 from fastconv.backends.numba.kernels.tile import VECTORS
 from fastconv.backends.numba.operands import (
@@ -74,20 +74,19 @@ STEPS = slice(FIELD["step_d"], FIELD["step_w"] + 1)
 
 
 def blocks(vectors: int) -> Iterator[int]:
-    """Vectors of each tile that covers `vectors` of channels, as the kernels' ``next_tile`` cuts them."""
+    """Vectors of each tile that covers `vectors` of channels, as the kernels cut them."""
     while vectors:
-        mv = 2 if vectors == 4 else min(vectors, VECTORS)
+        mv = next_tile(vectors)
         yield mv
         vectors -= mv
 
 
 class Cut(NamedTuple):
-    """How the work is cut: positions and vectors of channels of a task, terms of a part of a sum."""
+    """How the work is cut: positions and vectors of channels of a task."""
 
     seconds: float
     p_step: int
     o_step: int
-    k_block: int
 
 
 def part_terms(g: Geometry) -> int:
@@ -106,12 +105,12 @@ def choose(spec: ConvSpec, g: Geometry, packed: bool) -> Cut:
     itemsize, lanes = DTYPES[spec.dtype].itemsize, cost.lanes(spec.dtype)
     positions, vectors = math.prod(g.out), -(-g.o // lanes)
     unit = math.lcm(*(kernels.positions_of(mv) for mv in range(1, VECTORS + 1)), lanes)
-    k_block = part_terms(g)
-    parts = -(-g.K // k_block)
+    terms = part_terms(g)
+    parts = -(-g.K // terms)
     # Where channels lie apart, each of a part's terms has a page of its own, and may share a few sets of the L1 cache.
     plane = math.prod(g.size) * itemsize
     apart = g.is_pointwise and plane >= PAGE_BYTES // 2
-    crowded = CROWDED if g.is_pointwise and 2 * k_block > held_lines(plane) else 1.0
+    crowded = CROWDED if g.is_pointwise and 2 * terms > held_lines(plane) else 1.0
     found = []
     for o_step in shares(vectors):
         if o_step > 1 and not packed and spec.groups * o_step * host().width * g.K > PACKED_BYTES:
@@ -128,28 +127,11 @@ def choose(spec: ConvSpec, g: Geometry, packed: bool) -> Cut:
                 cycles += -(-count // ns) * (g.K * term + parts * PART_CYCLES)
             lines = g.kernel[0] * g.kernel[1] * (count * g.stride[2] * itemsize / 64 + 1)
             cycles += g.c * lines * len(list(blocks(o_step))) * LINE_CYCLES[apart]
-            x_bytes = count / max(positions, 1) * g.c * math.prod(g.size) * itemsize
+            x_bytes = count / max(positions, 1) * g.c * plane
             each = cycles * cost.CYCLE + cost.traffic(o_step * lanes * g.K * itemsize + x_bytes)
             tasks = -(-positions // p_step) * -(-vectors // o_step) * spec.groups * spec.batch
-            found.append(Cut(cost.task_seconds(each, tasks), p_step, o_step, k_block))
+            found.append(Cut(cost.task_seconds(each, tasks), p_step, o_step))
     return min(found)
-
-
-def pack(spec: ConvSpec, o_step: int, weight: Array) -> Array:
-    """Weights as ``kernels.pack_channels`` writes them, from a cache line on."""
-    g, lanes = geometry(spec), cost.lanes(spec.dtype)
-    vectors = -(-g.o // lanes)
-    padded = np.zeros((spec.groups, vectors * lanes, g.K), weight.dtype)
-    padded[:, : g.o] = weight.reshape(spec.groups, g.o, g.K)
-    held, begin = scratch(padded.nbytes)
-    packed: Array = np.ndarray((spec.groups, padded[0].size), weight.dtype, held, begin - address(held))
-    at = 0
-    for first in range(0, vectors, o_step):
-        for mv in blocks(min(o_step, vectors - first)):
-            block = padded[:, at * lanes : (at + mv) * lanes].swapaxes(1, 2)
-            packed[:, at * lanes * g.K : (at + mv) * lanes * g.K].reshape(block.shape)[...] = block
-            at += mv
-    return packed
 
 
 class Places(NamedTuple):
@@ -186,25 +168,28 @@ def run(spec: ConvSpec, limit: int | None, packed: bool) -> Run:
     cut = choose(spec, g, packed)
     vectors = -(-g.o // lanes)
     in_place = not any(g.before + g.after)
-    images, rounds = 0, 1
+    images = copied = 0
+    rounds, held = 1, None
     seconds = cut.seconds
     template = np.zeros(1, ARGUMENTS)
-    # Copied images keep their rows whole: a scalar may be read anywhere, so phases of a stride need not be told apart.
-    dense = tuple(
-        n + before + after - (k - 1) * d
-        for n, before, after, k, d in zip(g.size, g.before, g.after, g.kernel, g.dilation, strict=True)
-    )
-    whole = g._replace(out=dense, stride=(1, 1, 1))  # type: ignore[arg-type]
-    held = slabs.slab_of(spec, whole, whole.out)
-    set_fields(template, **held.fields)
     if in_place:
         plane = math.prod(g.size)
         found = places(g, plane, strides(g.size))  # type: ignore[arg-type]
+        set_fields(template, x_n=spec.in_channels * plane, x_group=g.c * plane)
     else:
+        # Copied images keep their rows whole: a scalar may be read anywhere, so phases of a stride need not be told apart.
+        dense = tuple(
+            n + before + after - (k - 1) * d
+            for n, before, after, k, d in zip(g.size, g.before, g.after, g.kernel, g.dilation, strict=True)
+        )
+        whole = g._replace(out=dense, stride=(1, 1, 1))  # type: ignore[arg-type]
+        held = slabs.slab_of(spec, whole, whole.out)
+        set_fields(template, **held.fields)
         image = slabs.slab_bytes(whole, whole.out, spec.in_channels, itemsize)
         if image > 4 * slabs.COPIED_BYTES:
             raise Unsupported("copies whole images, and its own are too large")
         images = max(min(slabs.COPIED_BYTES // image, spec.batch), 1) if limit is None else 1
+        copied = -(-(images * held.fields["copied_n"] * itemsize + host().width) // 64) * 64
         pitch_d, pitch_h, _ = strides(whole.slab(whole.out)[3:])
         found = places(g, held.fields["pitch_c"], (pitch_d, pitch_h, 1))
         rounds = max(-(-spec.batch // images), 1)
@@ -214,7 +199,6 @@ def run(spec: ConvSpec, limit: int | None, packed: bool) -> Run:
     bias_at = -(-8 * room // 64) * 64
     sums_at = bias_at + cut.o_step * host().width
     nbytes = -(-max(sums_at + cut.o_step * host().width * room, lanes * host().width) // 64) * 64
-    copied = -(-(images * held.fields["copied_n"] * itemsize + host().width) // 64) * 64 if images else 0
     # Vectors of channels whose weights are packed at a time.
     row = spec.groups * host().width * g.K
     some = vectors if packed else min(cut.o_step * max(PACKED_BYTES // (cut.o_step * row), 1), vectors)
@@ -229,7 +213,7 @@ def run(spec: ConvSpec, limit: int | None, packed: bool) -> Run:
         template, batch=spec.batch, o=g.o, c=g.c, K=g.K, taps=g.taps, groups=spec.groups,
         y_n=spec.out_channels * plane_out, y_c=plane_out, w_group=some * g.K, v_stop=some,
         out_h=g.out[1], out_w=g.out[2], o_step=cut.o_step, o_tasks=o_tasks, positions=plane_out, p_step=cut.p_step, p_tasks=p_tasks,
-        k_block=cut.k_block, fetched=g.is_pointwise and math.prod(g.size) * itemsize >= FETCHED_BYTES, bias_at=bias_at, sums_at=sums_at, scratch_size=nbytes,
+        k_block=part_terms(g), fetched=g.is_pointwise and math.prod(g.size) * itemsize >= FETCHED_BYTES, bias_at=bias_at, sums_at=sums_at, scratch_size=nbytes,
         offsets=address(found.offsets), step_d=found.steps[0], step_h=found.steps[1], step_w=found.steps[2],
     )  # fmt: skip
     fields = template.view(np.int64)
@@ -248,9 +232,10 @@ def run(spec: ConvSpec, limit: int | None, packed: bool) -> Run:
         return places(g, c, lift(tuple(rest), 0))
 
     def call(x: Array, w: Array, bias: Array | None, y: Array) -> None:
+        there = None
         if in_place and not x.flags.c_contiguous:
             try:
-                elsewhere(x.strides)
+                there = elsewhere(x.strides)
             except Unsupported:
                 x = np.ascontiguousarray(x)
         workers = threads.workers(at_once)
@@ -258,8 +243,7 @@ def run(spec: ConvSpec, limit: int | None, packed: bool) -> Run:
         bias, at_w = contiguous(bias), address(w) if packed else at + copied
         a = begun(fields, address(x), at_w, address(bias), address(y), at + ahead)
         slabs.set_strides(a, x, spec)
-        if in_place and not x.flags.c_contiguous:
-            there = elsewhere(x.strides)
+        if there is not None:
             a[OFFSETS], a[STEPS] = address(there.offsets), there.steps
         a[GIVEN], ready = address(w), packed
         for count in slabs.in_rounds(a, spec, x, y, images, at if images else 0, workers):
@@ -279,6 +263,16 @@ def run(spec: ConvSpec, limit: int | None, packed: bool) -> Run:
                     share * count * (stop - first),
                 )
 
+    def pack(weight: Array) -> Array:
+        weight = np.ascontiguousarray(weight)
+        memory, at = scratch(vectors * row)
+        workers = threads.workers(spec.groups * vectors)
+        _stage, at_stage = scratch(workers * nbytes)
+        a = begun(fields, 0, at, 0, 0, at_stage)
+        a[GIVEN] = address(weight)
+        threads.launch(PACK.address(spec.dtype), a, spec.groups * vectors, workers, 0)
+        return memory[at - address(memory) :]
+
     call.tables = found, held, elsewhere  # type: ignore[attr-defined]
     return Run(
         call=call,
@@ -288,7 +282,7 @@ def run(spec: ConvSpec, limit: int | None, packed: bool) -> Run:
         shared=shared,
         note=("reads the input where it lies" if in_place else "copies what it reads, padded")
         + ", vectors along the output channels",
-        pack=(lambda w: pack(spec, cut.o_step, w)) if packed else None,
+        pack=pack if packed else None,
         packing=("direct", lanes, cut.o_step, spec.groups) if packed else None,
     )
 

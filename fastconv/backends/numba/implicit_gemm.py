@@ -1,4 +1,4 @@
-"""Direct convolution: which way vectors lie, and problems that are a matrix product."""
+"""Implicit matrix products: vectors along output positions, and problems that are one product as they stand."""
 
 from __future__ import annotations
 

@@ -68,12 +68,12 @@ FIELDS = (
     "pitch_d pitch_h pitch_c phase_d phase_h phase_w "  # the slab's strides: plane, row, channel (flat: too), phases
     "wanted_w "  # a bit for each phase of a row that the slab holds
     "map_h map_w "  # where the maps of rows and columns begin
-    "given "  # channels: address of the weights that are to be packed
-    "out_h out_w "  # channels: outputs along the inner axes
-    "step_d step_h step_w "  # channels: elements from what an output reads to what the next one along an axis does
-    "p_step p_tasks k_block "  # channels: positions of a task, tasks along them, terms that are summed at a time
-    "v_first v_stop "  # channels: which vectors of output channels have their weights packed
-    "bias_at sums_at "  # channels: where a worker's bias and its sums begin
+    "given "  # direct: address of the weights that are to be packed
+    "out_h out_w "  # direct: outputs along the inner axes
+    "step_d step_h step_w "  # direct: elements from what an output reads to what the next one along an axis does
+    "p_step p_tasks k_block "  # direct: positions of a task, tasks along them, terms that are summed at a time
+    "v_first v_stop "  # direct: which vectors of output channels have their weights packed
+    "bias_at sums_at "  # direct: where a worker's bias and its sums begin
     "fetched "  # whether what is written is fetched: it lies beyond the cache, and sums are short
     "borders "  # whether padding holds elements of the input (all modes but zeros)
 )
