@@ -292,6 +292,18 @@ def strips(g: Geometry, count: int, lanes: int) -> Array:
     return np.roll(table, 1, axis=0)
 
 
+def segments(gaps: Array, group: int, nbytes: int) -> Array:
+    """The table of segments of the rows of outputs of a group of planes: `gaps` tells which lack rows of their windows.
+
+    What a segment reads, rows of `nbytes`, stays in the L1 cache from strip to strip.
+    """
+    if group > 1:
+        gaps = np.full(group * len(gaps), gaps.any())
+    block = max(BLOCK_BYTES // (windows.STRIDE * nbytes), 1) if nbytes else len(gaps)
+    begins = np.union1d(np.arange(0, len(gaps), block), np.flatnonzero(np.diff(gaps)) + 1)
+    return np.stack([begins, np.append(begins[1:], len(gaps)), gaps[begins]], axis=1).astype(np.int64)
+
+
 def rows(spec: PoolSpec, precision: str, workspace_limit: int | None) -> Run:
     """Vectors along the outputs of a row: windows of 2x2 and 3x3 at a stride of 2."""
     if spec.output_size or not square(g := geometry(spec), (2, 3), windows.STRIDE):
@@ -317,10 +329,12 @@ def rows(spec: PoolSpec, precision: str, workspace_limit: int | None) -> Run:
         ones = (1,) * lanes
         tables["divisors_w"] = np.array([*widths, *ones[ow : lanes // 2], *widths * pair, *ones], wide)
     cycles = len(table) * (oh / (1 + pair) * ROW_CYCLES[op] + STRIP_CYCLES)
-    block = group * oh if len(table) == 1 else max(BLOCK_BYTES // (windows.STRIDE * w * itemsize), 1)
+    tables["segments"] = segments(
+        ((row < 0) | (row >= h)).any(axis=1), group, len(table) > 1 and w * itemsize
+    )
     return run(
         spec, ROWS[op, k, pair], tables, cycles, workspace_limit,
-        n_strips=len(table), block=block, group=group,
+        n_strips=len(table), n_segments=len(tables["segments"]), group=group, edge=-(-2 * lanes // min(w, ow)),
     )  # fmt: skip
 
 

@@ -9,6 +9,7 @@ lanes. The windows that networks have are in the module ``windows``.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -59,7 +60,8 @@ FIELDS = (
     "planes_step "  # planes of a task
     "taps groups stride "  # taps of a window, groups of vectors, stride along a row
     "h w od oh ow before_h before_w "  # sizes, and padding
-    "strips n_strips block "  # of `rows`: the table of strips, and rows of outputs at a time
+    "strips n_strips segments n_segments "  # of `rows`: the tables of strips of columns and segments of rows
+    "edge "  # of `rows`: how many rows of outputs at a task's end need care
     "tops "  # of `rows`: where each row of each window begins, in bytes, or -1; and where the plane does, in elements
     "zeros "  # of `rows`: in place of a row at -1
     "divisors_h divisors_w "  # of `rows`: what an average is divided by, along each axis
@@ -181,19 +183,30 @@ def _emit(module: ir.Module, e: Element, op: int, stride: int, masked: bool, nam
     return function
 
 
-def store_places(b: ir.IRBuilder, e: Element, where: Any, to: Any, mask: Any) -> None:
-    """Store int64 places, in as many vectors as they take; all of them where `mask` is None."""
-    wide = ELEMENTS[types.int64]
+def store_places(
+    b: ir.IRBuilder,
+    e: Element,
+    where: Any,
+    to: Any,
+    mask: Any,
+    put: Callable[..., None] = masked_store,
+    order: Sequence[int] | None = None,
+) -> None:
+    """Store int64 places, in as many vectors as they take; all of them where `mask` is None.
+
+    Lane i holds place ``order[i]``. Places are not negative, so they are widened by weaving zeros between them, which
+    costs no more where they lie as instructions that work on pieces of 16 bytes leave them.
+    """
+    wide, zeros = ELEMENTS[types.int64], ir.Constant(where.type, None)
+    order = list(order or range(e.lanes))
     for half in range(0, e.lanes, wide.lanes):
-        picks = ir.Constant(
-            ir.VectorType(I32, wide.lanes), [ir.Constant(I32, half + i) for i in range(wide.lanes)]
-        )
-        part = b.shuffle_vector(where, where, picks)
-        value = b.sext(part, wide.vector)
+        lanes = [pick for i in range(wide.lanes) for pick in (order.index(half + i), e.lanes)]
+        picks = ir.Constant(ir.VectorType(I32, 2 * wide.lanes), [ir.Constant(I32, lane) for lane in lanes])
+        value = b.bitcast(b.shuffle_vector(where, zeros, picks), wide.vector)
         if mask is None:
             store(b, wide, value, b.gep(to, [const(half)]))
         else:
-            masked_store(b, wide, value, b.gep(to, [const(half)]), b.lshr(mask, const(half)))
+            put(b, wide, value, b.gep(to, [const(half)]), b.lshr(mask, const(half)))
 
 
 @intrinsic(prefer_literal=True)

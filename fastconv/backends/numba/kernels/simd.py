@@ -164,6 +164,17 @@ def masked_store(
     builder.call(function, [value, address, ir.Constant(I32, e.size), mask])
 
 
+def blended_store(builder: ir.IRBuilder, e: Element, value: Any, pointer: Any, bits: Any) -> None:
+    """Store the lanes whose bits are set, and the others as they are: in memory that nobody else writes meanwhile.
+
+    It takes three instructions, where AVX2's masked store takes AMD's processors 12 cycles and more.
+    """
+    if host().masks:
+        masked_store(builder, e, value, pointer, bits)
+    else:
+        store(builder, e, builder.select(flags(builder, e, bits), value, load(builder, e, pointer)), pointer)
+
+
 def _store_pieces(builder: ir.IRBuilder, e: Element, value: Any, pointer: Any, bits: Any) -> None:
     """The same in halves, quarters and single lanes: AVX2's masked store takes AMD's processors 12 cycles and more."""
 

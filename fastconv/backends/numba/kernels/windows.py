@@ -18,6 +18,7 @@ as fast where planes come from the shared cache or from memory.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial, reduce
 from typing import Any, NamedTuple
 
 from llvmlite import ir
@@ -31,10 +32,10 @@ from .simd import (
     I32,
     I64,
     Element,
+    blended_store,
     const,
     element,
     flags,
-    halves,
     host,
     lane_range,
     load,
@@ -54,6 +55,9 @@ STRIDE, FLAT = 2, 3
 # Numbers of a strip: its first column, its first output, which of its columns there are (two masks), whether any are not,
 # and whether what its vectors hold beyond its outputs may be written.
 STRIP = 5
+
+# Numbers of a segment: its first row of outputs, where it stops, and whether windows lack rows.
+SEGMENT = 3
 
 # Masks of a vector of `flat`: which lanes have a neighbour above, below, on the left, on the right.
 SIDES = 4
@@ -109,10 +113,9 @@ class Kernel(NamedTuple):
         """The smaller of two integers."""
         return self.b.select(self.b.icmp_signed("<", a, b), a, b)
 
-    def watch(self, count: int) -> list[Any]:
-        """Flags that stay set while nothing has gone wrong, several so that one need not wait for another."""
-        every = ir.Constant(self.noted, [-1] * self.e.lanes)
-        return [cgutils.alloca_once_value(self.b, every) for _ in range(count)]
+    def watch(self) -> Any:
+        """Flags that stay set while nothing has gone wrong, which only maxima watch."""
+        return cgutils.alloca_once_value(self.b, ir.Constant(self.noted, [-1] * self.e.lanes))
 
     @property
     def noted(self) -> ir.VectorType:
@@ -124,13 +127,11 @@ class Kernel(NamedTuple):
         lanes = lanes if host().masks else self.b.sext(lanes, self.noted)
         self.b.store(self.b.and_(self.b.load(good), lanes), good)
 
-    def return_if_wrong(self, watched: list[Any], plane: Any) -> None:
+    def return_if_wrong(self, watched: Any, plane: Any) -> None:
         """Return the plane whose maxima may be wrong."""
-        if not watched:
+        if not self.op:
             return
-        good = self.b.load(watched[0])
-        for other in watched[1:]:
-            good = self.b.and_(good, self.b.load(other))
+        good = self.b.load(watched)
         if not host().masks:
             good = self.b.icmp_signed("<", good, ir.Constant(good.type, None))
         bits = self.b.bitcast(good, ir.IntType(self.e.lanes))
@@ -163,100 +164,139 @@ def outputs(k: int, pair: bool, lanes: int) -> int:
     return (lanes // 2 if pair else lanes) - (k - 1) // STRIDE
 
 
+class Strip(NamedTuple):
+    """Some columns of a plane: its entry of the table."""
+
+    left: Any
+    to: Any
+    bits: Any
+    some: Any
+    whole: Any
+
+
 def _rows(m: Kernel, first: Any, stop: Any, k: int, pair: bool) -> None:
     b, e, op = m.b, m.e, m.op
     half, together = e.lanes // 2, 2 if pair else 1
     x0, y0, indices0 = m.field("x", ir.IntType(8)), m.field("y", e.llvm), m.field("indices", I64)
-    plane, plane_out, planes, group = map(m.field, ("plane", "plane_out", "planes", "group"))
-    oh, ow = m.field("oh"), m.field("ow")
-    tops, zeros, block, ahead = m.field("tops", I64), m.field("zeros"), m.field("block"), m.field("ahead")
+    plane, plane_out, group = map(m.field, ("plane", "plane_out", "group"))
+    w, oh, ow, edge, ahead = map(m.field, ("w", "oh", "ow", "edge", "ahead"))
+    tops, zeros = m.field("tops", I64), m.field("zeros")
     strips, n_strips = m.field("strips", I64), m.field("n_strips")
+    segments, n_segments = m.field("segments", I64), m.field("n_segments")
     divisors_h, divisors_w = m.field("divisors_h", e.llvm), m.field("divisors_w", e.llvm)
     neutral = m.neutral()
     written = b.sub(b.shl(const(1), m.least(ow, const(outputs(k, pair, e.lanes)))), const(1))
     every = b.or_(written, b.shl(written, const(half))) if pair else written
-    lane = m.constants(STRIDE * (i % half if pair else i) for i in range(e.lanes))
+    low, high = (m.constants(range(begin, begin + e.lanes)) for begin in (0, e.lanes))
     upper = m.constants(i + e.lanes * (i >= half) for i in range(e.lanes))
-    watched = m.watch(k if op == ARGMAX or (op and e.real) else 0)
+    watched = m.watch()
+    below = [m.spread(b.mul(w, const(t))) for t in range(1, k)]  # from a window's first row to its others
+
+    def elements(nbytes: Any) -> Any:
+        return b.ashr(nbytes, const(e.size.bit_length() - 1))
 
     def by_row(values: list[Any]) -> Any:
         """A vector with one number for each of the rows it holds."""
         vectors = [splat(b, ir.VectorType(value.type, e.lanes), value) for value in values]
         return b.shuffle_vector(*vectors, upper) if pair else vectors[0]
 
-    def columns(sides: list[Any]) -> list[Any]:
-        """Lane i of column t is the element ``2 * i + t``; the last lane of the third holds anything."""
-        even, odd = halves(b, *sides)
-        again = b.shuffle_vector(even, even, m.constants((i + 1) % e.lanes for i in range(e.lanes)))
-        return [even, odd, again][:k]
+    # Pieces of 16 bytes are halved each for itself, which takes one instruction and not two; lane i is of output
+    # ``order[i]`` until vectors are written.
+    piece = max(16 // e.size, 2)
+    picks = [
+        half_at + at + i
+        for at in range(0, e.lanes, piece)
+        for half_at in (0, e.lanes)
+        for i in range(0, piece, 2)
+    ]
+    order = [pick // 2 for pick in picks]
+    turn = m.constants(order.index((o + 1) % e.lanes) for o in order)
 
-    def highest(sides: list[list[Any]], starts: list[Any]) -> tuple[Any, Any]:
-        """The largest of all rows and columns and their places; of equal ones the first."""
-        value = where = None
-        for t in range(k):
-            best, *others = columns([side[t] for side in sides])
-            column = m.constants([0] * e.lanes)
-            for i, other in enumerate(others, 1):
-                better = m.larger(other, best)
-                column = b.select(better, m.constants([i] * e.lanes), column)
-                best = b.select(better, other, best)
-            place = b.add(column, by_row([b.trunc(start, I32) for start in starts[t::k]]))
-            better = None if value is None else m.larger(best, value)
-            value = best if better is None else b.select(better, best, value)
-            where = place if better is None else b.select(better, place, where)
+    def columns(low: Any, high: Any) -> list[Any]:
+        """Column t of the windows, elements ``2 * order[i] + t``; the last output's third is anything."""
+        even, odd = (b.shuffle_vector(low, high, m.constants(pick + t for pick in picks)) for t in (0, 1))
+        return [even, odd, b.shuffle_vector(even, even, turn)][:k]
+
+    def highest(sides: list[list[Any]], below: list[list[Any]], firsts: list[Any]) -> tuple[Any, Any]:
+        """The largest of all rows and columns, and their places.
+
+        Each column's maximum is found first, then each window's, and of the places that have it the least: windows are
+        searched along rows, and of equal elements the first is wanted.
+        """
+        values, places = [], []
+        for (value, *others), lower, first in zip(sides, below, firsts, strict=True):
+            place = m.constants([0] * e.lanes)
+            for other, its in zip(others, lower, strict=True):
+                better = m.larger(other, value)
+                value, place = b.select(better, other, value), b.select(better, its, place)
+            values.append(value)
+            places.append(b.add(place, first))
+        taken = columns(*values)
+        value, where = reduce(m.join, taken), None
+        for its, place in zip(taken, columns(*places), strict=True):
+            there = b.select(m.same(its, value), place, m.constants([-1] * e.lanes))
+            where = there if where is None else b.select(b.icmp_unsigned("<", there, where), there, where)
         return value, where
 
-    # What a vector holds beyond its outputs is written too, where that is overwritten: masked stores take AMD's processors
-    # 12 cycles and more, those of places in pieces 40.
-    last = b.sub(b.mul(stop, plane_out), const(e.lanes))
+    def rows_of(index: Any, x: Any, gaps: bool) -> tuple[list[Any], Any]:
+        """Where the rows of a row of windows begin, in bytes, and the place of the first in its plane."""
+        row = b.gep(tops, [b.mul(index, const(k + 1))])
+        top, origin = b.load(row), b.load(b.gep(row, [const(k)]))
+        place = b.sub(elements(top), origin)
+        if not gaps:
+            return [b.add(top, b.mul(w, const(t * e.size))) for t in range(k)], place
+        starts = [top] + [b.load(b.gep(row, [const(t)])) for t in range(1, k)]
+        if op == SUM:  # of rows that are not there
+            beyond = b.sub(zeros, b.ptrtoint(x, I64))
+            starts = [b.select(b.icmp_signed("<", start, const(0)), beyond, start) for start in starts]
+        return starts, place
 
-    def strip(
-        x: Any, out: Any, begin: Any, end: Any, left: Any, to: Any, over: Any, masks: list[Any] | None
-    ) -> None:
+    def walk(x: Any, out: Any, begin: Any, end: Any, strip: Strip, gaps: bool, careful: bool) -> None:
+        """Reduce rows of windows, which may lack rows (`gaps`), or lack columns or be near a task's end (`careful`)."""
+        masks = [flags(b, e, strip.bits), flags(b, e, strip.bits if pair else b.lshr(strip.bits, const(32)))]
+        widths = load(b, e, b.gep(divisors_w, [strip.to])) if op == SUM and e.real else None
+        height = (
+            b.load(b.gep(divisors_h, [begin])) if op == SUM and e.real else None
+        )  # of all rows that lack none
         with loop(b, begin, end, const(together)) as j:
             indices = [j, m.least(b.add(j, const(1)), b.sub(end, const(1)))][:together]
-            starts, origins = [], []  # of the windows' rows, in bytes; of their planes, in elements
-            for index in indices:
-                row = b.gep(tops, [b.mul(index, const(k + 1))])
-                *found, origin = (b.load(b.gep(row, [const(t)])) for t in range(k + 1))
-                starts += found
-                origins.append(b.trunc(origin, I32))
-            if op == SUM:  # of rows that are not there
-                beyond = b.sub(zeros, b.ptrtoint(x, I64))
-                starts = [b.select(b.icmp_signed("<", start, const(0)), beyond, start) for start in starts]
+            starts, places = zip(*(rows_of(index, x, gaps) for index in indices), strict=True)
             sides: list[list[Any]] = [[], []]
             for side in range(2):
                 for t in range(k):
-                    at = b.gep(x, [starts[t + k * (side if pair else 0)]])
-                    at = b.gep(b.bitcast(at, e.llvm.as_pointer()), [left])
+                    at = b.gep(x, [starts[side if pair else 0][t]])
+                    at = b.gep(b.bitcast(at, e.llvm.as_pointer()), [strip.left])
                     at = at if pair else b.gep(at, [const(side * e.lanes)])
-                    vector = load(b, e, at) if masks is None else masked_load(b, e, at, masks[side], neutral)
-                    sides[side].append(vector)
+                    sides[side].append(
+                        masked_load(b, e, at, masks[side], neutral) if careful else load(b, e, at)
+                    )
                     if t >= k - STRIDE:  # the others are the next row's too
                         prefetch(b, at, ahead)
-            for good, a, c in zip(watched, *sides, strict=False):
-                if e.real:
-                    m.expect(good, b.fcmp_ordered("ord", a, c))
+            for a, c in zip(*sides, strict=True) if op and e.real else ():
+                m.expect(watched, b.fcmp_ordered("ord", a, c))
             if op == ARGMAX:
-                elements = [b.ashr(start, const(e.size.bit_length() - 1)) for start in starts]
-                value, where = highest(sides, elements)
-                where = b.sub(b.add(where, b.add(lane, m.spread(left))), by_row(origins))
-                if masks is not None:  # a window of nothing but the lowest may have found it in the padding
-                    some = b.or_(b.not_(m.same(value, neutral)), flags(b, e, b.not_(every)))
-                    m.expect(watched[0], some)
+                lower = [below] * together
+                if gaps:  # a row may be there twice
+                    lower = [
+                        [m.spread(elements(b.sub(start, row[0]))) for start in row[1:]] for row in starts
+                    ]
+                firsts = [m.spread(b.add(place, strip.left)) for place in places]
+                if pair:
+                    value, where = highest(sides, lower, [b.add(first, low) for first in firsts])
+                else:  # what both sides have in common is added last
+                    value, where = highest(sides, lower * 2, [low, high])
+                    where = b.add(where, firsts[0])
             else:
-                joined = []
-                for value, *others in sides:
-                    for other in others:
-                        value = m.join(value, other)
-                    joined.append(value)
-                value, *others = columns(joined)
-                for other in others:
-                    value = m.join(value, other)
+                value = reduce(m.join, columns(*(reduce(m.join, side) for side in sides)))
+            value = b.shuffle_vector(value, value, m.constants(map(order.index, range(e.lanes))))
+            if (
+                op == ARGMAX and careful
+            ):  # a window of nothing but the lowest may have found it in the padding
+                m.expect(watched, b.or_(b.not_(m.same(value, neutral)), flags(b, e, b.not_(every))))
             if op == SUM and e.real:
-                heights = by_row([b.load(b.gep(divisors_h, [index])) for index in indices])
-                value = b.fdiv(value, b.fmul(load(b, e, b.gep(divisors_w, [to])), heights))
-            q, mask = b.add(b.add(out, b.mul(j, ow)), to), written
+                heights = [b.load(b.gep(divisors_h, [i])) for i in indices] if gaps else [height] * together
+                value = b.fdiv(value, b.fmul(widths, by_row(heights)))
+            q, mask = b.add(b.add(out, b.mul(j, ow)), strip.to), written
             for u in range(together):
                 if u:
                     q = b.add(q, b.sub(ow, const(half)))
@@ -264,45 +304,58 @@ def _rows(m: Kernel, first: Any, stop: Any, k: int, pair: bool) -> None:
                     mask = b.select(there, b.shl(written, const(half)), const(0))
                 place = b.gep(indices0, [q]) if op == ARGMAX else None
 
-                def write(mask: Any, place: Any = place, q: Any = q) -> None:
+                def write(put: Any, mask: Any, place: Any = place, q: Any = q) -> None:
                     if mask is None:
                         store(b, e, value, b.gep(y0, [q]))
                     else:
-                        masked_store(b, e, value, b.gep(y0, [q]), mask, in_loop=True)
+                        put(b, e, value, b.gep(y0, [q]), mask)
                     if op == ARGMAX:
-                        store_places(b, e, where, place, mask)
+                        store_places(b, e, where, place, mask, put, order)
 
                 if pair:
-                    write(mask)
+                    write(lanes_alone, mask)
                 else:
-                    with b.if_else(b.icmp_signed("<=", q, over), likely=True) as (whole, part):
-                        with whole:
-                            write(None)
-                        with part:
-                            write(mask)
+                    whole = b.icmp_unsigned("!=", strip.whole, const(0))
+                    if careful:
+                        whole = b.and_(whole, b.icmp_signed("<=", q, last))
+                    with b.if_else(whole) as (free, beside):
+                        with free:
+                            write(None, None)
+                        with beside:
+                            write(lanes_alone if careful else blended_store, mask)
                 if op == ARGMAX:
                     for line in (0, 64):
                         prefetch(b, place, b.add(b.ashr(ahead, const(1)), const(line)), write=True)
 
+    # What a vector holds beyond its outputs is written too, where that is overwritten, and beside a strip that is there
+    # already what that has written is written again: masked stores take AMD's processors 12 cycles and more.
+    lanes_alone = partial(masked_store, in_loop=True)
+    last = b.sub(b.mul(stop, plane_out), const(e.lanes))
     with loop(b, first, stop, group) as p:
         x, out = b.gep(x0, [b.mul(p, b.mul(plane, const(e.size)))]), b.mul(p, plane_out)
         n_rows = b.mul(m.least(b.sub(stop, p), group), oh)
-        # Vectors read beyond a row, and so beyond a plane, but never beyond the last one.
-        behind = b.mul(b.sub(planes, b.add(p, group)), plane)
-        near = b.icmp_signed("<", behind, const(2 * e.lanes))
-        with loop(b, const(0), n_rows, block) as begin:
-            end = m.least(b.add(begin, block), n_rows)
+        # Vectors reach beyond a row, and so beyond a plane, but never beyond the last one of a task.
+        is_last = b.icmp_signed(">=", b.add(p, group), stop)
+        safe = b.select(is_last, b.sub(n_rows, edge), n_rows)
+        with loop(b, const(0), n_segments) as s:
+            begin, end, gaps = (
+                b.load(b.gep(segments, [b.add(b.mul(s, const(SEGMENT)), const(i))])) for i in range(SEGMENT)
+            )
+            end = m.least(end, n_rows)
             with loop(b, const(0), n_strips) as v:
-                entry = b.gep(strips, [b.mul(v, const(STRIP))])
-                left, to, bits, some, whole = (b.load(b.gep(entry, [const(i)])) for i in range(STRIP))
-                # The last output at which a vector may be written whole.
-                over = b.select(b.icmp_unsigned("!=", whole, const(0)), last, const(-1))
-                masks = [flags(b, e, bits), flags(b, e, bits if pair else b.lshr(bits, const(32)))]
-                with b.if_else(b.or_(near, b.icmp_unsigned("!=", some, const(0)))) as (careful, plain):
-                    with careful:
-                        strip(x, out, begin, end, left, to, over, masks)
-                    with plain:
-                        strip(x, out, begin, end, left, to, over, None)
+                strip = Strip(
+                    *(b.load(b.gep(strips, [b.add(b.mul(v, const(STRIP)), const(i))])) for i in range(STRIP))
+                )
+                middle = m.least(b.select(b.icmp_unsigned("!=", strip.some, const(0)), begin, safe), end)
+                free, gap = b.icmp_signed("<", begin, middle), b.icmp_unsigned("!=", gaps, const(0))
+                with b.if_then(free), b.if_else(gap) as (some, none):
+                    with some:
+                        walk(x, out, begin, middle, strip, gaps=True, careful=False)
+                    with none:
+                        walk(x, out, begin, middle, strip, gaps=False, careful=False)
+                rest = b.select(b.icmp_signed("<", begin, middle), middle, begin)
+                with b.if_then(b.icmp_signed("<", rest, end)):
+                    walk(x, out, rest, end, strip, gaps=True, careful=True)
         m.return_if_wrong(watched, p)
 
 
@@ -329,7 +382,7 @@ def _flat(m: Kernel, first: Any, stop: Any) -> None:
     lane, minus, plus = (m.constants(values) for values in (range(e.lanes), [-1] * e.lanes, [1] * e.lanes))
     never, always = (ir.Constant(ir.VectorType(ir.IntType(1), e.lanes), [flag] * e.lanes) for flag in (0, 1))
     before, after = (m.constants(range(begin, begin + e.lanes)) for begin in (e.lanes - 1, 1))
-    watched = m.watch(1 if op and e.real else 0)
+    watched = m.watch()
 
     def mask(i: Any, side: int) -> Any:
         return flags(b, e, b.load(b.gep(masks, [b.add(b.mul(i, const(SIDES)), const(side))])))
@@ -353,12 +406,12 @@ def _flat(m: Kernel, first: Any, stop: Any) -> None:
 
         value, where = read(q), m.constants([0] * e.lanes)
         prefetch(b, b.gep(x0, [q]), ahead)
-        for good in watched:
-            m.expect(good, b.fcmp_ordered("ord", value, value))
+        if op and e.real:
+            m.expect(watched, b.fcmp_ordered("ord", value, value))
         value, where = join(sides[0], value, where, read(b.sub(q, w)), above, always)
         return join(sides[1], value, where, read(b.add(q, w)), below, never)
 
-    def reduce(q0: Any, count: Any, careful: bool) -> None:
+    def sweep(q0: Any, count: Any, careful: bool) -> None:
         begin = vertical(q0, const(0), careful)
         # The columns before, the columns now, and where these lie in their plane.
         state = [cgutils.alloca_once(b, value.type) for value in (*begin, *begin, lane)]
@@ -406,9 +459,9 @@ def _flat(m: Kernel, first: Any, stop: Any) -> None:
         near = b.or_(b.icmp_signed(">", end, total), b.icmp_signed("<", q0, w))
         with b.if_else(near) as (careful, plain):
             with careful:
-                reduce(q0, count, True)
+                sweep(q0, count, True)
             with plain:
-                reduce(q0, count, False)
+                sweep(q0, count, False)
         m.return_if_wrong(watched, p)
 
 
