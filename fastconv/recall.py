@@ -23,7 +23,6 @@ from fastconv.spec import Shape
 REMEMBERED = 1024
 
 _SCALARS = frozenset([int, str, bool, float, type(None)])
-_INTS = frozenset([int])
 
 
 class Recipe(NamedTuple):
@@ -92,7 +91,10 @@ def _signature(
             found += value.shape, value.dtype
         elif kind in _SCALARS:
             found += kind, value
-        elif kind is tuple and _INTS.issuperset(map(type, value)):
+        elif kind is tuple:
+            for item in value:
+                if type(item) is not int:  # True is equal to 1, and means something else
+                    return None
             found.append(value)
         elif kind.__module__ == "cupy" and kind.__name__ == "ndarray":
             # Always aligned, and read in any order: what the kernel makes of it is found by its strides.
