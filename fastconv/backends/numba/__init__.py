@@ -23,6 +23,7 @@ from fastconv.backends.numba import (
     unpooling,
     weight_grad,
     winograd,
+    winograd_grad,
 )
 from fastconv.backends.numba.pages import empty as empty
 from fastconv.spec import Op
@@ -39,7 +40,7 @@ FORWARD: tuple[Planner, ...] = (
 PLANNERS: dict[Op, tuple[Planner, ...]] = {
     Op.CONV: FORWARD,
     Op.CONV_INPUT_GRAD: tuple(map(input_grad.input_grad, FORWARD)),
-    Op.CONV_WEIGHT_GRAD: (weight_grad.depthwise, weight_grad.implicit_gemm),
+    Op.CONV_WEIGHT_GRAD: (weight_grad.depthwise, winograd_grad.winograd, weight_grad.implicit_gemm),
     Op.UNFOLD: (columns.unfold,),
     Op.FOLD: (columns.fold,),
     Op.POOL: pooling.PLANNERS,

@@ -214,7 +214,7 @@ def plan_form(spec: ConvSpec, cut: Layout, packed: bool, limit: int | None, turn
         "c": spec.in_channels, "o": spec.out_channels, "K": K, "c_round": cut.c_round,
         "size_h": size[1], "size_w": size[2], "before_h": before[1], "before_w": before[2], "oh": out[1], "ow": out[2],
         "tiles_w": cut.tiles_w, "tiles": cut.tiles_h * cut.tiles_w,
-        "v_step": cut.v_step, "u_step": cut.u_step, "m_step": cut.m_step,
+        "v_step": cut.v_step, "u_step": cut.u_step, "m_step": cut.m_step, "pitch": cut.c_round, "room": tiles,
         "rows_step": rows_step, "c_tasks": c_tasks, "t_step": t_step, "t_tasks": t_tasks, "part": cut.part,
         "block": cut.block, "packed": packed, "turned": address(places) if turn else 0,
     }  # fmt: skip

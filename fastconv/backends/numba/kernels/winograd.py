@@ -118,6 +118,11 @@ def matrices(m: int, r: int) -> tuple[Matrix, Matrix, Matrix]:
     return tuple(at), tuple(g), tuple(bt)
 
 
+def transposed(matrix: Matrix) -> Matrix:
+    """The transpose: a gradient's transforms are those of the convolution turned round."""
+    return tuple(zip(*matrix, strict=True))
+
+
 # ---------------------------------------------------------------------------- transforms, as LLVM IR
 
 
@@ -178,24 +183,42 @@ def _at(b: ir.IRBuilder, e: Element, base: Any, *steps: tuple[int, Any]) -> Any:
     return b.gep(base, [offset])
 
 
+def _transform_tile(
+    form: Form, e: Element, name: str, sides: tuple[int, int], rows: Matrix, columns: Matrix
+) -> Any:
+    """An intrinsic's code: ``rows @ d @ columns^T`` of one tile and a vector of channels."""
+
+    def body(b: ir.IRBuilder, to: Any, step: Any, d: Any, row: Any) -> None:
+        lanes = const(e.lanes)
+        grid = [
+            [load(b, e, _at(b, e, d, (i, row), (j, lanes))) for j in range(sides[1])] for i in range(sides[0])
+        ]
+        for i, line in enumerate(nested(b, e, rows, columns, grid)):
+            for j, value in enumerate(line):
+                store(b, e, value, _at(b, e, to, (i * form.n[1] + j, step)))
+
+    return out_of_line(f"winograd_{name}_{e.short}_{FORMS.index(form)}_{host().name}", "pipi", 2, e, body)
+
+
 @intrinsic(prefer_literal=True)
 def transform_input(typing: Any, F: Any, T: Any, to: Any, step: Any, d: Any, row: Any) -> Any:
     """``B^T d B`` of one tile and a vector of channels: places `step` elements apart, rows of `d` `row`."""
     if not _literals(F):
         return None
     form, e = FORMS[F.literal_value], ELEMENTS[T.instance_type]
+    rows, columns = matrices(form.mh, form.rh)[2], matrices(form.mw, form.rw)[2]
+    return types.void(F, T, *[types.int64] * 4), _transform_tile(form, e, "input", form.n, rows, columns)
 
-    def body(b: ir.IRBuilder, to: Any, step: Any, d: Any, row: Any) -> None:
-        nh, nw = form.n
-        lanes = const(e.lanes)
-        grid = [[load(b, e, _at(b, e, d, (i, row), (j, lanes))) for j in range(nw)] for i in range(nh)]
-        rows, columns = matrices(form.mh, form.rh)[2], matrices(form.mw, form.rw)[2]
-        for i, line in enumerate(nested(b, e, rows, columns, grid)):
-            for j, value in enumerate(line):
-                store(b, e, value, _at(b, e, to, (i * nw + j, step)))
 
-    name = f"winograd_input_{e.short}_{F.literal_value}_{host().name}"
-    return types.void(F, T, *[types.int64] * 4), out_of_line(name, "pipi", 2, e, body)
+@intrinsic(prefer_literal=True)
+def transform_gradient(typing: Any, F: Any, T: Any, to: Any, step: Any, d: Any, row: Any) -> Any:
+    """``A d A^T`` of the output's gradient, likewise."""
+    if not _literals(F):
+        return None
+    form, e = FORMS[F.literal_value], ELEMENTS[T.instance_type]
+    rows, columns = (transposed(matrices(m, r)[0]) for m, r in ((form.mh, form.rh), (form.mw, form.rw)))
+    sides = form.mh, form.mw
+    return types.void(F, T, *[types.int64] * 4), _transform_tile(form, e, "gradient", sides, rows, columns)
 
 
 @intrinsic(prefer_literal=True)
@@ -262,6 +285,7 @@ FIELDS = (
     "size_h size_w before_h before_w oh ow "  # sizes and padding
     "tiles_w tiles first count "  # tiles along a row, in an image; the first and how many, of all images
     "v_step u_step m_step "  # elements from one place of a tile to the next
+    "pitch room "  # of transformed tiles: channels that lie together, and for how many tiles there is room
     "rows_step c_tasks "  # input: tile rows of a task, tasks along channels
     "t_step t_tasks part "  # products: tiles of a task, tasks along them, tiles worked on at a time
     "block "  # output channels of a task
@@ -273,11 +297,15 @@ ARGUMENTS = np.dtype([(name, np.int64) for name in FIELDS.split()])
 RECORD = from_dtype(ARGUMENTS)
 
 
-def tiles_in(F: int) -> Any:
-    """A factory of tasks that transform tiles: some rows of them, a vector of channels."""
+def tiles_in(F: int, of_gradient: bool = False) -> Any:
+    """A factory of tasks that transform tiles: some rows of them, a vector of channels.
+
+    Those of an input overlap, those of an output's gradient do not.
+    """
     form = FORMS[F]
-    nh, nw = form.n
     mh, mw = form.mh, form.mw
+    nh, nw = (mh, mw) if of_gradient else form.n
+    transform = transform_gradient if of_gradient else transform_input
 
     def winograd_tiles(T: Any) -> Any:
         size = T.bitwidth // 8
@@ -323,17 +351,18 @@ def tiles_in(F: int) -> Any:
                                 T, to + q * lanes * size, at_x + size * (h * a.x_h + q - a.before_w),
                                 a.x_c, a.c - c0, low, low if outside else high,
                             )  # fmt: skip
+                    to = c0 // a.pitch * a.pitch * a.room + c0 % a.pitch
                     for tw in range(a.tiles_w):
                         t = r * a.tiles_w + tw - a.first
                         if 0 <= t < a.count:
-                            transform_input(
-                                F, T, a.v + size * (t * a.c_round + c0), a.v_step,
+                            transform(
+                                F, T, a.v + size * (to + t * a.pitch), a.v_step,
                                 slab + tw * mw * lanes * size, row_bytes // size,
                             )  # fmt: skip
 
         return work
 
-    winograd_tiles.__name__ = f"winograd_tiles_{F}"
+    winograd_tiles.__name__ = f"winograd_{'gradient' if of_gradient else 'tiles'}_{F}"
     return winograd_tiles
 
 
