@@ -8,13 +8,14 @@ from typing import NamedTuple
 import numpy as np
 
 from fastconv.backends import Run, Unsupported, algorithm
-from fastconv.backends.numba import cost, jit, slabs, threads, weight_grad
+from fastconv.backends.numba import cost, jit, pages, slabs, threads, weight_grad
 from fastconv.backends.numba.geometry import lift
 from fastconv.backends.numba.kernels import winograd as tile_kernels
 from fastconv.backends.numba.kernels import winograd_grad as kernels
+from fastconv.backends.numba.kernels.positions import SLOTS_BYTES
 from fastconv.backends.numba.kernels.simd import host
 from fastconv.backends.numba.kernels.tile import VECTORS
-from fastconv.backends.numba.operands import ALIGNMENT, Array, address, begun, scratch
+from fastconv.backends.numba.operands import ALIGNMENT, Array, address, begun
 from fastconv.backends.numba.winograd import (
     ERRORS,
     FIELD,
@@ -37,6 +38,10 @@ RESULTS = [jit.Kernel(kernels.results(f), jit.REAL) for f in FORMS]
 
 # Output channels of a task: their tiles of one place stay in a core's L2 while those of the input pass.
 TASK_CHANNELS = 64
+
+# Tiles of a round at most: three vectors of them fit the L1 cache, and rounding errors grow with the root of the terms
+# that one sum has.
+TERMS = 256
 
 SPOILED = kernels.FIELDS.split().index("spoiled")
 MORE, COUNT = (kernels.FIELDS.split().index(name) for name in ("more", "count"))
@@ -80,7 +85,8 @@ def layout(spec: ConvSpec, f: int, limit: int | None) -> Layout:
     if limit is not None:
         room = min(room, limit - sums_bytes - form.products * 2 * 64 - scratch_bytes(spec, f) - ALIGNMENT)
     all_rows = max(spec.batch, 1) * tiles_h
-    rounds = ceil(all_rows, max(room // (form.products * tiles_w * (c + o) * itemsize), 1))
+    most = max(TERMS // tiles_w, 1)
+    rounds = ceil(all_rows, min(most, max(room // (form.products * tiles_w * (c + o) * itemsize), 1)))
     rows = ceil(all_rows, rounds)
     x_step, dy_step = (rows * tiles_w * channels + line for channels in (c, o))
     shared = sums_bytes + form.products * (x_step + dy_step) * itemsize + ALIGNMENT
@@ -89,11 +95,13 @@ def layout(spec: ConvSpec, f: int, limit: int | None) -> Layout:
 
 
 def scratch_bytes(spec: ConvSpec, f: int) -> int:
-    """Bytes of a worker: rows of an image turned to vectors of channels, or a vector's taps."""
+    """Bytes of a worker: rows of an image turned to vectors of channels, a task's sums, or a vector's taps."""
     form, lanes = tile_kernels.FORMS[f], cost.lanes(spec.dtype)
     columns = ceil(spec.out_size[-1], form.mw) * form.mw + form.rw - 1
     slab = form.n[0] * (columns + lanes)
-    return round_up(max(slab, 1 + round_up(form.rh * form.rw, lanes)) * host().width, 64) + 128
+    taps = 1 + round_up(form.rh * form.rw, lanes)
+    sums = min(round_up(spec.out_channels, kernels.block(lanes)), TASK_CHANNELS) * VECTORS
+    return round_up(max(slab, sums, taps) * host().width, 64) + SLOTS_BYTES
 
 
 def seconds(spec: ConvSpec, cut: Layout) -> float:
@@ -158,7 +166,8 @@ def plan_form(spec: ConvSpec, cut: Layout, limit: int | None) -> Run:
             return
         given = [array if slabs.channels_last(array) else np.ascontiguousarray(array) for array in (x, dy)]
         workers = threads.workers(at_once)
-        _held, at_sums = scratch(cut.shared - ALIGNMENT + workers * per_worker)
+        held = pages.empty((cut.shared + workers * per_worker,), "uint8")  # as much as a result, and kept like one
+        at_sums = round_up(address(held), ALIGNMENT)
         at_x = at_sums + cut.sums_bytes
         at_dy = at_x + form.products * cut.x_step * x.itemsize
         at_work = at_dy + form.products * cut.dy_step * x.itemsize
@@ -172,10 +181,10 @@ def plan_form(spec: ConvSpec, cut: Layout, limit: int | None) -> Run:
         a = begun(fields, at_x, at_dy, at_sums, address(dw), at_work)
         for row in range(0, all_rows, cut.rows):
             rows = min(cut.rows, all_rows - row)
-            for kernel, tiles in made:
+            for transform, tiles in made:
                 tiles[FIELD["first"]], tiles[FIELD["count"]] = row * cut.tiles_w, rows * cut.tiles_w
                 tasks = ceil(rows, int(tiles[FIELD["rows_step"]])) * int(tiles[FIELD["c_tasks"]])
-                threads.launch(kernel, tiles, tasks, workers, 0)
+                threads.launch(transform, tiles, tasks, workers, 0)
             a[COUNT] = rows * cut.tiles_w
             threads.launch(
                 PRODUCTS[cut.form].address(spec.dtype),

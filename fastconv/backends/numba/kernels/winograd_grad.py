@@ -5,7 +5,8 @@ A convolution by ``y = A^T [ (G w G^T) * (B^T x B) ] A`` is linear in w, so its 
     dw = G^T [ sum over tiles of (A dy A^T) * (B^T x B) ] G
 
 The sum over tiles is a matrix product for each place of a tile: vectors lie along the input channels, scalars along the
-output channels, and tiles are the terms. Sums go on from round to round of tiles, and are transformed once at the end.
+output channels, and tiles are the terms. A round's sums are added to those of the rounds before, so that their rounding
+errors stay those of a few hundred terms, and transformed once at the end.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from llvmlite import ir
 from numba import carray, from_dtype, types
 from numba.extending import intrinsic
 
+from .positions import SLOTS_BYTES
 from .simd import (
     ELEMENTS,
     const,
@@ -37,7 +39,7 @@ FIELDS = (
     "x dy sums w scratch "  # addresses: transformed tiles of both, their products' sums, and the result
     "scratch_size "  # bytes of a worker's scratch
     "x_step dy_step sums_step "  # elements from one place of a tile to the next
-    "count room more "  # tiles of this round, for how many there is room, and whether sums go on
+    "count room more "  # tiles of this round, for how many there is room, and whether there were rounds before
     "c o vectors "  # input and output channels, vectors of the former
     "o_step o_tasks "  # output channels of a task, tasks along them
     "spoiled"  # set where a result is not finite
@@ -91,6 +93,7 @@ def products(F: int) -> Any:
         def work(worker, arguments):  # type: ignore[no-untyped-def]
             a = carray(pointer(arguments, RECORD), 1)[0]
             at_slots = a.scratch + worker * a.scratch_size
+            at_round = at_slots + SLOTS_BYTES
             slots = carray(pointer(at_slots, types.int64), (VECTORS, SLOT))
             for v in range(VECTORS):
                 slots[v, 1], slots[v, 2] = v * lanes, (1 << lanes) - 1
@@ -100,15 +103,22 @@ def products(F: int) -> Any:
                 if task >= a.stop:
                     return
                 f, ob = divmod(task, a.o_tasks)
+                o0, o1 = ob * a.o_step, min((ob + 1) * a.o_step, a.o)
                 for p in range(0, a.vectors, VECTORS):
                     x = a.x + size * (f * a.x_step + p * lanes * a.room)
-                    sums = a.sums + size * (f * a.sums_step + p * lanes * a.o)
-                    for o in range(ob * a.o_step, min((ob + 1) * a.o_step, a.o), NS):
+                    at_sums = a.sums + size * (f * a.sums_step + (p * a.o + o0 * VECTORS) * lanes)
+                    to = at_round if a.more else at_sums
+                    for o in range(o0, o1, NS):
                         dy = a.dy + size * (f * a.dy_step + o // WK * WK * a.room + o % WK)
                         tile_in_a_row(
                             NS, WK, T, min(a.vectors - p, VECTORS), a.count, x, at_slots, dy, 1,
-                            sums + size * o * PITCH, PITCH, min(NS, a.o - o), 0, a.more,
+                            to + size * (o - o0) * PITCH, PITCH, min(NS, a.o - o), 0, 0,
                         )  # fmt: skip
+                    if a.more:
+                        sums = carray(pointer(at_sums, T), (o1 - o0) * PITCH)
+                        found = carray(pointer(at_round, T), (o1 - o0) * PITCH)
+                        for i in range((o1 - o0) * PITCH):
+                            sums[i] += found[i]
 
         return work
 
