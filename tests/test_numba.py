@@ -19,7 +19,7 @@ import pytest
 
 import fastconv as fc
 from fastconv import testing
-from fastconv.backends import Unsupported, algorithms
+from fastconv.backends import Run, Unsupported, algorithms
 from fastconv.backends.numba import threads
 from fastconv.backends.numba.kernels.simd import host
 from fastconv.plan import plan
@@ -529,6 +529,33 @@ def test_the_notice_is_one_line_and_only_when_compiling(tmp_path: Path) -> None:
 # ---------------------------------------------------------------------------- numbers
 
 
+DATA = ("normal", "large mean", "wide range", "denormals", "positive", "zeros and ones")
+
+
+def adversarial(spec: ConvSpec, op: Op, data: str) -> tuple[Array, Array]:
+    """Two operands that are hard on a transform."""
+    rng = np.random.default_rng(spec.in_channels)
+    x, w = (rng.standard_normal(shape.shape) for shape in spec.shapes(op)[:2])
+    if data == "large mean":
+        x, w = x + 100, w + 1
+    elif data == "wide range":
+        x = x * 10.0 ** rng.integers(-6, 7, (1, spec.in_channels) + (1,) * spec.rank)
+    elif data == "denormals":
+        x = x * 1e-40
+    elif data == "positive":
+        x, w = np.abs(x), np.abs(w)
+    elif data == "zeros and ones":
+        x, w = (x > 0).astype(float), np.sign(w)
+    return x.astype("f4"), w.astype("f4")
+
+
+def assert_within(run: Run, result: Array, answer: Array, terms: float) -> None:
+    """Where terms cancel, no method's error is small beside the result: it is measured by what was added up."""
+    difference = float(np.abs(result - answer).max())
+    allowed = 2 * run.error * float(np.abs(answer).max()) + 100 * terms * 2.0**-149
+    assert difference <= allowed, (run.note, difference)
+
+
 @pytest.mark.parametrize(
     "problem",
     [
@@ -539,37 +566,47 @@ def test_the_notice_is_one_line_and_only_when_compiling(tmp_path: Path) -> None:
     ],
 )
 @pytest.mark.parametrize("channels", [3, 64, 512])
-@pytest.mark.parametrize(
-    "data", ["normal", "large mean", "wide range", "denormals", "positive", "zeros and ones"]
-)
+@pytest.mark.parametrize("data", DATA)
 def test_transforms_keep_their_bound(problem: str, channels: int, data: str) -> None:
     """The error of every form, beyond the plain sum's, against the largest result (and what sums to it)."""
     from fastconv.backends.numba import winograd
 
     spec = parse(problem.format(c=channels))
-    rng = np.random.default_rng(channels)
-    x, w = (rng.standard_normal(shape.shape) for shape in spec.shapes(Op.CONV)[:2])
-    if data == "large mean":
-        x, w = x + 100, w + 1
-    elif data == "wide range":
-        x = x * 10.0 ** rng.integers(-6, 7, (1, channels) + (1,) * spec.rank)
-    elif data == "denormals":
-        x = x * 1e-40
-    elif data == "positive":
-        x, w = np.abs(x), np.abs(w)
-    elif data == "zeros and ones":
-        x, w = (x > 0).astype(float), np.sign(w)
-    x, w = x.astype("f4"), w.astype("f4")
-    answer = testing.reference(spec, Op.CONV, (x, w), backend="im2col")
-    # Where terms cancel, no method's error is small beside the result: it is measured by what was added up.
-    tiny = spec.dot_length(Op.CONV) * 2.0**-149
     assert isinstance(spec, ConvSpec)
+    x, w = adversarial(spec, Op.CONV, data)
+    answer = testing.reference(spec, Op.CONV, (x, w), backend="im2col")
     for f in winograd.check(spec):
         run = winograd.plan_form(spec, winograd.layout(spec, f), False, None)
         y = np.full(spec.output_shape, np.nan, "f4")
         run.call(x, w, None, y)
-        difference = float(np.abs(y - answer).max())
-        assert difference <= 2 * run.error * float(np.abs(answer).max()) + 100 * tiny, (run.note, difference)
+        assert_within(run, y, answer, spec.dot_length(Op.CONV))
+
+
+@pytest.mark.parametrize(
+    "problem",
+    [
+        "n1 c{c}x24x24 k16x3x3 s1 p1 f32",
+        "n4 c{c}x48x72 k9x3x3 s1 p1 f32",
+        "n2 c{c}x24x24 k16x5x5 s1 p2 f32",
+        "n3 c{c}x1200 k16x3 s1 p1 f32",
+        "n1 c{c}x90 k16x5 s1 p2 f32",
+    ],
+)
+@pytest.mark.parametrize("channels", [3, 64])
+@pytest.mark.parametrize("data", DATA)
+def test_gradient_transforms_keep_their_bound(problem: str, channels: int, data: str) -> None:
+    """The same of weight gradients: one round of tiles, and several whose sums are added."""
+    from fastconv.backends.numba import winograd, winograd_grad
+
+    spec, op = parse(problem.format(c=channels)), Op.CONV_WEIGHT_GRAD
+    assert isinstance(spec, ConvSpec)
+    given = adversarial(spec, op, data)
+    answer = testing.reference(spec, op, given, backend="im2col")
+    for f in winograd.check(spec):
+        run = winograd_grad.plan_form(spec, winograd_grad.layout(spec, f, None), None)
+        dw = np.full(spec.weight_shape, np.nan, "f4")
+        run.call(*given, dw)
+        assert_within(run, dw, answer, spec.dot_length(op))
 
 
 def test_a_result_that_is_not_finite_is_the_plain_sums() -> None:
@@ -585,6 +622,18 @@ def test_a_result_that_is_not_finite_is_the_plain_sums() -> None:
     big = np.full((1, 8, 12, 12), 1e37, "f4")
     weight = np.full((8, 8, 3, 3), 0.4, "f4")
     assert np.isfinite(fc.conv2d(big, weight, backend="numba", algorithm="winograd")).all()
+    dy = np.ones((1, 32, 20, 20), "f4")
+    x[0, 5, 2, 2] = 1
+    dw, plain = (
+        fc.grad.conv2d_weight(x, w.shape, dy, padding=1, backend="numba", algorithm=algorithm)
+        for algorithm in ("winograd", "implicit_gemm")
+    )
+    np.testing.assert_array_equal(dw, plain)
+    assert int(np.isnan(dw).sum()) == 32 * 9
+    x = np.full((1, 8, 12, 12), 1e37, "f4")
+    dy = np.full((1, 8, 12, 12), 0.2, "f4")
+    dw = fc.grad.conv2d_weight(x, (8, 8, 3, 3), dy, padding=1, backend="numba", algorithm="winograd")
+    assert np.isfinite(dw).all()
 
 
 def test_threads_do_not_change_a_bit() -> None:

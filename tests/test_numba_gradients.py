@@ -31,6 +31,7 @@ EDGES = [
     "n2 c7x9x8 k5x1x1 s2 p0", "n1 c3x23x25 k8x11x11 s4 p2", "n1 c2x7x9 k3x2x2 s3 p0", "n2 c4x8x9 k4x3x3 s2 p1 g4",
     "n2 c4x5x9 k8x3x3 s1 p1 g4", "n3 c3x6x37 k3x3x5 s2 p2 d1x2 g3", "n2 c2x4x5x19 k4x2x3x4 s1x2x1 p1 g2", "n2 c6x6x7 k4x3x3 s2 p2 d3 g2", "n1 c2x6x6 k3x2x2 s1 p4", "n1 c2x5x6 k3x2x2 s2 p3:0",
     "n1 c3x9 k4x5 s2 p2", "n1 c2x40 k3x3 s1 p1", "n1 c3x5x6x7 k4x3x2x3 s2x1x3 p1", "n2 c3x4x4 k2x4x4 s1 p0", "n1 c1x1x3x1 k1x1x2x1 s1x2x2 p0",
+    "n2 c5x9x11 k3x5x5 s1 p2", "n1 c9x23 k17x3 s1 p1", "n2 c7x19 k3x5 s1 p0", "n1 c26x5x70 k6x3x3 s1 p0:2x1",
     "n1 c2x4x5 k3x3x3 s2 p1 reflect", "n2 c1x3x3 k1x2x2 s1 p2 replicate", "n1 c2x2 k3x5 s2 p0:19 d5",
 ]  # fmt: skip
 
@@ -306,6 +307,8 @@ def test_special_values_reach_the_weights_they_meet(value: float) -> None:
         "n1 c2x4x9 k2x3x3 s1 p0 f32",
     ):
         for made in plans(problem, Op.CONV_WEIGHT_GRAD):
+            if made.run.error and np.isfinite(value):
+                continue  # a transform rounds what is as small as this
             x, dy = testing.operands(made.spec, Op.CONV_WEIGHT_GRAD, "integers")
             x[...], dy[...] = 1, 0
             dy[0, 1, 1, 1] = value

@@ -39,6 +39,7 @@ def problems(dtype: str, planes: tuple[str, ...] = PLANES) -> Iterator[PoolSpec]
         for window in ("k3x3 s1 p1", "k3x3 s2 p1", "k2x2 s2 p0"):
             for mode, end in (("max", ""), ("max", "indices"), ("avg", "exclude_pad")):
                 yield _parse(f"{mode} n3 c13x5x5 {window} {end} {dtype}")
+                yield _parse(f"{mode} n2 c75x15x15 {window} ceil {end} {dtype}")
     for size in planes:
         for window in (*WINDOWS, "o1x1", "o2x2"):
             for mode, end in (("max", ""), ("max", "indices"), ("avg", ""), ("avg", "exclude_pad")):
