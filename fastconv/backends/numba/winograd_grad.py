@@ -166,7 +166,8 @@ def plan_form(spec: ConvSpec, cut: Layout, limit: int | None) -> Run:
             return
         given = [array if slabs.channels_last(array) else np.ascontiguousarray(array) for array in (x, dy)]
         workers = threads.workers(at_once)
-        held = pages.empty((cut.shared + workers * per_worker,), "uint8")  # as much as a result, and kept like one
+        # As much as a large result has, and kept like one.
+        held = pages.empty((cut.shared + workers * per_worker,), "uint8")
         at_sums = round_up(address(held), ALIGNMENT)
         at_x = at_sums + cut.sums_bytes
         at_dy = at_x + form.products * cut.x_step * x.itemsize
