@@ -198,7 +198,7 @@ def test_a_maximum_is_the_element_at_its_place() -> None:
     """Of 0.0 and -0.0 the first, where its place is asked for."""
     for window in ("k2x2 s2 p0", "k3x3 s2 p0", "k3x3 s1 p1"):
         spec = _parse(f"max n1 c2x8x34 {window} indices f32")
-        x = np.random.default_rng(2).choice(np.array([0.0, -0.0], "float32"), spec.input_shape)
+        x = np.random.default_rng(2).choice(np.array([0.0, -0.0, -1.0], "float32"), spec.input_shape)
         expected: Any = plan(spec, Op.POOL, "naive")(x)
         for made in plans(spec):
             result: Any = made(x)

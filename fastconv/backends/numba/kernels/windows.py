@@ -109,6 +109,19 @@ class Kernel(NamedTuple):
             return self.b.fadd(best, value) if self.e.real else self.b.add(best, value)
         return self.b.select(self.larger(value, best), value, best)
 
+    def first(self, values: list[Any], places: list[Any]) -> tuple[Any, Any]:
+        """The largest of some vectors, lane by lane, and the least place that has it."""
+        largest, value, where = reduce(self.join, values), None, None
+        for its, place in zip(values, places, strict=True):
+            there = self.b.select(self.same(its, largest), place, self.constants([-1] * self.e.lanes))
+            if value is None:
+                value, where = its, there
+                continue
+            where = self.b.select(self.b.icmp_unsigned("<", there, where), there, where)
+            # Of 0.0 and -0.0, which are equal, the one that lies there.
+            value = self.b.select(self.b.icmp_signed("==", there, where), its, value)
+        return value, where
+
     def least(self, a: Any, b: Any) -> Any:
         """The smaller of two integers."""
         return self.b.select(self.b.icmp_signed("<", a, b), a, b)
@@ -231,12 +244,7 @@ def _rows(m: Kernel, first: Any, stop: Any, k: int, pair: bool) -> None:
                 value, place = b.select(better, other, value), b.select(better, its, place)
             values.append(value)
             places.append(b.add(place, first))
-        taken = columns(*values)
-        value, where = reduce(m.join, taken), None
-        for its, place in zip(taken, columns(*places), strict=True):
-            there = b.select(m.same(its, value), place, m.constants([-1] * e.lanes))
-            where = there if where is None else b.select(b.icmp_unsigned("<", there, where), there, where)
-        return value, where
+        return m.first(columns(*values), columns(*places))
 
     def rows_of(index: Any, x: Any, gaps: bool) -> tuple[list[Any], Any]:
         """Where the rows of a row of windows begin, in bytes, and the place of the first in its plane."""
@@ -379,24 +387,18 @@ def _flat(m: Kernel, first: Any, stop: Any) -> None:
     masks, divisors, step = m.field("masks", I32), m.field("divisors", e.llvm), m.field("divisors_step")
     total, neutral, size = b.mul(plane, planes), m.neutral(), m.spread(plane)
     above, below = m.spread(b.sub(const(0), w)), m.spread(w)
-    lane, minus, plus = (m.constants(values) for values in (range(e.lanes), [-1] * e.lanes, [1] * e.lanes))
-    never, always = (ir.Constant(ir.VectorType(ir.IntType(1), e.lanes), [flag] * e.lanes) for flag in (0, 1))
+    lane = m.constants(range(e.lanes))
     before, after = (m.constants(range(begin, begin + e.lanes)) for begin in (e.lanes - 1, 1))
     watched = m.watch()
 
-    def mask(i: Any, side: int) -> Any:
-        return flags(b, e, b.load(b.gep(masks, [b.add(b.mul(i, const(SIDES)), const(side))])))
+    def there(i: Any, side: int, value: Any) -> Any:
+        """Neighbours on a side where there are any, and what changes no result."""
+        bits = b.load(b.gep(masks, [b.add(b.mul(i, const(SIDES)), const(side))]))
+        return b.select(flags(b, e, bits), value, neutral)
 
-    def join(there: Any, best: Any, where: Any, value: Any, its: Any, tie: Any) -> tuple[Any, Any]:
-        """Join neighbours where they are there; of equal maxima `tie` says which are replaced."""
-        if op != ARGMAX:
-            return m.join(best, b.select(there, value, neutral)), where
-        better = b.and_(there, b.or_(m.larger(value, best), b.and_(m.same(value, best), tie)))
-        return b.select(better, value, best), b.select(better, its, where)
-
-    def vertical(q0: Any, i: Any, careful: bool) -> tuple[Any, Any]:
-        """A vector of columns of three, and the places of their maxima, counted from the middle."""
-        q, sides = b.add(q0, b.mul(i, const(e.lanes))), [mask(i, 0), mask(i, 1)]
+    def vertical(q0: Any, i: Any, position: Any, careful: bool) -> tuple[Any, Any]:
+        """A vector of columns of three, and the places of their maxima; of equal ones the first."""
+        q = b.add(q0, b.mul(i, const(e.lanes)))
 
         def read(at: Any) -> Any:
             if careful:
@@ -404,50 +406,62 @@ def _flat(m: Kernel, first: Any, stop: Any) -> None:
                 return masked_load(b, e, b.gep(x0, [at]), inside, neutral)
             return load(b, e, b.gep(x0, [at]))
 
-        value, where = read(q), m.constants([0] * e.lanes)
+        value = read(q)
         prefetch(b, b.gep(x0, [q]), ahead)
         if op and e.real:
             m.expect(watched, b.fcmp_ordered("ord", value, value))
-        value, where = join(sides[0], value, where, read(b.sub(q, w)), above, always)
-        return join(sides[1], value, where, read(b.add(q, w)), below, never)
+        upper, lower = there(i, 0, read(b.sub(q, w))), there(i, 1, read(b.add(q, w)))
+        where = b.select(m.larger(value, upper), m.constants([0] * e.lanes), above)
+        value = m.join(upper, value)
+        where = b.select(m.larger(lower, value), below, where)
+        return m.join(value, lower), b.add(where, position)
 
     def sweep(q0: Any, count: Any, careful: bool) -> None:
-        begin = vertical(q0, const(0), careful)
-        # The columns before, the columns now, and where these lie in their plane.
-        state = [cgutils.alloca_once(b, value.type) for value in (*begin, *begin, lane)]
-        for variable, value in zip(state, (*begin, *begin, lane), strict=True):
+        def on(position: Any) -> Any:
+            """Where the next vector lies in its planes."""
+            position = b.add(position, m.constants([e.lanes] * e.lanes))
+            over = b.icmp_signed(">=", position, size)
+            return b.select(over, b.sub(position, size), position)
+
+        begin = vertical(q0, const(0), lane, careful)
+        # The columns before, the columns now, and where the next lie in their plane.
+        first = (*begin, *begin, on(lane))
+        state = [cgutils.alloca_once(b, value.type) for value in first]
+        for variable, value in zip(state, first, strict=True):
             b.store(value, variable)
         with loop(b, const(0), count) as i:
             last, last_where, now, now_where, position = map(b.load, state)
-            following, following_where = vertical(q0, b.add(i, const(1)), careful)
-            value, where = now, now_where
-            for side, pair, places, picks, aside in (
-                (2, (last, now), (last_where, now_where), before, minus),
-                (3, (now, following), (now_where, following_where), after, plus),
+            following, following_where = vertical(q0, b.add(i, const(1)), position, careful)
+            values, places = [now], [now_where]
+            for side, pair, where, picks in (
+                (2, (last, now), (last_where, now_where), before),
+                (3, (now, following), (now_where, following_where), after),
             ):
-                its = b.add(b.shuffle_vector(*places, picks), aside)
-                lower = b.icmp_signed("<", its, where)
-                value, where = join(mask(i, side), value, where, b.shuffle_vector(*pair, picks), its, lower)
+                values.append(there(i, side, b.shuffle_vector(*pair, picks)))
+                places.append(b.shuffle_vector(*where, picks))
+            if op == ARGMAX:
+                value, where = m.first(values, places)
+            else:
+                value = reduce(m.join, values)
             if op == SUM and e.real:
                 value = b.fdiv(value, load(b, e, b.gep(divisors, [b.mul(i, step)])))
             q = b.add(q0, b.mul(i, const(e.lanes)))
-            written = None
+            written, some = None, None
             if careful:
                 written = b.sub(b.shl(const(1), m.least(b.sub(total, q), const(e.lanes))), const(1))
-                masked_store(
-                    b, e, value, b.gep(y0, [q]), lane_range(b, e, const(0), b.sub(total, q)), in_loop=True
-                )
+                some = lane_range(b, e, const(0), b.sub(total, q))
+                masked_store(b, e, value, b.gep(y0, [q]), some, in_loop=True)
             else:
                 store(b, e, value, b.gep(y0, [q]))
             if op == ARGMAX:
-                found = b.gep(indices0, [q])
-                store_places(b, e, b.add(where, position), found, written)
+                # A window of nothing but the lowest may have found it where nothing is.
+                found = b.not_(m.same(value, neutral))
+                m.expect(watched, found if some is None else b.or_(found, b.not_(some)))
+                to = b.gep(indices0, [q])
+                store_places(b, e, where, to, written)
                 for line in (0, 64):
-                    prefetch(b, found, b.add(ahead, const(line)), write=True)
-                position = b.add(position, m.constants([e.lanes] * e.lanes))
-                over = b.icmp_signed(">=", position, size)
-                position = b.select(over, b.sub(position, size), position)
-            following_state = (now, now_where, following, following_where, position)
+                    prefetch(b, to, b.add(ahead, const(line)), write=True)
+            following_state = (now, now_where, following, following_where, on(position))
             for variable, value in zip(state, following_state, strict=True):
                 b.store(value, variable)
 
