@@ -17,7 +17,7 @@ as fast where planes come from the shared cache or from memory.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial, reduce
 from typing import Any, NamedTuple
 
@@ -187,184 +187,233 @@ class Strip(NamedTuple):
     whole: Any
 
 
-def _rows(m: Kernel, first: Any, stop: Any, k: int, pair: bool) -> None:
-    b, e, op = m.b, m.e, m.op
-    half, together = e.lanes // 2, 2 if pair else 1
-    x0, y0, indices0 = m.field("x", ir.IntType(8)), m.field("y", e.llvm), m.field("indices", I64)
-    plane, plane_out, group = map(m.field, ("plane", "plane_out", "group"))
-    w, oh, ow, edge, ahead = map(m.field, ("w", "oh", "ow", "edge", "ahead"))
-    tops, zeros = m.field("tops", I64), m.field("zeros")
-    strips, n_strips = m.field("strips", I64), m.field("n_strips")
-    segments, n_segments = m.field("segments", I64), m.field("n_segments")
-    divisors_h, divisors_w = m.field("divisors_h", e.llvm), m.field("divisors_w", e.llvm)
-    neutral = m.neutral()
-    written = b.sub(b.shl(const(1), m.least(ow, const(outputs(k, pair, e.lanes)))), const(1))
-    every = b.or_(written, b.shl(written, const(half))) if pair else written
-    low, high = (m.constants(range(begin, begin + e.lanes)) for begin in (0, e.lanes))
-    upper = m.constants(i + e.lanes * (i >= half) for i in range(e.lanes))
-    watched = m.watch()
-    below = [m.spread(b.mul(w, const(t))) for t in range(1, k)]  # from a window's first row to its others
+class Rows:
+    """``rows`` as it is written: windows of k x k, two rows of outputs in a vector if they `pair`."""
 
-    def elements(nbytes: Any) -> Any:
-        return b.ashr(nbytes, const(e.size.bit_length() - 1))
+    def __init__(self, m: Kernel, stop: Any, k: int, pair: bool) -> None:
+        b, e = m.b, m.e
+        self.m, self.k, self.pair, self.together = m, k, pair, 2 if pair else 1
+        self.half = e.lanes // 2
+        self.y, self.indices = m.field("y", e.llvm), m.field("indices", I64)
+        self.tops, self.zeros = m.field("tops", I64), m.field("zeros")
+        self.w, self.ow, self.ahead = map(m.field, ("w", "ow", "ahead"))
+        self.divisors_h, self.divisors_w = m.field("divisors_h", e.llvm), m.field("divisors_w", e.llvm)
+        self.written = b.sub(b.shl(const(1), m.least(self.ow, const(outputs(k, pair, e.lanes)))), const(1))
+        self.watched = m.watch()
+        # From a window's first row to its others, in places.
+        self.below = [m.spread(b.mul(self.w, const(t))) for t in range(1, k)]
+        # The last place a whole vector may be written at.
+        self.last = b.sub(b.mul(stop, m.field("plane_out")), const(e.lanes))
+        # Pieces of 16 bytes are halved each for itself, which takes one instruction and not two; lane i is of output
+        # ``order[i]`` until vectors are written.
+        piece = max(16 // e.size, 2)
+        self.picks = [
+            half_at + at + i
+            for at in range(0, e.lanes, piece)
+            for half_at in (0, e.lanes)
+            for i in range(0, piece, 2)
+        ]
+        self.order = [pick // 2 for pick in self.picks]
 
-    def by_row(values: list[Any]) -> Any:
+    def elements(self, nbytes: Any) -> Any:
+        """How many elements that is."""
+        return self.m.b.ashr(nbytes, const(self.m.e.size.bit_length() - 1))
+
+    def by_row(self, values: list[Any]) -> Any:
         """A vector with one number for each of the rows it holds."""
-        vectors = [splat(b, ir.VectorType(value.type, e.lanes), value) for value in values]
-        return b.shuffle_vector(*vectors, upper) if pair else vectors[0]
+        m = self.m
+        vectors = [splat(m.b, ir.VectorType(value.type, m.e.lanes), value) for value in values]
+        upper = m.constants(i + m.e.lanes * (i >= self.half) for i in range(m.e.lanes))
+        return m.b.shuffle_vector(*vectors, upper) if self.pair else vectors[0]
 
-    # Pieces of 16 bytes are halved each for itself, which takes one instruction and not two; lane i is of output
-    # ``order[i]`` until vectors are written.
-    piece = max(16 // e.size, 2)
-    picks = [
-        half_at + at + i
-        for at in range(0, e.lanes, piece)
-        for half_at in (0, e.lanes)
-        for i in range(0, piece, 2)
-    ]
-    order = [pick // 2 for pick in picks]
-    turn = m.constants(order.index((o + 1) % e.lanes) for o in order)
-
-    def columns(low: Any, high: Any) -> list[Any]:
+    def columns(self, low: Any, high: Any) -> list[Any]:
         """Column t of the windows, elements ``2 * order[i] + t``; the last output's third is anything."""
-        even, odd = (b.shuffle_vector(low, high, m.constants(pick + t for pick in picks)) for t in (0, 1))
-        return [even, odd, b.shuffle_vector(even, even, turn)][:k]
+        m = self.m
+        even, odd = (m.b.shuffle_vector(low, high, m.constants(i + t for i in self.picks)) for t in (0, 1))
+        turn = m.constants(self.order.index((o + 1) % m.e.lanes) for o in self.order)
+        return [even, odd, m.b.shuffle_vector(even, even, turn)][: self.k]
 
-    def highest(sides: list[list[Any]], below: list[list[Any]], firsts: list[Any]) -> tuple[Any, Any]:
+    def highest(self, sides: list[list[Any]], below: list[list[Any]], firsts: list[Any]) -> tuple[Any, Any]:
         """The largest of all rows and columns, and their places.
 
         Each column's maximum is found first, then each window's, and of the places that have it the least: windows are
         searched along rows, and of equal elements the first is wanted.
         """
-        values, places = [], []
+        m, values, places = self.m, [], []
         for (value, *others), lower, first in zip(sides, below, firsts, strict=True):
-            place = m.constants([0] * e.lanes)
+            place = m.constants([0] * m.e.lanes)
             for other, its in zip(others, lower, strict=True):
                 better = m.larger(other, value)
-                value, place = b.select(better, other, value), b.select(better, its, place)
+                value, place = m.b.select(better, other, value), m.b.select(better, its, place)
             values.append(value)
-            places.append(b.add(place, first))
-        return m.first(columns(*values), columns(*places))
+            places.append(m.b.add(place, first))
+        return m.first(self.columns(*values), self.columns(*places))
 
-    def rows_of(index: Any, x: Any, gaps: bool) -> tuple[list[Any], Any]:
+    def rows_of(self, index: Any, x: Any, gaps: bool) -> tuple[list[Any], Any]:
         """Where the rows of a row of windows begin, in bytes, and the place of the first in its plane."""
-        row = b.gep(tops, [b.mul(index, const(k + 1))])
-        top, origin = b.load(row), b.load(b.gep(row, [const(k)]))
-        place = b.sub(elements(top), origin)
+        m, b = self.m, self.m.b
+        row = b.gep(self.tops, [b.mul(index, const(self.k + 1))])
+        top, origin = b.load(row), b.load(b.gep(row, [const(self.k)]))
+        place = b.sub(self.elements(top), origin)
         if not gaps:
-            return [b.add(top, b.mul(w, const(t * e.size))) for t in range(k)], place
-        starts = [top] + [b.load(b.gep(row, [const(t)])) for t in range(1, k)]
-        if op == SUM:  # of rows that are not there
-            beyond = b.sub(zeros, b.ptrtoint(x, I64))
+            return [b.add(top, b.mul(self.w, const(t * m.e.size))) for t in range(self.k)], place
+        starts = [top] + [b.load(b.gep(row, [const(t)])) for t in range(1, self.k)]
+        if m.op == SUM:  # of rows that are not there
+            beyond = b.sub(self.zeros, b.ptrtoint(x, I64))
             starts = [b.select(b.icmp_signed("<", start, const(0)), beyond, start) for start in starts]
         return starts, place
 
-    def walk(x: Any, out: Any, begin: Any, end: Any, strip: Strip, gaps: bool, careful: bool) -> None:
-        """Reduce rows of windows, which may lack rows (`gaps`), or lack columns or be near a task's end (`careful`)."""
-        masks = [flags(b, e, strip.bits), flags(b, e, strip.bits if pair else b.lshr(strip.bits, const(32)))]
-        widths = load(b, e, b.gep(divisors_w, [strip.to])) if op == SUM and e.real else None
-        height = (
-            b.load(b.gep(divisors_h, [begin])) if op == SUM and e.real else None
-        )  # of all rows that lack none
-        with loop(b, begin, end, const(together)) as j:
-            indices = [j, m.least(b.add(j, const(1)), b.sub(end, const(1)))][:together]
-            starts, places = zip(*(rows_of(index, x, gaps) for index in indices), strict=True)
-            sides: list[list[Any]] = [[], []]
-            for side in range(2):
-                for t in range(k):
-                    at = b.gep(x, [starts[side if pair else 0][t]])
-                    at = b.gep(b.bitcast(at, e.llvm.as_pointer()), [strip.left])
-                    at = at if pair else b.gep(at, [const(side * e.lanes)])
-                    sides[side].append(
-                        masked_load(b, e, at, masks[side], neutral) if careful else load(b, e, at)
-                    )
-                    if t >= k - STRIDE:  # the others are the next row's too
-                        prefetch(b, at, ahead)
-            for a, c in zip(*sides, strict=True) if op and e.real else ():
-                m.expect(watched, b.fcmp_ordered("ord", a, c))
-            if op == ARGMAX:
-                lower = [below] * together
-                if gaps:  # a row may be there twice
-                    lower = [
-                        [m.spread(elements(b.sub(start, row[0]))) for start in row[1:]] for row in starts
-                    ]
-                firsts = [m.spread(b.add(place, strip.left)) for place in places]
-                if pair:
-                    value, where = highest(sides, lower, [b.add(first, low) for first in firsts])
-                else:  # what both sides have in common is added last
-                    value, where = highest(sides, lower * 2, [low, high])
-                    where = b.add(where, firsts[0])
-            else:
-                value = reduce(m.join, columns(*(reduce(m.join, side) for side in sides)))
-            value = b.shuffle_vector(value, value, m.constants(map(order.index, range(e.lanes))))
-            if (
-                op == ARGMAX and careful
-            ):  # a window of nothing but the lowest may have found it in the padding
-                m.expect(watched, b.or_(b.not_(m.same(value, neutral)), flags(b, e, b.not_(every))))
-            if op == SUM and e.real:
-                heights = [b.load(b.gep(divisors_h, [i])) for i in indices] if gaps else [height] * together
-                value = b.fdiv(value, b.fmul(widths, by_row(heights)))
-            q, mask = b.add(b.add(out, b.mul(j, ow)), strip.to), written
-            for u in range(together):
-                if u:
-                    q = b.add(q, b.sub(ow, const(half)))
-                    there = b.icmp_signed("<", b.add(j, const(1)), end)
-                    mask = b.select(there, b.shl(written, const(half)), const(0))
-                place = b.gep(indices0, [q]) if op == ARGMAX else None
+    def read(
+        self, x: Any, starts: Sequence[list[Any]], left: Any, masks: list[Any] | None
+    ) -> list[list[Any]]:
+        """The two vectors of each of a window's rows: left and right, or of two rows of windows."""
+        m, b, sides = self.m, self.m.b, []
+        for side in range(2):
+            vectors = []
+            for t, start in enumerate(starts[side if self.pair else 0]):
+                at = b.gep(b.bitcast(b.gep(x, [start]), m.e.llvm.as_pointer()), [left])
+                at = at if self.pair else b.gep(at, [const(side * m.e.lanes)])
+                vectors.append(
+                    masked_load(b, m.e, at, masks[side], m.neutral()) if masks else load(b, m.e, at)
+                )
+                if t >= self.k - STRIDE:  # the others are the next row's too
+                    prefetch(b, at, self.ahead)
+            sides.append(vectors)
+        for a, c in zip(*sides, strict=True) if m.op and m.e.real else ():
+            m.expect(self.watched, b.fcmp_ordered("ord", a, c))
+        return sides
 
-                def write(put: Any, mask: Any, place: Any = place, q: Any = q) -> None:
-                    if mask is None:
-                        store(b, e, value, b.gep(y0, [q]))
-                    else:
-                        put(b, e, value, b.gep(y0, [q]), mask)
-                    if op == ARGMAX:
-                        store_places(b, e, where, place, mask, put, order)
-
-                if pair:
-                    write(lanes_alone, mask)
-                else:
-                    whole = b.icmp_unsigned("!=", strip.whole, const(0))
-                    if careful:
-                        whole = b.and_(whole, b.icmp_signed("<=", q, last))
-                    with b.if_else(whole) as (free, beside):
-                        with free:
-                            write(None, None)
-                        with beside:
-                            write(lanes_alone if careful else blended_store, mask)
-                if op == ARGMAX:
-                    for line in (0, 64):
-                        prefetch(b, place, b.add(b.ashr(ahead, const(1)), const(line)), write=True)
+    def places_of(
+        self,
+        sides: list[list[Any]],
+        starts: Sequence[list[Any]],
+        places: Sequence[Any],
+        left: Any,
+        gaps: bool,
+    ) -> tuple[Any, Any]:
+        """The maxima and their places."""
+        m, b, lanes = self.m, self.m.b, self.m.e.lanes
+        low, high = (m.constants(range(begin, begin + lanes)) for begin in (0, lanes))
+        below = [self.below] * self.together
+        if gaps:  # a row may be there twice
+            below = [[m.spread(self.elements(b.sub(start, row[0]))) for start in row[1:]] for row in starts]
+        firsts = [m.spread(b.add(place, left)) for place in places]
+        if self.pair:
+            return self.highest(sides, below, [b.add(first, low) for first in firsts])
+        # What both sides have in common is added last.
+        value, where = self.highest(sides, below * 2, [low, high])
+        return value, b.add(where, firsts[0])
 
     # What a vector holds beyond its outputs is written too, where that is overwritten, and beside a strip that is there
     # already what that has written is written again: masked stores take AMD's processors 12 cycles and more.
-    lanes_alone = partial(masked_store, in_loop=True)
-    last = b.sub(b.mul(stop, plane_out), const(e.lanes))
+    def write(
+        self, value: Any, where: Any, q: Any, mask: Any, put: Callable[..., None] = masked_store
+    ) -> None:
+        """Store a vector of outputs from place q on by `put`, all of it where `mask` is None."""
+        m, b = self.m, self.m.b
+        if mask is None:
+            store(b, m.e, value, b.gep(self.y, [q]))
+        else:
+            put(b, m.e, value, b.gep(self.y, [q]), mask)
+        if m.op == ARGMAX:
+            store_places(b, m.e, where, b.gep(self.indices, [q]), mask, put, self.order)
+
+    def write_rows(self, value: Any, where: Any, q: Any, more: Any, strip: Strip, careful: bool) -> None:
+        """Store a vector of outputs; of two rows if there is one `more`."""
+        b, alone = self.m.b, partial(masked_store, in_loop=True)
+        if self.pair:
+            self.write(value, where, q, self.written, alone)
+            below = b.shl(self.written, const(self.half))
+            self.write(
+                value,
+                where,
+                b.add(q, b.sub(self.ow, const(self.half))),
+                b.select(more, below, const(0)),
+                alone,
+            )
+            return
+        whole = b.icmp_unsigned("!=", strip.whole, const(0))
+        if careful:
+            whole = b.and_(whole, b.icmp_signed("<=", q, self.last))
+        with b.if_else(whole) as (free, beside):
+            with free:
+                self.write(value, where, q, None)
+            with beside:
+                self.write(value, where, q, self.written, alone if careful else blended_store)
+
+    def walk(self, x: Any, out: Any, begin: Any, end: Any, strip: Strip, gaps: bool, careful: bool) -> None:
+        """Reduce rows of windows, which may lack rows (`gaps`), or lack columns or be near a task's end (`careful`)."""
+        m, b, e = self.m, self.m.b, self.m.e
+        right = strip.bits if self.pair else b.lshr(strip.bits, const(32))
+        masks = [flags(b, e, strip.bits), flags(b, e, right)] if careful else None
+        divides = m.op == SUM and e.real
+        widths = load(b, e, b.gep(self.divisors_w, [strip.to])) if divides else None
+        height = b.load(b.gep(self.divisors_h, [begin])) if divides else None  # of all rows that lack none
+        with loop(b, begin, end, const(self.together)) as j:
+            following = b.add(j, const(1))
+            indices = [j, m.least(following, b.sub(end, const(1)))][: self.together]
+            starts, places = zip(*(self.rows_of(index, x, gaps) for index in indices), strict=True)
+            sides, where = self.read(x, starts, strip.left, masks), None
+            if m.op == ARGMAX:
+                value, where = self.places_of(sides, starts, places, strip.left, gaps)
+            else:
+                value = reduce(m.join, self.columns(*(reduce(m.join, side) for side in sides)))
+            value = b.shuffle_vector(value, value, m.constants(map(self.order.index, range(e.lanes))))
+            if m.op == ARGMAX and careful:
+                # A window of nothing but the lowest may have found it in the padding.
+                lanes = (
+                    b.or_(self.written, b.shl(self.written, const(self.half))) if self.pair else self.written
+                )
+                found = b.not_(m.same(value, m.neutral()))
+                m.expect(self.watched, b.or_(found, flags(b, e, b.not_(lanes))))
+            if divides:
+                heights = [b.load(b.gep(self.divisors_h, [i])) for i in indices]
+                value = b.fdiv(
+                    value, b.fmul(widths, self.by_row(heights if gaps else [height] * self.together))
+                )
+            q = b.add(b.add(out, b.mul(j, self.ow)), strip.to)
+            self.write_rows(value, where, q, b.icmp_signed("<", following, end), strip, careful)
+            if m.op == ARGMAX:
+                for line in (0, 64):
+                    ahead = b.add(b.ashr(self.ahead, const(1)), const(line))
+                    prefetch(b, b.gep(self.indices, [q]), ahead, write=True)
+
+
+def _rows(m: Kernel, first: Any, stop: Any, k: int, pair: bool) -> None:
+    b, rows = m.b, Rows(m, stop, k, pair)
+    x0, plane, plane_out, group, oh, edge = (
+        m.field("x", ir.IntType(8)),
+        *map(m.field, ("plane", "plane_out", "group", "oh", "edge")),
+    )
+    strips, n_strips = m.field("strips", I64), m.field("n_strips")
+    segments, n_segments = m.field("segments", I64), m.field("n_segments")
+
+    def entry(table: Any, index: Any, numbers: int) -> list[Any]:
+        row = b.gep(table, [b.mul(index, const(numbers))])
+        return [b.load(b.gep(row, [const(i)])) for i in range(numbers)]
+
     with loop(b, first, stop, group) as p:
-        x, out = b.gep(x0, [b.mul(p, b.mul(plane, const(e.size)))]), b.mul(p, plane_out)
+        x, out = b.gep(x0, [b.mul(p, b.mul(plane, const(m.e.size)))]), b.mul(p, plane_out)
         n_rows = b.mul(m.least(b.sub(stop, p), group), oh)
         # Vectors reach beyond a row, and so beyond a plane, but never beyond the last one of a task.
         is_last = b.icmp_signed(">=", b.add(p, group), stop)
         safe = b.select(is_last, b.sub(n_rows, edge), n_rows)
         with loop(b, const(0), n_segments) as s:
-            begin, end, gaps = (
-                b.load(b.gep(segments, [b.add(b.mul(s, const(SEGMENT)), const(i))])) for i in range(SEGMENT)
-            )
+            begin, end, gaps = entry(segments, s, SEGMENT)
             end = m.least(end, n_rows)
             with loop(b, const(0), n_strips) as v:
-                strip = Strip(
-                    *(b.load(b.gep(strips, [b.add(b.mul(v, const(STRIP)), const(i))])) for i in range(STRIP))
-                )
+                strip = Strip(*entry(strips, v, STRIP))
                 middle = m.least(b.select(b.icmp_unsigned("!=", strip.some, const(0)), begin, safe), end)
-                free, gap = b.icmp_signed("<", begin, middle), b.icmp_unsigned("!=", gaps, const(0))
-                with b.if_then(free), b.if_else(gap) as (some, none):
+                plain, gap = b.icmp_signed("<", begin, middle), b.icmp_unsigned("!=", gaps, const(0))
+                with b.if_then(plain), b.if_else(gap) as (some, none):
                     with some:
-                        walk(x, out, begin, middle, strip, gaps=True, careful=False)
+                        rows.walk(x, out, begin, middle, strip, gaps=True, careful=False)
                     with none:
-                        walk(x, out, begin, middle, strip, gaps=False, careful=False)
-                rest = b.select(b.icmp_signed("<", begin, middle), middle, begin)
+                        rows.walk(x, out, begin, middle, strip, gaps=False, careful=False)
+                rest = b.select(plain, middle, begin)
                 with b.if_then(b.icmp_signed("<", rest, end)):
-                    walk(x, out, rest, end, strip, gaps=True, careful=True)
-        m.return_if_wrong(watched, p)
+                    rows.walk(x, out, rest, end, strip, gaps=True, careful=True)
+        m.return_if_wrong(rows.watched, p)
 
 
 @intrinsic(prefer_literal=True)
