@@ -4,8 +4,8 @@ Only comparisons between algorithms (and between ways of cutting one) count. The
 it would change which algorithm runs, and with it the bits of the result.
 
 The constants were fitted to a Zen 5 with AVX-512. ``benchmarks/engine.json`` holds what every algorithm took on a Zen 3
-beside its estimate: of the 324 layers, and ways to call them, that leave a choice, the one with the least estimate was within
-5 % of the fastest for 318. ``python -m benchmarks.engine --fit`` looks for constants that would do better.
+beside its estimate: of the 560 layers, and ways to call them, that leave a choice, the one with the least estimate was within
+5 % of the fastest for 522. ``python -m benchmarks.engine --fit`` looks for constants that would do better.
 """
 
 from __future__ import annotations
