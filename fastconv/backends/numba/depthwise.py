@@ -13,7 +13,7 @@ from fastconv.backends.numba import cost, implicit_gemm, jit, slabs, threads
 from fastconv.backends.numba.geometry import Geometry, geometry, strides
 from fastconv.backends.numba.kernels import depthwise as kernels
 from fastconv.backends.numba.kernels.depthwise import ROWS, SLOT, TOGETHER, half, loads
-from fastconv.backends.numba.operands import Array, address, begun, cast_images, contiguous
+from fastconv.backends.numba.operands import Array, address, begun, cast_images, contiguous, set_fields
 from fastconv.spec import DTYPES, ConvSpec
 
 KERNEL = jit.Kernel(kernels.depthwise)
@@ -154,8 +154,7 @@ def caller(spec: ConvSpec, g: Geometry) -> tuple[Callable[..., None], int, float
         "o_step": o_step, "o_tasks": o_tasks, "stride": g.stride[2],
         "rows_held": held, "row": g.size[2], "row_out": g.out[2],
     }  # fmt: skip
-    for name, value in values.items():
-        template[name] = value
+    set_fields(template, **values)
     fields = template.view(np.int64)
     tasks = spec.batch * o_tasks
     seconds = spec.batch * spec.out_channels * channel

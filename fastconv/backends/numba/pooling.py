@@ -13,7 +13,7 @@ from fastconv.backends.numba.geometry import Geometry, lift
 from fastconv.backends.numba.kernels import pool as kernels
 from fastconv.backends.numba.kernels import windows
 from fastconv.backends.numba.kernels.pool import ARGMAX, MAX, SLOT, SUM
-from fastconv.backends.numba.operands import ALIGNMENT, Array, address, begun, scratch
+from fastconv.backends.numba.operands import ALIGNMENT, Array, address, begun, scratch, set_fields
 from fastconv.spec import DTYPES, PoolSpec
 
 TAPS = [jit.Kernel(kernels.taps(op)) for op in (SUM, MAX, ARGMAX)]
@@ -153,8 +153,7 @@ def run(
         "h": h, "w": w, "od": od, "oh": oh, "ow": ow, "before_h": before_h, "before_w": before_w,
         "ahead": min(max(4 * plane * itemsize, LEAST_AHEAD), BLOCK_BYTES), **more,
     }  # fmt: skip
-    for name, value in values.items():
-        template[name] = value
+    set_fields(template, **values)
     fields = template.view(np.int64)
     as_is = spec.dtype == wide and spec.out_dtype == wide and spec.mode != "lp"
 
@@ -295,7 +294,7 @@ def strips(g: Geometry, count: int, lanes: int) -> Array:
 def segments(gaps: Array, group: int, nbytes: int) -> Array:
     """The table of segments of the rows of outputs of a group of planes: `gaps` tells which lack rows of their windows.
 
-    What a segment reads, rows of `nbytes`, stays in the L1 cache from strip to strip.
+    What a segment reads, rows of `nbytes`, stays in the L1 cache from strip to strip; 0 where there is one strip.
     """
     if group > 1:
         gaps = np.full(group * len(gaps), gaps.any())
@@ -329,9 +328,8 @@ def rows(spec: PoolSpec, precision: str, workspace_limit: int | None) -> Run:
         ones = (1,) * lanes
         tables["divisors_w"] = np.array([*widths, *ones[ow : lanes // 2], *widths * pair, *ones], wide)
     cycles = len(table) * (oh / (1 + pair) * ROW_CYCLES[op] + STRIP_CYCLES)
-    tables["segments"] = segments(
-        ((row < 0) | (row >= h)).any(axis=1), group, len(table) > 1 and w * itemsize
-    )
+    gaps = ((row < 0) | (row >= h)).any(axis=1)
+    tables["segments"] = segments(gaps, group, w * itemsize if len(table) > 1 else 0)
     return run(
         spec, ROWS[op, k, pair], tables, cycles, workspace_limit,
         n_strips=len(table), n_segments=len(tables["segments"]), group=group, edge=-(-2 * lanes // min(w, ow)),

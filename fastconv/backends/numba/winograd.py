@@ -23,6 +23,7 @@ from fastconv.backends.numba.operands import (
     cast_images,
     contiguous,
     scratch,
+    set_fields,
 )
 from fastconv.spec import DTYPES, ConvSpec
 
@@ -181,6 +182,23 @@ FIELD = {name: at for at, name in enumerate(kernels.ARGUMENTS.names or ())}
 STRIDES = slice(FIELD["x_n"], FIELD["x_w"] + 1)
 
 
+def error(form: kernels.Form, dtype: str) -> float:
+    """The bound on a form's error, of the largest result."""
+    return ERRORS[max(form.n)] * float(np.finfo(dtype).eps / np.finfo("float32").eps)
+
+
+def readable(x: Array) -> Array:
+    """An array whose tiles the kernels read: in C order, or with channels last."""
+    return x if slabs.channels_last(x) else np.ascontiguousarray(x)
+
+
+def set_strides(a: Array, x: Array) -> None:
+    """Let tiles be read from a `readable` array."""
+    if slabs.channels_last(x):
+        n, _, *rest = (step // x.itemsize for step in x.strides)
+        a[STRIDES] = n, 1, *lift(tuple(rest), 0)[1:]
+
+
 # What turns weights: the gradient of an input is a convolution with them.
 Turn = Callable[[Array], Array]
 
@@ -219,8 +237,7 @@ def plan_form(spec: ConvSpec, cut: Layout, packed: bool, limit: int | None, turn
         "rows_step": rows_step, "c_tasks": c_tasks, "t_step": t_step, "t_tasks": t_tasks, "part": cut.part,
         "block": cut.block, "packed": packed, "turned": address(places) if turn else 0,
     }  # fmt: skip
-    for name, value in values.items():
-        template[name] = value
+    set_fields(template, **values)
     fields = template.view(np.int64)
     estimate = seconds(spec, cut, packed)
     if limit is not None and (need := nbytes + shared) > limit:
@@ -237,15 +254,12 @@ def plan_form(spec: ConvSpec, cut: Layout, packed: bool, limit: int | None, turn
         given = w.given if packed else w
         if not spec.batch:
             return
-        is_channels_last = slabs.channels_last(x)
-        x, bias = x if is_channels_last else np.ascontiguousarray(x), contiguous(bias)
+        x, bias = readable(x), contiguous(bias)
         workers = threads.workers(at_once)
         _held, at = scratch(workers * nbytes + shared)
         at_w, at_work = address(w.transformed if packed else w), at + -(-shared // 64) * 64 - 64
         a = begun(fields, address(x), at_w, address(bias), address(y), at_work, at)
-        if is_channels_last:
-            n, _, *rest = (step // x.itemsize for step in x.strides)
-            a[STRIDES] = n, 1, *lift(tuple(rest), 0)[1:]
+        set_strides(a, x)
         for row in range(0, all_rows, cut.rows):
             rows = min(cut.rows, all_rows - row)
             a[FIELD["first"]], a[FIELD["count"]] = row * cut.tiles_w, rows * cut.tiles_w
@@ -268,9 +282,6 @@ def plan_form(spec: ConvSpec, cut: Layout, packed: bool, limit: int | None, turn
         return Transformed(weight, held[at - address(held) :])
 
     call.tables = places  # type: ignore[attr-defined]
-    error = ERRORS[max(form.n)] * (
-        1 if spec.dtype == "float32" else np.finfo(spec.dtype).eps / np.finfo("f4").eps
-    )
     return Run(
         call=call,
         seconds=estimate + cost.CALL_SECONDS,
@@ -278,7 +289,7 @@ def plan_form(spec: ConvSpec, cut: Layout, packed: bool, limit: int | None, turn
         at_once=at_once,
         shared=shared,
         note=f"{form}, {tiles} tiles at a time",
-        error=float(error),
+        error=error(form, spec.dtype),
         pack=pack if packed else None,
         packing=("winograd", cut.form, cut.block, cut.u_step, turn is not None) if packed else None,
     )

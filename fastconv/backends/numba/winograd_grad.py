@@ -8,26 +8,27 @@ from typing import NamedTuple
 import numpy as np
 
 from fastconv.backends import Run, Unsupported, algorithm
-from fastconv.backends.numba import cost, jit, pages, slabs, threads, weight_grad
+from fastconv.backends.numba import cost, jit, pages, threads, weight_grad
 from fastconv.backends.numba.geometry import lift
 from fastconv.backends.numba.kernels import winograd as tile_kernels
 from fastconv.backends.numba.kernels import winograd_grad as kernels
 from fastconv.backends.numba.kernels.positions import SLOTS_BYTES
 from fastconv.backends.numba.kernels.simd import host
 from fastconv.backends.numba.kernels.tile import VECTORS
-from fastconv.backends.numba.operands import ALIGNMENT, Array, address, begun
+from fastconv.backends.numba.operands import ALIGNMENT, Array, address, begun, set_fields, setter
 from fastconv.backends.numba.winograd import (
-    ERRORS,
     FIELD,
     INPUT_CYCLES,
-    STRIDES,
     TASKS,
     TILE_BYTES,
     TILES,
     WEIGHT_CYCLES,
     ceil,
     check,
+    error,
+    readable,
     round_up,
+    set_strides,
 )
 from fastconv.spec import DTYPES, ConvSpec
 
@@ -44,7 +45,7 @@ TASK_CHANNELS = 64
 TERMS = 256
 
 SPOILED = kernels.FIELDS.split().index("spoiled")
-MORE, COUNT = (kernels.FIELDS.split().index(name) for name in ("more", "count"))
+put, put_tiles = setter(kernels.ARGUMENTS), setter(tile_kernels.ARGUMENTS)
 
 
 class Layout(NamedTuple):
@@ -85,12 +86,11 @@ def layout(spec: ConvSpec, f: int, limit: int | None) -> Layout:
     if limit is not None:
         room = min(room, limit - sums_bytes - form.products * 2 * 64 - scratch_bytes(spec, f) - ALIGNMENT)
     all_rows = max(spec.batch, 1) * tiles_h
-    most = max(TERMS // tiles_w, 1)
-    rounds = ceil(all_rows, min(most, max(room // (form.products * tiles_w * (c + o) * itemsize), 1)))
-    rows = ceil(all_rows, rounds)
+    most = max(min(TERMS // tiles_w, room // (form.products * tiles_w * (c + o) * itemsize)), 1)
+    rows = ceil(all_rows, ceil(all_rows, most))
+    rounds = ceil(all_rows, rows)
     x_step, dy_step = (rows * tiles_w * channels + line for channels in (c, o))
     shared = sums_bytes + form.products * (x_step + dy_step) * itemsize + ALIGNMENT
-    rounds = ceil(all_rows, rows)
     return Layout(f, tiles_h, tiles_w, vectors, rows, rounds, x_step, dy_step, sums_step, sums_bytes, shared)
 
 
@@ -137,8 +137,7 @@ def plan_form(spec: ConvSpec, cut: Layout, limit: int | None) -> Run:
             "tiles_w": cut.tiles_w, "tiles": cut.tiles_h * cut.tiles_w, "v_step": step, "pitch": pitch,
             "room": cut.tiles, "rows_step": max(min(cut.rows, cut.rows * tasks // 64), 1), "c_tasks": tasks,
         }  # fmt: skip
-        for name, value in values.items():
-            template[name] = value
+        set_fields(template, **values)
         return template.view(np.int64)
 
     sides = (
@@ -152,8 +151,7 @@ def plan_form(spec: ConvSpec, cut: Layout, limit: int | None) -> Run:
         "room": cut.tiles, "c": spec.in_channels, "o": spec.out_channels, "vectors": cut.vectors,
         "o_step": round_up(ceil(spec.out_channels, o_tasks), kernels.block(lanes)), "o_tasks": o_tasks,
     }  # fmt: skip
-    for name, value in values.items():
-        template[name] = value
+    set_fields(template, **values)
     fields = template.view(np.int64)
     exact = weight_grad.plan_sums(spec, "highest", limit)
     at_once = max(form.products * o_tasks, *(int(a[FIELD["c_tasks"]]) for _, a in sides), spec.out_channels)
@@ -162,9 +160,9 @@ def plan_form(spec: ConvSpec, cut: Layout, limit: int | None) -> Run:
 
     def call(x: Array, dy: Array, dw: Array) -> None:
         if not spec.batch:
-            exact.call(x, dy, dw)
+            dw[...] = 0
             return
-        given = [array if slabs.channels_last(array) else np.ascontiguousarray(array) for array in (x, dy)]
+        given = readable(x), readable(dy)
         workers = threads.workers(at_once)
         # As much as a large result has, and kept like one.
         held = pages.empty((cut.shared + workers * per_worker,), "uint8")
@@ -175,18 +173,16 @@ def plan_form(spec: ConvSpec, cut: Layout, limit: int | None) -> Run:
         made = []
         for (kernel, fields_of), array, at in zip(sides, given, (at_x, at_dy), strict=True):
             a = begun(fields_of, address(array), 0, 0, 0, at_work, at)
-            if slabs.channels_last(array):
-                n, _, *rest = (step // array.itemsize for step in array.strides)
-                a[STRIDES] = n, 1, *lift(tuple(rest), 0)[1:]
+            set_strides(a, array)
             made.append((kernel.address(spec.dtype), a))
         a = begun(fields, at_x, at_dy, at_sums, address(dw), at_work)
         for row in range(0, all_rows, cut.rows):
             rows = min(cut.rows, all_rows - row)
             for transform, tiles in made:
-                tiles[FIELD["first"]], tiles[FIELD["count"]] = row * cut.tiles_w, rows * cut.tiles_w
+                put_tiles(tiles, first=row * cut.tiles_w, count=rows * cut.tiles_w)
                 tasks = ceil(rows, int(tiles[FIELD["rows_step"]])) * int(tiles[FIELD["c_tasks"]])
                 threads.launch(transform, tiles, tasks, workers, 0)
-            a[COUNT] = rows * cut.tiles_w
+            put(a, count=rows * cut.tiles_w, more=row > 0)
             threads.launch(
                 PRODUCTS[cut.form].address(spec.dtype),
                 a,
@@ -194,14 +190,10 @@ def plan_form(spec: ConvSpec, cut: Layout, limit: int | None) -> Run:
                 workers,
                 estimate / cut.rounds,
             )
-            a[MORE] = 1
         threads.launch(RESULTS[cut.form].address(spec.dtype), a, spec.out_channels, workers, 0)
         if a[SPOILED]:
             exact.call(x, dy, dw)
 
-    error = ERRORS[max(form.n)] * (
-        1 if spec.dtype == "float32" else np.finfo(spec.dtype).eps / np.finfo("f4").eps
-    )
     return Run(
         call=call,
         seconds=estimate + cost.CALL_SECONDS,
@@ -209,7 +201,7 @@ def plan_form(spec: ConvSpec, cut: Layout, limit: int | None) -> Run:
         at_once=at_once,
         shared=cut.shared,
         note=f"{form}, {cut.tiles} tiles at a time",
-        error=float(error),
+        error=error(form, spec.dtype),
     )
 
 

@@ -52,10 +52,6 @@ from .simd import (
 # The stride of `rows`, and the window of `flat`.
 STRIDE, FLAT = 2, 3
 
-# Numbers of a strip: its first column, its first output, which of its columns there are (two masks), whether any are not,
-# and whether what its vectors hold beyond its outputs may be written.
-STRIP = 5
-
 # Numbers of a segment: its first row of outputs, where it stops, and whether windows lack rows.
 SEGMENT = 3
 
@@ -122,6 +118,11 @@ class Kernel(NamedTuple):
             value = self.b.select(self.b.icmp_signed("==", there, where), its, value)
         return value, where
 
+    def fetch_places(self, to: Any, ahead: Any) -> None:
+        """Fetch what a vector's places will be written to, so many bytes further on."""
+        for line in (0, 64):
+            prefetch(self.b, to, self.b.add(ahead, const(line)), write=True)
+
     def least(self, a: Any, b: Any) -> Any:
         """The smaller of two integers."""
         return self.b.select(self.b.icmp_signed("<", a, b), a, b)
@@ -178,13 +179,13 @@ def outputs(k: int, pair: bool, lanes: int) -> int:
 
 
 class Strip(NamedTuple):
-    """Some columns of a plane: its entry of the table."""
+    """Some columns of a plane: a row of the table of strips."""
 
-    left: Any
-    to: Any
-    bits: Any
-    some: Any
-    whole: Any
+    left: Any  # its first column
+    to: Any  # its first output
+    bits: Any  # which of its columns there are: two masks
+    some: Any  # whether any are not
+    whole: Any  # whether what its vectors hold beyond its outputs may be written
 
 
 class Rows:
@@ -367,16 +368,14 @@ class Rows:
                 found = b.not_(m.same(value, m.neutral()))
                 m.expect(self.watched, b.or_(found, flags(b, e, b.not_(lanes))))
             if divides:
-                heights = [b.load(b.gep(self.divisors_h, [i])) for i in indices]
-                value = b.fdiv(
-                    value, b.fmul(widths, self.by_row(heights if gaps else [height] * self.together))
-                )
+                heights = [height] * self.together
+                if gaps:
+                    heights = [b.load(b.gep(self.divisors_h, [i])) for i in indices]
+                value = b.fdiv(value, b.fmul(widths, self.by_row(heights)))
             q = b.add(b.add(out, b.mul(j, self.ow)), strip.to)
             self.write_rows(value, where, q, b.icmp_signed("<", following, end), strip, careful)
             if m.op == ARGMAX:
-                for line in (0, 64):
-                    ahead = b.add(b.ashr(self.ahead, const(1)), const(line))
-                    prefetch(b, b.gep(self.indices, [q]), ahead, write=True)
+                m.fetch_places(b.gep(self.indices, [q]), b.ashr(self.ahead, const(1)))
 
 
 def _rows(m: Kernel, first: Any, stop: Any, k: int, pair: bool) -> None:
@@ -402,7 +401,7 @@ def _rows(m: Kernel, first: Any, stop: Any, k: int, pair: bool) -> None:
             begin, end, gaps = entry(segments, s, SEGMENT)
             end = m.least(end, n_rows)
             with loop(b, const(0), n_strips) as v:
-                strip = Strip(*entry(strips, v, STRIP))
+                strip = Strip(*entry(strips, v, len(Strip._fields)))
                 middle = m.least(b.select(b.icmp_unsigned("!=", strip.some, const(0)), begin, safe), end)
                 plain, gap = b.icmp_signed("<", begin, middle), b.icmp_unsigned("!=", gaps, const(0))
                 with b.if_then(plain), b.if_else(gap) as (some, none):
@@ -508,8 +507,7 @@ def _flat(m: Kernel, first: Any, stop: Any) -> None:
                 m.expect(watched, found if some is None else b.or_(found, b.not_(some)))
                 to = b.gep(indices0, [q])
                 store_places(b, e, where, to, written)
-                for line in (0, 64):
-                    prefetch(b, to, b.add(ahead, const(line)), write=True)
+                m.fetch_places(to, ahead)
             following_state = (now, now_where, following, following_where, on(position))
             for variable, value in zip(state, following_state, strict=True):
                 b.store(value, variable)

@@ -183,21 +183,55 @@ def _at(b: ir.IRBuilder, e: Element, base: Any, *steps: tuple[int, Any]) -> Any:
     return b.gep(base, [offset])
 
 
-def _transform_tile(
-    form: Form, e: Element, name: str, sides: tuple[int, int], rows: Matrix, columns: Matrix
-) -> Any:
-    """An intrinsic's code: ``rows @ d @ columns^T`` of one tile and a vector of channels."""
+Grid = list[list[Any]]
 
-    def body(b: ir.IRBuilder, to: Any, step: Any, d: Any, row: Any) -> None:
-        lanes = const(e.lanes)
-        grid = [
-            [load(b, e, _at(b, e, d, (i, row), (j, lanes))) for j in range(sides[1])] for i in range(sides[0])
-        ]
-        for i, line in enumerate(nested(b, e, rows, columns, grid)):
-            for j, value in enumerate(line):
-                store(b, e, value, _at(b, e, to, (i * form.n[1] + j, step)))
 
-    return out_of_line(f"winograd_{name}_{e.short}_{FORMS.index(form)}_{host().name}", "pipi", 2, e, body)
+def _transform(
+    b: ir.IRBuilder,
+    e: Element,
+    form: Form,
+    rows: Matrix,
+    columns: Matrix,
+    to: Any,
+    step: Any,
+    d: Any,
+    row: Any,
+) -> None:
+    """``rows @ d @ columns^T``: vectors in lines `row` apart become a tile's places, `step` apart."""
+    lanes = const(e.lanes)
+    grid = [
+        [load(b, e, _at(b, e, d, (i, row), (j, lanes))) for j in range(len(columns[0]))]
+        for i in range(len(rows[0]))
+    ]
+    for i, line in enumerate(nested(b, e, rows, columns, grid)):
+        for j, value in enumerate(line):
+            store(b, e, value, _at(b, e, to, (i * form.n[1] + j, step)))
+
+
+def _places(b: ir.IRBuilder, e: Element, form: Form, m: Any, step: Any) -> Grid:
+    """The vectors of a tile's places."""
+    nh, nw = form.n
+    return [[load(b, e, _at(b, e, m, (i * nw + j, step))) for j in range(nw)] for i in range(nh)]
+
+
+def _store_checked(b: ir.IRBuilder, e: Element, results: Grid, to: Any, row: Any, check: Any) -> None:
+    """Store lines of vectors `row` elements apart. The vector at `check` becomes NaN where a result is not finite.
+
+    A transform spreads one NaN or Inf over its tile and may overflow where the plain sum does not, so such a result must
+    be computed again.
+    """
+    checked, zero = load(b, e, check), ir.Constant(e.vector, None)
+    for i, line in enumerate(results):
+        for j, value in enumerate(line):
+            checked = multiply_add(b, e, value, zero, checked)
+            store(b, e, value, _at(b, e, to, (i, row), (j, const(e.lanes))))
+    store(b, e, checked, check)
+
+
+def _each(form: Form, which: int, turned: bool = False) -> tuple[Matrix, Matrix]:
+    """A^T, G or B^T along the height and along the width, or their transposes."""
+    rows, columns = matrices(form.mh, form.rh)[which], matrices(form.mw, form.rw)[which]
+    return (transposed(rows), transposed(columns)) if turned else (rows, columns)
 
 
 @intrinsic(prefer_literal=True)
@@ -206,8 +240,12 @@ def transform_input(typing: Any, F: Any, T: Any, to: Any, step: Any, d: Any, row
     if not _literals(F):
         return None
     form, e = FORMS[F.literal_value], ELEMENTS[T.instance_type]
-    rows, columns = matrices(form.mh, form.rh)[2], matrices(form.mw, form.rw)[2]
-    return types.void(F, T, *[types.int64] * 4), _transform_tile(form, e, "input", form.n, rows, columns)
+
+    def body(b: ir.IRBuilder, *arguments: Any) -> None:
+        _transform(b, e, form, *_each(form, 2), *arguments)
+
+    name = f"winograd_input_{e.short}_{F.literal_value}_{host().name}"
+    return types.void(F, T, *[types.int64] * 4), out_of_line(name, "pipi", 2, e, body)
 
 
 @intrinsic(prefer_literal=True)
@@ -216,9 +254,12 @@ def transform_gradient(typing: Any, F: Any, T: Any, to: Any, step: Any, d: Any, 
     if not _literals(F):
         return None
     form, e = FORMS[F.literal_value], ELEMENTS[T.instance_type]
-    rows, columns = (transposed(matrices(m, r)[0]) for m, r in ((form.mh, form.rh), (form.mw, form.rw)))
-    sides = form.mh, form.mw
-    return types.void(F, T, *[types.int64] * 4), _transform_tile(form, e, "gradient", sides, rows, columns)
+
+    def body(b: ir.IRBuilder, *arguments: Any) -> None:
+        _transform(b, e, form, *_each(form, 0, turned=True), *arguments)
+
+    name = f"winograd_gradient_{e.short}_{F.literal_value}_{host().name}"
+    return types.void(F, T, *[types.int64] * 4), out_of_line(name, "pipi", 2, e, body)
 
 
 @intrinsic(prefer_literal=True)
@@ -229,15 +270,7 @@ def transform_weights(typing: Any, F: Any, T: Any, to: Any, step: Any, w: Any) -
     form, e = FORMS[F.literal_value], ELEMENTS[T.instance_type]
 
     def body(b: ir.IRBuilder, to: Any, step: Any, w: Any) -> None:
-        lanes = const(e.lanes)
-        grid = [
-            [load(b, e, _at(b, e, w, (i * form.rw + j, lanes))) for j in range(form.rw)]
-            for i in range(form.rh)
-        ]
-        rows, columns = matrices(form.mh, form.rh)[1], matrices(form.mw, form.rw)[1]
-        for i, line in enumerate(nested(b, e, rows, columns, grid)):
-            for j, value in enumerate(line):
-                store(b, e, value, _at(b, e, to, (i * form.n[1] + j, step)))
+        _transform(b, e, form, *_each(form, 1), to, step, w, const(form.rw * e.lanes))
 
     name = f"winograd_weights_{e.short}_{F.literal_value}_{host().name}"
     return types.void(F, T, *[types.int64] * 3), out_of_line(name, "pip", 2, e, body)
@@ -247,30 +280,33 @@ def transform_weights(typing: Any, F: Any, T: Any, to: Any, step: Any, w: Any) -
 def transform_output(
     typing: Any, F: Any, T: Any, to: Any, row: Any, m: Any, step: Any, bias: Any, check: Any
 ) -> Any:  # fmt: skip
-    """``A^T m A + bias`` of one tile and a vector of channels, into rows of vectors `row` elements apart.
-
-    The vector at `check` becomes NaN where a result is not finite: a transform spreads one NaN or Inf over its
-    tile and may overflow where the plain sum does not, so such a result must be computed again.
-    """
+    """``A^T m A + bias`` of one tile and a vector of channels, into rows of vectors `row` elements apart, checked."""
     if not _literals(F):
         return None
     form, e = FORMS[F.literal_value], ELEMENTS[T.instance_type]
 
     def body(b: ir.IRBuilder, to: Any, row: Any, m: Any, step: Any, bias: Any, check: Any) -> None:
-        nh, nw = form.n
-        grid = [[load(b, e, _at(b, e, m, (i * nw + j, step))) for j in range(nw)] for i in range(nh)]
-        offset, checked = load(b, e, bias), load(b, e, check)
-        zero = ir.Constant(e.vector, None)
-        rows, columns = matrices(form.mh, form.rh)[0], matrices(form.mw, form.rw)[0]
-        for i, line in enumerate(nested(b, e, rows, columns, grid)):
-            for j, value in enumerate(line):
-                result = b.fadd(value, offset)
-                checked = multiply_add(b, e, result, zero, checked)
-                store(b, e, result, _at(b, e, to, (i, row), (j, const(e.lanes))))
-        store(b, e, checked, check)
+        offset = load(b, e, bias)
+        made = nested(b, e, *_each(form, 0), _places(b, e, form, m, step))
+        _store_checked(b, e, [[b.fadd(value, offset) for value in line] for line in made], to, row, check)
 
     name = f"winograd_output_{e.short}_{F.literal_value}_{host().name}"
     return types.void(F, T, *[types.int64] * 6), out_of_line(name, "pipipp", 2, e, body)
+
+
+@intrinsic(prefer_literal=True)
+def transform_sums(typing: Any, F: Any, T: Any, to: Any, s: Any, step: Any, check: Any) -> Any:
+    """``G^T s G`` of one output channel and a vector of input channels: a vector for each tap, in a row, checked."""
+    if not _literals(F):
+        return None
+    form, e = FORMS[F.literal_value], ELEMENTS[T.instance_type]
+
+    def body(b: ir.IRBuilder, to: Any, s: Any, step: Any, check: Any) -> None:
+        made = nested(b, e, *_each(form, 1, turned=True), _places(b, e, form, s, step))
+        _store_checked(b, e, made, to, const(form.rw * e.lanes), check)
+
+    name = f"winograd_sums_{e.short}_{F.literal_value}_{host().name}"
+    return types.void(F, T, *[types.int64] * 4), out_of_line(name, "ppip", 2, e, body)
 
 
 # ---------------------------------------------------------------------------- tasks
@@ -295,6 +331,22 @@ FIELDS = (
 )
 ARGUMENTS = np.dtype([(name, np.int64) for name in FIELDS.split()])
 RECORD = from_dtype(ARGUMENTS)
+
+
+@register_jitable
+def fill_whole_slots(slots, lanes):  # type: ignore[no-untyped-def]
+    """Vectors of products that lie side by side, all of them written whole."""
+    for v in range(VECTORS):
+        slots[v, 1], slots[v, 2] = v * lanes, (1 << lanes) - 1
+        slots[v, 3], slots[v, 4] = 0, 0
+
+
+@register_jitable
+def note_spoiled(a, check, lanes):  # type: ignore[no-untyped-def]
+    """Say so if a result was not finite."""
+    for i in range(lanes):
+        if check[i] != 0:
+            a.spoiled = 1
 
 
 def tiles_in(F: int, of_gradient: bool = False) -> Any:
@@ -423,9 +475,7 @@ def products(F: int) -> Any:
             a = carray(pointer(arguments, RECORD), 1)[0]
             at_slots = a.scratch + worker * a.scratch_size
             slots = carray(pointer(at_slots, types.int64), (VECTORS, SLOT))
-            for v in range(VECTORS):
-                slots[v, 1], slots[v, 2] = v * lanes, (1 << lanes) - 1
-                slots[v, 3], slots[v, 4] = 0, 0
+            fill_whole_slots(slots, lanes)
             at_bias = at_slots + 128
             at_check = at_bias + most * size
             at_stage = at_check + 64
@@ -484,9 +534,7 @@ def products(F: int) -> Any:
                                     at_stage + i * lanes * lanes * size, channels, min(run * mw, a.ow - tw * mw),
                                 )  # fmt: skip
                         t += run
-            for i in range(lanes):
-                if check[i] != 0:
-                    a.spoiled = 1
+            note_spoiled(a, check, lanes)
 
         return work
 

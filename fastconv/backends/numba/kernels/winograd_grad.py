@@ -14,25 +14,12 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from llvmlite import ir
 from numba import carray, from_dtype, types
-from numba.extending import intrinsic
 
 from .positions import SLOTS_BYTES
-from .simd import (
-    ELEMENTS,
-    const,
-    host,
-    load,
-    multiply_add,
-    next_task,
-    out_of_line,
-    pointer,
-    store,
-    store_transposed,
-)
+from .simd import host, next_task, pointer, store_transposed
 from .tile import SLOT, VECTORS, scalars, tile_in_a_row
-from .winograd import FORMS, _at, _literals, matrices, nested, transposed
+from .winograd import FORMS, fill_whole_slots, note_spoiled, transform_sums
 
 FIELDS = (
     "next stop "  # the next task, and where to stop
@@ -53,31 +40,6 @@ def block(lanes: int) -> int:
     return max(scalars(host()), lanes)
 
 
-@intrinsic(prefer_literal=True)
-def transform_sums(typing: Any, F: Any, T: Any, to: Any, s: Any, step: Any, check: Any) -> Any:
-    """``G^T s G`` of one output channel and a vector of input channels, as vectors in a row, one for each tap.
-
-    The vector at `check` becomes NaN where a result is not finite.
-    """
-    if not _literals(F):
-        return None
-    form, e = FORMS[F.literal_value], ELEMENTS[T.instance_type]
-
-    def body(b: ir.IRBuilder, to: Any, s: Any, step: Any, check: Any) -> None:
-        nh, nw = form.n
-        grid = [[load(b, e, _at(b, e, s, (i * nw + j, step))) for j in range(nw)] for i in range(nh)]
-        rows, columns = (transposed(matrices(m, r)[1]) for m, r in ((form.mh, form.rh), (form.mw, form.rw)))
-        checked, zero = load(b, e, check), ir.Constant(e.vector, None)
-        for i, line in enumerate(nested(b, e, rows, columns, grid)):
-            for j, value in enumerate(line):
-                checked = multiply_add(b, e, value, zero, checked)
-                store(b, e, value, b.gep(to, [const((i * form.rw + j) * e.lanes)]))
-        store(b, e, checked, check)
-
-    name = f"winograd_sums_{e.short}_{F.literal_value}_{host().name}"
-    return types.void(F, T, *[types.int64] * 4), out_of_line(name, "ppip", 2, e, body)
-
-
 def products(F: int) -> Any:
     """A factory of tasks that multiply: a place, a block of output channels.
 
@@ -95,9 +57,7 @@ def products(F: int) -> Any:
             at_slots = a.scratch + worker * a.scratch_size
             at_round = at_slots + SLOTS_BYTES
             slots = carray(pointer(at_slots, types.int64), (VECTORS, SLOT))
-            for v in range(VECTORS):
-                slots[v, 1], slots[v, 2] = v * lanes, (1 << lanes) - 1
-                slots[v, 3], slots[v, 4] = 0, 0
+            fill_whole_slots(slots, lanes)
             while True:
                 task = next_task(arguments)
                 if task >= a.stop:
@@ -155,9 +115,7 @@ def results(F: int) -> Any:
                         store_transposed(
                             T, to + size * t, taps, at_stage + size * t * lanes, a.c - v * lanes, taps - t
                         )
-            for i in range(lanes):
-                if check[i] != 0:
-                    a.spoiled = 1
+            note_spoiled(a, check, lanes)
 
         return work
 
