@@ -28,18 +28,19 @@ from fastconv.backends.numba.operands import (
     scratch,
     set_fields,
 )
+from fastconv.backends.numba.positions import Turned
 from fastconv.spec import DTYPES, ConvSpec
 
-DIRECT = jit.Kernel(kernels.direct)
-PACK = jit.Kernel(kernels.pack_channels)
+DIRECT = {most: jit.Kernel(kernels.tasks(most)) for most in kernels.WIDTHS}
+PACK, PACK_TURNED = jit.Kernel(kernels.pack_channels), jit.Kernel(kernels.pack_turned)
 
 # Weights of one part of a sum stay in the L1 cache, beside the lines of the input that a tile reads of it: fewer where each
-# term reads a channel of its own, which is fetched meanwhile. For 16 images of 14 x 14 all 12 KB lost a tenth.
-PART_BYTES, POINTWISE_BYTES = 12 << 10, 6 << 10
+# term reads a channel of its own, which is fetched meanwhile. For 16 images of 14 x 14 all 12 KB lost a tenth on a Zen 3. On
+# a Zen 5, whose L1 cache holds 48 KB, 24 KB of either gained 2 % on 3 x 3 and 5 % on 1 x 1 layers over these.
+PART_BYTES, POINTWISE_BYTES = (24 << 10, 24 << 10) if host().masks else (12 << 10, 6 << 10)
 
-# Positions of a task are a multiple of what every tile and every turned block takes, no more than this often; its sums
-# stay in the L2 cache.
-POSITIONS = 32
+# Positions of a task are a multiple of what every tile and every turned block takes; its sums stay in the L2 cache.
+POSITIONS = 768
 SUMS_BYTES = 128 << 10
 
 # Weights that are packed at a time for one call, unless prepared: more would not be small beside its operands.
@@ -63,10 +64,10 @@ FETCHED_BYTES = 512
 # A term whose line is dropped before the next tile reads it: 64 channels of 112 x 112 took 1.8 times as long as a panel.
 CROWDED = 2.0
 
-# A weight that is packed ahead of a call.
-PACK_CYCLES = 1.5
+# A weight that is packed, and one that is turned besides: of a window of one, of any other. Weights of a task that turns.
+PACK_CYCLES, TURNED_CYCLES = 1.5, (0.3, 1.0)
+TURNED = 16 << 10
 
-MOST = kernels.positions_of(1)
 FIELD = slabs.FIELD
 OFFSETS, GIVEN, O_TASKS = FIELD["offsets"], FIELD["given"], FIELD["o_tasks"]
 W_GROUP, V_FIRST, V_STOP = FIELD["w_group"], FIELD["v_first"], FIELD["v_stop"]
@@ -82,11 +83,12 @@ def blocks(vectors: int) -> Iterator[int]:
 
 
 class Cut(NamedTuple):
-    """How the work is cut: positions and vectors of channels of a task."""
+    """How the work is cut: positions and vectors of channels of a task, and most positions of a tile."""
 
     seconds: float
     p_step: int
     o_step: int
+    most: int
 
 
 def part_terms(g: Geometry) -> int:
@@ -104,7 +106,6 @@ def choose(spec: ConvSpec, g: Geometry, packed: bool) -> Cut:
     """The cheapest cut into positions and channels, whose weights are packed ahead or by the call."""
     itemsize, lanes = DTYPES[spec.dtype].itemsize, cost.lanes(spec.dtype)
     positions, vectors = math.prod(g.out), -(-g.o // lanes)
-    unit = math.lcm(*(kernels.positions_of(mv) for mv in range(1, VECTORS + 1)), lanes)
     terms = part_terms(g)
     parts = -(-g.K // terms)
     # Where channels lie apart, each of a part's terms has a page of its own, and may share a few sets of the L1 cache.
@@ -112,25 +113,26 @@ def choose(spec: ConvSpec, g: Geometry, packed: bool) -> Cut:
     apart = g.is_pointwise and plane >= PAGE_BYTES // 2
     crowded = CROWDED if g.is_pointwise and 2 * terms > held_lines(plane) else 1.0
     found = []
-    for o_step in shares(vectors):
+    for most, o_step in itertools.product(kernels.WIDTHS, shares(vectors)):
         if o_step > 1 and not packed and spec.groups * o_step * host().width * g.K > PACKED_BYTES:
             continue
+        tiles = [(mv, kernels.positions_of(mv, most)) for mv in blocks(o_step)]
+        unit = math.lcm(*(kernels.positions_of(mv, most) for mv in range(1, VECTORS + 1)), lanes)
         for share in shares(max(-(-positions // unit), 1)):
             p_step = share * unit
             count = min(p_step, positions)
-            if share > 1 and (share > POSITIONS or o_step * lanes * p_step * itemsize > SUMS_BYTES):
+            if share > 1 and (p_step > POSITIONS or o_step * lanes * p_step * itemsize > SUMS_BYTES):
                 continue
             cycles = count * PLACE_CYCLES + o_step * lanes * (count * TURN_CYCLES + PLANE_CYCLES)
-            for mv in blocks(o_step):
-                ns = kernels.positions_of(mv)
+            for mv, ns in tiles:
                 term = ns * mv / cost.FMAS * (ALONE if mv == 1 else 1) * crowded * cost.SLOWER[spec.dtype]
                 cycles += -(-count // ns) * (g.K * term + parts * PART_CYCLES)
             lines = g.kernel[0] * g.kernel[1] * (count * g.stride[2] * itemsize / 64 + 1)
-            cycles += g.c * lines * len(list(blocks(o_step))) * LINE_CYCLES[apart]
+            cycles += g.c * lines * len(tiles) * LINE_CYCLES[apart]
             x_bytes = count / max(positions, 1) * g.c * plane
             each = cycles * cost.CYCLE + cost.traffic(o_step * lanes * g.K * itemsize + x_bytes)
             tasks = -(-positions // p_step) * -(-vectors // o_step) * spec.groups * spec.batch
-            found.append(Cut(cost.task_seconds(each, tasks), p_step, o_step))
+            found.append(Cut(cost.task_seconds(each, tasks), p_step, o_step, most))
     return min(found)
 
 
@@ -159,11 +161,11 @@ def table(channels: Array, taps: Array) -> Array:
     return offsets.astype(np.int32)
 
 
-def run(spec: ConvSpec, limit: int | None, packed: bool) -> Run:
-    """The run of weights as they are given, or packed."""
+def run(spec: ConvSpec, limit: int | None, packed: bool, turned: Turned | None = None) -> Run:
+    """The run of weights as they are given, packed, or as they are to be turned."""
     g = geometry(spec)
     itemsize, lanes = DTYPES[spec.dtype].itemsize, cost.lanes(spec.dtype)
-    if math.prod(g.out) < (least := kernels.positions_of(VECTORS)):
+    if math.prod(g.out) < (least := kernels.positions_of(VECTORS, kernels.WIDTHS[0])):
         raise Unsupported(f"needs {least} output positions, which a tile computes, got {math.prod(g.out)}")
     cut = choose(spec, g, packed)
     vectors = -(-g.o // lanes)
@@ -195,7 +197,7 @@ def run(spec: ConvSpec, limit: int | None, packed: bool) -> Run:
         rounds = max(-(-spec.batch // images), 1)
         seconds += slabs.copy_seconds(spec, whole, whole.out, spec.in_channels) * spec.batch
         seconds += rounds * cost.CALL_SECONDS
-    room = cut.p_step + MOST
+    room = cut.p_step + cut.most
     bias_at = -(-8 * room // 64) * 64
     sums_at = bias_at + cut.o_step * host().width
     nbytes = -(-max(sums_at + cut.o_step * host().width * room, lanes * host().width) // 64) * 64
@@ -216,13 +218,21 @@ def run(spec: ConvSpec, limit: int | None, packed: bool) -> Run:
         k_block=part_terms(g), fetched=g.is_pointwise and math.prod(g.size) * itemsize >= FETCHED_BYTES, bias_at=bias_at, sums_at=sums_at, scratch_size=nbytes,
         offsets=address(found.offsets), step_d=found.steps[0], step_h=found.steps[1], step_w=found.steps[2],
     )  # fmt: skip
+    pack_kernel, pack_cycles, c_block, taps_at = PACK, PACK_CYCLES, 1, None
+    if turned is not None:
+        taps_at = turned.taps.astype(np.int64)
+        c_block = max(TURNED // (some * lanes * turned.window), 1)
+        pack_kernel, pack_cycles = PACK_TURNED, TURNED_CYCLES[turned.window > 1]
+        set_fields(
+            template, turned=g.o * turned.window, turned_j=turned.window, turned_taps=address(taps_at), c_block=c_block
+        )  # fmt: skip
     fields = template.view(np.int64)
     each = p_tasks * spec.groups
     at_once = each * o_tasks * (images or max(spec.batch, 1))
     if limit is not None:
         at_once = max(min(at_once, (limit - shared) // nbytes), 1)
     if not packed:
-        packing = spec.groups * vectors * lanes * g.K * PACK_CYCLES * cost.CYCLE
+        packing = spec.groups * vectors * lanes * g.K * pack_cycles * cost.CYCLE
         seconds += (rounds if some < vectors else 1) * (packing + -(-vectors // some) * cost.CALL_SECONDS)
     share = seconds / (max(spec.batch, 1) * vectors)
 
@@ -253,10 +263,11 @@ def run(spec: ConvSpec, limit: int | None, packed: bool) -> Run:
                     a[V_FIRST], a[V_STOP], a[W_GROUP] = first, stop, (stop - first) * g.K
                     a[O_TASKS] = -(-(stop - first) // cut.o_step)
                 if not ready:
-                    threads.launch(PACK.address(spec.dtype), a, spec.groups * (stop - first), workers, 0)
+                    tasks = spec.groups * (stop - first if turned is None else -(-g.c // c_block))
+                    threads.launch(pack_kernel.address(spec.dtype), a, tasks, workers, 0)
                     ready = some == vectors
                 threads.launch(
-                    DIRECT.address(spec.dtype),
+                    DIRECT[cut.most].address(spec.dtype),
                     a,
                     each * int(a[O_TASKS]) * count,
                     workers,
@@ -273,7 +284,7 @@ def run(spec: ConvSpec, limit: int | None, packed: bool) -> Run:
         threads.launch(PACK.address(spec.dtype), a, spec.groups * vectors, workers, 0)
         return memory[at - address(memory) :]
 
-    call.tables = found, held, elsewhere  # type: ignore[attr-defined]
+    call.tables = found, held, elsewhere, taps_at  # type: ignore[attr-defined]
     return Run(
         call=call,
         seconds=seconds + cost.CALL_SECONDS,
@@ -285,6 +296,11 @@ def run(spec: ConvSpec, limit: int | None, packed: bool) -> Run:
         pack=pack if packed else None,
         packing=("direct", lanes, cut.o_step, spec.groups) if packed else None,
     )
+
+
+def run_turned(spec: ConvSpec, turned: Turned) -> Run:
+    """The run of weights that are packed as they are turned."""
+    return run(spec, None, False, turned)
 
 
 @cast_images

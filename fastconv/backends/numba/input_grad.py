@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from fastconv.backends import Planner, Run, Unsupported, algorithm, blocks
-from fastconv.backends.numba import cost, depthwise, implicit_gemm, jit, positions, threads, winograd
+from fastconv.backends.numba import cost, depthwise, direct, implicit_gemm, jit, positions, threads, winograd
 from fastconv.backends.numba.geometry import Geometry, geometry, lift
 from fastconv.backends.numba.kernels import input_grad as kernels
 from fastconv.backends.numba.operands import (
@@ -49,6 +49,13 @@ TURN_CYCLES, PICK_CYCLES = 2.5, 4.5
 
 # Elements of a task that turns or weaves: 4 us.
 WOVEN = 8 << 10
+
+# Forward planners that know how to turn weights as they read or pack them.
+RUN_TURNED: dict[Planner, Callable[[ConvSpec, positions.Turned], Run]] = {
+    implicit_gemm.implicit_gemm: implicit_gemm.run_turned,
+    implicit_gemm.pointwise: implicit_gemm.run_turned,
+    direct.direct: direct.run_turned,
+}
 
 
 class Phase(NamedTuple):
@@ -283,15 +290,12 @@ def plan_phases(forward: Planner, spec: ConvSpec, precision: str, limit: int | N
 
     def turned_as_read() -> Run | None:
         """The same by runs that turn weights as they read them, where that takes less time."""
-        if (
-            forward not in (implicit_gemm.implicit_gemm, implicit_gemm.pointwise)
-            or limit is not None
-            or not parts
-        ):
+        run_turned = RUN_TURNED.get(forward)
+        if run_turned is None or limit is not None or not parts:
             return None
         count = math.prod(spec.kernel_size)
         try:
-            made = [implicit_gemm.run_turned(part.spec, positions.Turned(part.taps, count)) for part in parts]
+            made = [run_turned(part.spec, positions.Turned(part.taps, count)) for part in parts]
         except Unsupported:
             return None
         call = caller(made)

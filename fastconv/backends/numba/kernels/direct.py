@@ -29,6 +29,7 @@ from .simd import (
     I32,
     I64,
     const,
+    copy_phases,
     fetch_later,
     first_lanes,
     host,
@@ -48,16 +49,21 @@ from .simd import (
 )
 from .tile import OF_CHANNELS, VECTORS, MicroKernel, of_vectors, scalars
 
+# The most positions of a tile, each a kernel of its own: no more places than registers hold, or seven, which the 49 of a
+# 7 x 7 image are a multiple of: by eights a tile of seven has one idle.
+WIDTHS = (8, 7) if scalars(host()) == 8 else (8,)
 
-def positions_of(mv: int) -> int:
-    """NS of a tile of so many vectors: as many sums as one along positions has, but no more places than registers."""
-    return min(VECTORS * scalars(host()) // mv, 8)
+
+def positions_of(mv: int, most: int) -> int:
+    """NS of a tile of so many vectors and at most so many positions: no more sums than one along positions has."""
+    return min(VECTORS * scalars(host()) // mv, most)
 
 
 MICROKERNELS = tuple(
-    MicroKernel(dtype, mv, positions_of(mv), OF_CHANNELS)
+    MicroKernel(dtype, mv, ns, OF_CHANNELS)
     for dtype in ("float32", "float64", "int32", "int64")
     for mv in range(1, VECTORS + 1)
+    for ns in sorted({positions_of(mv, most) for most in WIDTHS})
 )
 
 
@@ -147,24 +153,26 @@ def emit(module: ir.Module, kernel: MicroKernel) -> ir.Function:
     return function
 
 
-@intrinsic
+@intrinsic(prefer_literal=True)
 def tiles(
-    typing: Any, T: Any, mv: Any,
+    typing: Any, MOST: Any, T: Any, mv: Any,
     K: Any, x: Any, offsets: Any, at: Any, count: Any, w: Any, bias: Any, y: Any, step: Any, more: Any,
 ) -> Any:  # fmt: skip
     """Call the micro-kernel of mv (1 to ``VECTORS``) vectors of channels of type T; every pointer is an address."""
-    dtype = T.instance_type.name
+    if not isinstance(MOST, types.IntegerLiteral):
+        return None
+    most, dtype = MOST.literal_value, T.instance_type.name
 
     def codegen(context: Any, builder: Any, signature: Any, values: Any) -> Any:
         of_vectors(
             builder,
-            values[1],
-            values[2:],
-            lambda n: emit(builder.module, MicroKernel(dtype, n, positions_of(n), OF_CHANNELS)),
+            values[2],
+            values[3:],
+            lambda n: emit(builder.module, MicroKernel(dtype, n, positions_of(n, most), OF_CHANNELS)),
         )
         return context.get_dummy_value()
 
-    return types.void(T, *[types.int64] * 11), codegen
+    return types.void(MOST, T, *[types.int64] * 11), codegen
 
 
 @intrinsic
@@ -238,58 +246,79 @@ def fetch_part(a, size, offsets, x, k0, p0, count):  # type: ignore[no-untyped-d
             fetch_later(line + byte)
 
 
-def direct(T: Any) -> Any:
-    """Tasks of any direct convolution of packed weights: some positions of an image, some channels of a group."""
-    size = T.bitwidth // 8
-    lanes = host().width // size
-    most = positions_of(1)
+def tasks(most: int) -> Any:
+    """A factory of tasks of any direct convolution of packed weights: some positions of an image, some channels of a group.
 
-    def work(worker, arguments):  # type: ignore[no-untyped-def]
-        a = carray(pointer(arguments, RECORD), 1)[0]
-        at_places = a.scratch + worker * a.scratch_size
-        places = carray(pointer(at_places, types.int64), a.p_step + most)
-        offsets = carray(pointer(a.offsets, types.int32), a.K)
-        at_bias, at_sums = at_places + a.bias_at, at_places + a.sums_at
-        step = lanes * (a.p_step + most)
-        while True:
-            task = next_task(arguments)
-            if task >= a.stop:
-                return
-            task, p0 = divmod(task, a.p_tasks)
-            task, o0 = divmod(task, a.o_tasks)
-            n, g = divmod(task, a.groups)
-            p0 *= a.p_step
-            count = min(a.p_step, a.positions - p0)
-            v0 = a.v_first + o0 * a.o_step
-            v1 = min(v0 + a.o_step, a.v_stop)
-            fill_places(a, places, p0, count, count + most)
-            at_x = a.x + size * (n * a.x_n + g * a.x_group)
-            if a.copied:
-                at_x = a.copied + size * (n * a.copied_n + g * a.c * a.pitch_c)
-            if a.bias:
-                given = carray(pointer(a.bias, T), 1 << 40)
-                bias = carray(pointer(at_bias, T), a.o_step * lanes)
-                for i in range((v1 - v0) * lanes):
-                    o = v0 * lanes + i
-                    bias[i] = given[g * a.o + o] if o < a.o else 0
-            for k0 in range(0, a.K, a.k_block):
-                some = min(a.k_block, a.K - k0)
-                if a.fetched:
-                    fetch_part(a, size, offsets, at_x, k0 + some, p0, count)
-                v = v0
-                while v < v1:
-                    mv = next_tile(v1 - v)
-                    at_w = a.w + size * lanes * (g * a.w_group + (v - a.v_first) * a.K + k0 * mv)
-                    b = at_bias + size * lanes * (v - v0) if a.bias and k0 + some == a.K else 0
-                    at_v = at_sums + size * step * (v - v0)
-                    tiles(T, mv, some, at_x, a.offsets + 4 * k0, at_places, count, at_w, b, at_v, step, k0)
-                    v += mv
-            at_y = a.y + size * (n * a.y_n + g * a.o * a.y_c + p0)
-            for v in range(v0, v1):
-                at_v, rows = at_sums + size * step * (v - v0), min(lanes, a.o - v * lanes)
-                write_turned(T, at_y + size * v * lanes * a.y_c, a.y_c, at_v, rows, count)
+    A tile has at most so many positions.
+    """
 
-    return work
+    def direct(T: Any) -> Any:
+        size = T.bitwidth // 8
+        lanes = host().width // size
+
+        def work(worker, arguments):  # type: ignore[no-untyped-def]
+            a = carray(pointer(arguments, RECORD), 1)[0]
+            at_places = a.scratch + worker * a.scratch_size
+            places = carray(pointer(at_places, types.int64), a.p_step + most)
+            offsets = carray(pointer(a.offsets, types.int32), a.K)
+            at_bias, at_sums = at_places + a.bias_at, at_places + a.sums_at
+            step = lanes * (a.p_step + most)
+            while True:
+                task = next_task(arguments)
+                if task >= a.stop:
+                    return
+                task, p0 = divmod(task, a.p_tasks)
+                task, o0 = divmod(task, a.o_tasks)
+                n, g = divmod(task, a.groups)
+                p0 *= a.p_step
+                count = min(a.p_step, a.positions - p0)
+                v0 = a.v_first + o0 * a.o_step
+                v1 = min(v0 + a.o_step, a.v_stop)
+                fill_places(a, places, p0, count, count + most)
+                at_x = a.x + size * (n * a.x_n + g * a.x_group)
+                if a.copied:
+                    at_x = a.copied + size * (n * a.copied_n + g * a.c * a.pitch_c)
+                if a.bias:
+                    given = carray(pointer(a.bias, T), 1 << 40)
+                    bias = carray(pointer(at_bias, T), a.o_step * lanes)
+                    for i in range((v1 - v0) * lanes):
+                        o = v0 * lanes + i
+                        bias[i] = given[g * a.o + o] if o < a.o else 0
+                for k0 in range(0, a.K, a.k_block):
+                    some = min(a.k_block, a.K - k0)
+                    if a.fetched:
+                        fetch_part(a, size, offsets, at_x, k0 + some, p0, count)
+                    v = v0
+                    while v < v1:
+                        mv = next_tile(v1 - v)
+                        at_w = a.w + size * lanes * (g * a.w_group + (v - a.v_first) * a.K + k0 * mv)
+                        b = at_bias + size * lanes * (v - v0) if a.bias and k0 + some == a.K else 0
+                        at_v = at_sums + size * step * (v - v0)
+                        tiles(
+                            most,
+                            T,
+                            mv,
+                            some,
+                            at_x,
+                            a.offsets + 4 * k0,
+                            at_places,
+                            count,
+                            at_w,
+                            b,
+                            at_v,
+                            step,
+                            k0,
+                        )
+                        v += mv
+                at_y = a.y + size * (n * a.y_n + g * a.o * a.y_c + p0)
+                for v in range(v0, v1):
+                    at_v, rows = at_sums + size * step * (v - v0), min(lanes, a.o - v * lanes)
+                    write_turned(T, at_y + size * v * lanes * a.y_c, a.y_c, at_v, rows, count)
+
+        return work
+
+    direct.__name__ = f"direct_{most}"
+    return direct
 
 
 def pack_channels(T: Any) -> Any:
@@ -328,5 +357,55 @@ def pack_channels(T: Any) -> Any:
                 for j in range(min(lanes, a.K - k)):
                     for i in range(lanes):
                         part[j * lanes * mv + i] = stage[j * lanes + i]
+
+    return work
+
+
+def pack_turned(T: Any) -> Any:
+    """Tasks of the same for weights (in_channels, o, window) that an input's gradient reads turned: some channels of the input.
+
+    The lanes of a vector lie `turned_j` elements apart: a window of one is copied as it lies, others turn in square
+    blocks of lanes and taps.
+    """
+    size = T.bitwidth // 8
+    lanes = host().width // size
+
+    def work(worker, arguments):  # type: ignore[no-untyped-def]
+        a = carray(pointer(arguments, RECORD), 1)[0]
+        at_stage = a.scratch + worker * a.scratch_size
+        taps_at = carray(pointer(a.turned_taps, types.int64), a.taps)
+        blocks = -(-a.c // a.c_block)
+        while True:
+            task = next_task(arguments)
+            if task >= a.stop:
+                return
+            g, c0 = divmod(task, blocks)
+            for c in range(c0 * a.c_block, min((c0 + 1) * a.c_block, a.c)):
+                row = (g * a.c + c) * a.turned
+                first, v = a.v_first, a.v_first
+                while v < a.v_stop:
+                    if v == first + a.o_step:
+                        first = v
+                    mv = next_tile(min(first + a.o_step, a.v_stop) - v)
+                    to = a.w + size * lanes * (g * a.w_group + (v - a.v_first) * a.K + c * a.taps * mv)
+                    for m in range(mv):
+                        rows = min(lanes, a.o - (v + m) * lanes)
+                        begin = row + (v + m) * lanes * a.turned_j
+                        if a.turned_j == 1:
+                            copy_phases(T, 1, to + size * lanes * m, 0, 1, a.given + size * begin, 0, rows)
+                            continue
+                        for k in range(0, a.turned_j, lanes):
+                            # Beyond a window lies the next one, which may be read but for the last of all.
+                            beyond = begin + k + (lanes - 1) * a.turned_j + lanes > a.groups * a.c * a.turned
+                            stop = a.turned_j - k if beyond else lanes
+                            load_transposed(
+                                T, at_stage, a.given + size * (begin + k), a.turned_j, rows, 0, stop
+                            )
+                            for t in range(a.taps):
+                                j = taps_at[t] - k
+                                if 0 <= j < lanes:
+                                    target = to + size * lanes * (t * mv + m)
+                                    copy_phases(T, 1, target, 0, 1, at_stage + size * lanes * j, 0, lanes)
+                    v += mv
 
     return work
