@@ -94,7 +94,7 @@ def test_images_that_would_leave_lanes_empty_are_one_row(
     from fastconv.backends.numba import positions
     from fastconv.backends.numba.geometry import geometry
 
-    monkeypatch.setattr(positions, "panel_from", lambda *, flat: 1)
+    monkeypatch.setattr(positions, "panel_from", lambda g, flat: 1)
     lanes = 8 * host().width // int(dtype[1:])
     size = rows, -(-(3 * lanes + lanes // 2 + 1) // rows)  # three full vectors, and one that is half empty
     spec = parse("n{} c90x{}x{} k100x1x1 s1 p0 {}".format(16, *size, dtype))

@@ -95,10 +95,15 @@ def test_kernels_stay_inside_their_operands(op: Op, dtype: str, at_end: bool) ->
 
 @pytest.mark.parametrize("dtype", ["f32", "f64", "s64"])
 @pytest.mark.parametrize("window", ["1x1 s1 p0", "3x3 s1 p1", "3x3 s2 p1", "2x3 s1x2 p0:1x1"])
-def test_tasks_turn_weights_at_every_edge_of_a_block(window: str, dtype: str) -> None:
+@pytest.mark.parametrize("algorithm", ["implicit_gemm", "direct"])
+def test_tasks_turn_weights_at_every_edge_of_a_block(
+    algorithm: str, window: str, dtype: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Rows beside blocks of scalars, terms beside those that fill a line, taps of several phases, groups."""
-    from fastconv.backends.numba import implicit_gemm, input_grad, positions
+    from fastconv.backends.numba import FORWARD, input_grad, positions
 
+    monkeypatch.setattr(positions, "panel_from", lambda g, flat: 1)  # of implicit_gemm panels turn weights
+    (run_turned,) = (input_grad.RUN_TURNED[made] for made in FORWARD if made.__name__ == algorithm)
     for c, o, groups in ((32, 1, 1), (33, 5, 1), (39, 3, 1), (320, 4, 1), (72, 6, 2), (257, 130, 1)):
         spec = parse(f"n2 c{c}x9x8 k{o}x{window} g{groups} {dtype}")
         assert isinstance(spec, ConvSpec)
@@ -107,16 +112,14 @@ def test_tasks_turn_weights_at_every_edge_of_a_block(window: str, dtype: str) ->
         read = [np.ascontiguousarray(given[0][(..., *part.read)]) for part in parts]
         found = testing.reference(spec, Op.CONV_INPUT_GRAD, given, backend="im2col")
         for part, dy in zip(parts, read, strict=True):
-            run = implicit_gemm.run_turned(
-                part.spec, positions.Turned(part.taps, len(given[1][0, 0].ravel()))
-            )
+            run = run_turned(part.spec, positions.Turned(part.taps, len(given[1][0, 0].ravel())))
             y = testing.poisoned(part.spec.shapes(Op.CONV)[-1])
             run.call(dy, given[1], None, y)
             turned = np.swapaxes(given[1].reshape(groups, o // groups, c // groups, -1)[..., part.taps], 1, 2)
             rows = turned.reshape(part.spec.weight_shape)
             expected = testing.reference(part.spec, Op.CONV, (dy, rows), backend="im2col")
             assert np.array_equal(y, expected), str(part.spec)
-        made = plan(spec, Op.CONV_INPUT_GRAD, "numba", "implicit_gemm")
+        made = plan.__wrapped__(spec, Op.CONV_INPUT_GRAD, "numba", algorithm)
         assert np.array_equal(made(*given), found), str(spec)
 
 

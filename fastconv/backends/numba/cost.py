@@ -3,16 +3,26 @@
 Only comparisons between algorithms (and between ways of cutting one) count. The number of threads is not in it:
 it would change which algorithm runs, and with it the bits of the result.
 
-The constants were fitted to a Zen 5 with AVX-512. ``benchmarks/engine.json`` holds what every algorithm took on a Zen 3
-beside its estimate: of the 560 layers, and ways to call them, that leave a choice, the one with the least estimate was within
-5 % of the fastest for 522. ``python -m benchmarks.engine --fit`` looks for constants that would do better.
+The constants were fitted to a Zen 5 with AVX-512 (L1 caches of 48 KB, L2 of 2 MB) and, where two stand side by side, to a Zen
+3 with AVX2 (32 KB, 512 KB): :func:`here` takes the one whose vectors the host has. ``benchmarks/engine.json`` holds what every
+algorithm took on XXX. ``python -m benchmarks.engine --fit`` looks for constants that would do better.
 """
 
 from __future__ import annotations
 
+from typing import TypeVar
+
 from fastconv.backends.numba.kernels.simd import host
 from fastconv.backends.numba.kernels.tile import VECTORS, scalars
 from fastconv.spec import DTYPES
+
+T = TypeVar("T")
+
+
+def here(zen5: T, zen3: T) -> T:
+    """What was measured on the machine that is more like the host: one with AVX-512, one with AVX2."""
+    return zen5 if host().masks else zen3
+
 
 # One core of the reference machine, Zen 5 at 4.3 GHz: two FMAs of 64 bytes in a cycle, 275 GF/s of float32.
 CYCLE = 1 / 4.3e9
@@ -25,17 +35,20 @@ SLOWER = {"float32": 1.0, "float64": 1.0, "int32": 2.0, "int64": 3.0}
 NARROW = (0.0, 1.25, 1.04, 1.01) if host().registers == 32 else (0.0, 2.1, 1.1, 1.01)
 
 # Starting a tile and storing its results, with the loop's end that is foretold wrongly; starting a task; one vector or one row copied into a slab.
-TILE_CYCLES = 60 if host().masks else 100
+TILE_CYCLES = here(60, 100)
 TASK_SECONDS = 0.5e-6
 COPY_CYCLES = 5
 ROW_CYCLES = 12
 
 # One vector copied to a panel.
-PANEL_CYCLES = 2
+PANEL_CYCLES = here(3, 2)
 
 # A channel that is copied to a panel from where it lies, pages from the one before. Without this 512 output channels were
 # cut into fives, each of which reads all images anew: 0.56 of the FMA peak where two reach 0.72.
-CHANNEL_CYCLES = 36
+CHANNEL_CYCLES = here(14, 36)
+
+# A line of an input that is larger than this, if it comes to a panel, or to channels that are not all there are.
+FAR_BYTES, FAR_CYCLES = 2 << 20, here(5, 0)
 
 # An element of a matrix that `slabs.orderer` turns.
 ORDER_CYCLES = 5
@@ -49,14 +62,15 @@ BEYOND_L1 = 1.4
 # A tile that finds each product by a table, not in a row: 24 instructions for 12 multiply-adds, where 21 do.
 BY_TABLE = 1.15
 
-# Reading channels that lie a multiple of 4096 bytes apart, which fall on the same lines of the L1 cache.
-SAME_LINES = 1.5
+# Reading channels that lie a multiple of 4096 bytes apart, which fall on the same lines of the L1 cache, without a panel and
+# with one: the gradient of 3 x 224 x 224 by 64 channels took 12.2 ms where they lie, 2.4 copied.
+SAME_LINES = 6.0, 1.5
 
 # Reading from memory or the shared cache, one core.
 BYTES = 3e10
 
 # The part of that which arithmetic does not hide.
-EXPOSED = 0.6
+EXPOSED = here(0.05, 0.6)
 
 # What a call costs before its first task and after its last, in Python.
 CALL_SECONDS = 5e-6

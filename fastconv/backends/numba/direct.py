@@ -37,7 +37,7 @@ PACK, PACK_TURNED = jit.Kernel(kernels.pack_channels), jit.Kernel(kernels.pack_t
 # Weights of one part of a sum stay in the L1 cache, beside the lines of the input that a tile reads of it: fewer where each
 # term reads a channel of its own, which is fetched meanwhile. For 16 images of 14 x 14 all 12 KB lost a tenth on a Zen 3. On
 # a Zen 5, whose L1 cache holds 48 KB, 24 KB of either gained 2 % on 3 x 3 and 5 % on 1 x 1 layers over these.
-PART_BYTES, POINTWISE_BYTES = (24 << 10, 24 << 10) if host().masks else (12 << 10, 6 << 10)
+PART_BYTES, POINTWISE_BYTES = cost.here((24 << 10, 24 << 10), (12 << 10, 6 << 10))
 
 # Positions of a task are a multiple of what every tile and every turned block takes; its sums stay in the L2 cache.
 POSITIONS = 768
@@ -47,25 +47,25 @@ SUMS_BYTES = 128 << 10
 PACKED_BYTES = 1 << 20
 
 # What a term of one vector takes beside its multiply-adds: nine loads for eight of them, 6 cycles where 4 would do.
-ALONE = 1.5
+ALONE = cost.here(1.0, 1.5)
 
 # Cycles of a part of a tile beyond its terms, of an output that is turned, and of a position that is looked up.
-PART_CYCLES, TURN_CYCLES, PLACE_CYCLES = 20, 0.4, 2.0
+PART_CYCLES, TURN_CYCLES, PLACE_CYCLES = cost.here((13, 0.25, 1.6), (20, 0.4, 2.0))
 
 # Beginning to write to one more plane: in tasks of 672 positions 16 images of 32 x 112 x 112 took 1.09 times less than of 216.
-PLANE_CYCLES = 30
+PLANE_CYCLES = cost.here(15, 30)
 
 # A line of the input that comes to the L1 cache, where a page holds several channels and where it does not.
-LINE_CYCLES, PAGE_BYTES = (1.5, 12.0), 4096
+LINE_CYCLES, PAGE_BYTES = cost.here((0.5, 1.5), (1.5, 12.0)), 4096
 
 # Rows of a channel from this size on are fetched ahead; shorter ones follow one another closely.
 FETCHED_BYTES = 512
 
 # A term whose line is dropped before the next tile reads it: 64 channels of 112 x 112 took 1.8 times as long as a panel.
-CROWDED = 2.0
+CROWDED = cost.here(1.0, 2.0)
 
 # A weight that is packed, and one that is turned besides: of a window of one, of any other. Weights of a task that turns.
-PACK_CYCLES, TURNED_CYCLES = 1.5, (0.3, 1.0)
+PACK_CYCLES, TURNED_CYCLES = cost.here(0.3, 1.5), (0.3, 1.0)
 TURNED = 16 << 10
 
 FIELD = slabs.FIELD

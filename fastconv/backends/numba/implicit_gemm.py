@@ -32,6 +32,9 @@ from fastconv.spec import DTYPES, ConvSpec
 # Output positions from which packed weights are worth having: below, 0 to 2 % are gained and sums along k lost.
 PACKED_FROM = 600
 
+# An element that NumPy copies of those a longer stride reads.
+SAMPLE_CYCLES = cost.here(3.0, 1.4)
+
 
 def strided(spec: ConvSpec, limit: int | None, packed: bool = False) -> Callable[..., None]:
     """The function for an input of any strides, planned when the first one comes."""
@@ -79,7 +82,7 @@ def run_sampled(spec: ConvSpec, limit: int | None, packed: bool) -> Run | None:
     return replace(
         inner,
         call=call,
-        seconds=inner.seconds + cost.traffic(4 * copied),
+        seconds=inner.seconds + copied / DTYPES[spec.dtype].itemsize * SAMPLE_CYCLES * cost.CYCLE,
         shared=inner.shared + copied,
         note="copies the elements it reads",
     )
@@ -167,7 +170,10 @@ def run_windows(spec: ConvSpec, limit: int | None, packed: bool) -> Run:
     crowded = g.c > 12 and near_page(math.prod(g.size) * DTYPES[spec.dtype].itemsize)
     if planned is None or (limit is None and crowded):
         copied = plan_slab(spec, limit, packed)
-        if planned is None or copied.seconds < planned.seconds * cost.SAME_LINES:
+        if (
+            planned is None
+            or copied.seconds < planned.seconds * cost.SAME_LINES[bool(planned.arguments["panel_at"])]
+        ):
             planned, kernel = copied, SLAB
     in_order = caller(kernel, planned, spec)
     if kernel is SLAB:

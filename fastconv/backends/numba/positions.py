@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import sys
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
@@ -119,7 +120,9 @@ def is_flat(spec: ConvSpec, g: Geometry) -> bool:
     vectors = -(-math.prod(g.out) // lanes)
     if needs_no_masks(lanes, g):
         return True
-    return (host().masks or g.o >= panel_from(flat=True)) and 2 * (vectors + VECTORS) * g.taps <= MASK_BYTES
+    return (host().masks or g.o >= panel_from(g, flat=True)) and 2 * (
+        vectors + VECTORS
+    ) * g.taps <= MASK_BYTES
 
 
 def needs_no_masks(lanes: int, g: Geometry) -> bool:
@@ -166,14 +169,20 @@ def split_positions(g: Geometry, lanes: int, whole: bool) -> tuple[int, int]:
     return -(-positions // lanes), 0
 
 
-def panel_from(*, flat: bool) -> int:
+def panel_from(g: Geometry, *, flat: bool) -> int:
     """Output channels from which a panel is worth its copying: 2 cycles a vector, which then takes 0.5 for each channel.
 
     Where there are masks a tile writes what lies in two rows at once; without them it does so in pieces, and two rows
     become one in a panel. Rows of a slab are copied piece by piece: 14 x 14 gradients of 6 channels took 1.7 times as
-    long with a panel as without. What is read where it lies, without masks, is masked by its panel.
+    long with a panel as without. What is read where it lies, without masks, is masked by its panel; with masks, windows of
+    several taps find each line in the cache again, and 16 images of 64 x 56 x 56 took 1.07 times as long with a panel. But
+    for short sums: there results are fetched, which only panels do.
     """
-    return 1 if flat and not host().masks else 32
+    if not flat:
+        return 32
+    if not host().masks:
+        return 1
+    return 32 if g.taps == 1 or g.K <= FETCHED_K else sys.maxsize
 
 
 def panel_terms() -> int:
@@ -199,7 +208,7 @@ def panel_channels(g: Geometry, itemsize: int, o_step: int, at: int, room: int |
 
 def panel_seconds(flat: bool, vectors: int, g: Geometry, o_step: int, lanes: int) -> float:
     """What copying to panels takes: of a slab so many vectors of each row that a tile lies in."""
-    if o_step < panel_from(flat=flat):
+    if o_step < panel_from(g, flat=flat):
         return 0.0
     rows = 1.0 if flat else 1 + VECTORS * lanes / g.out[2]
     copied = rows * (VECTORS if flat or g.out[2] > lanes else 1)
@@ -211,7 +220,7 @@ def panel_fields(
     flat: bool, g: Geometry, itemsize: int, o_step: int, at: int, room: int | None
 ) -> tuple[dict[str, int], int]:
     """The arguments about panels, for scratch that one begins at byte `at` of; and its bytes."""
-    if o_step < panel_from(flat=flat):
+    if o_step < panel_from(g, flat=flat):
         return {}, 0
     block = panel_channels(g, itemsize, o_step, at, room)
     nbytes = panel_bytes(g, itemsize, block, at)
@@ -225,10 +234,13 @@ def choose_flat(spec: ConvSpec, g: Geometry, whole: bool, turned: bool = False) 
     most = WEIGHT_BYTES // (min(g.K, panel_terms()) * DTYPES[spec.dtype].itemsize)
     best = None
     tiles = max(-(-vectors // VECTORS), 1)
+    least = panel_from(g, flat=True)
+    x_size = math.prod(g.size) * DTYPES[spec.dtype].itemsize * spec.in_channels
+    is_far = spec.batch * x_size > cost.FAR_BYTES
     for o_step, group_step in channel_steps(spec, g, most):
-        if turned and o_step < panel_from(flat=True):
+        if turned and o_step < least:
             continue
-        if o_step < panel_from(flat=True) and not (host().masks or needs_no_masks(cost.lanes(spec.dtype), g)):
+        if o_step < least and not (host().masks or needs_no_masks(cost.lanes(spec.dtype), g)):
             continue
         for side in shares(tiles):
             v_step = side * VECTORS
@@ -248,10 +260,14 @@ def choose_flat(spec: ConvSpec, g: Geometry, whole: bool, turned: bool = False) 
             x_bytes = min(v_step / max(vectors, 1), 1) * g.c * math.prod(g.size) * DTYPES[spec.dtype].itemsize
             w_bytes = o_step * g.K * DTYPES[spec.dtype].itemsize
             each += group_step * cost.traffic(w_bytes + x_bytes)
+            if is_far and (o_step >= least or (g.taps == 1 and o_step < g.o)):
+                each += group_step * x_bytes / 64 * cost.FAR_CYCLES * cost.CYCLE
             cut = Cut(task_seconds(each, count), (v_step,), o_step, group_step)
             best = cut if best is None or cut.seconds < best.seconds else best
     if best is None:
-        raise Unsupported(f"turns weights of {panel_from(flat=True)} output channels or more, got {g.o}")
+        raise Unsupported(
+            f"turns weights that are read with a panel, from {least} output channels on, got {g.o}"
+        )
     return best
 
 
@@ -273,7 +289,7 @@ def plan_flat(
     cut, batch, row, whole = choose_flat(spec, g, packed, turned is not None), spec.batch, g, packed
     if (all_images := joined(spec, g)) is not None:
         other = choose_flat(spec.with_batch(1), all_images, whole=True, turned=turned is not None)
-        if other.o_step >= panel_from(flat=True) and other.seconds < cut.seconds:
+        if other.o_step >= panel_from(g, flat=True) and other.seconds < cut.seconds:
             cut, batch, row, whole = other, 1, all_images, True
     lanes = cost.lanes(spec.dtype)
     vectors, left = split_positions(row, lanes, whole)
@@ -302,7 +318,7 @@ def plan_flat(
     if not more and g.is_pointwise and (needs_no_masks(lanes, g) or left):
         # A matrix product: the channels take the taps' place.
         masks, offsets = np.empty(0, np.uint16), np.arange(g.c) * plane
-        channels, taps, c_step = 1, g.c, 0
+        channels, taps, c_step = 1, g.c, 2 * plane  # as far as is fetched: see AHEAD
     else:
         taps_at = (
             (kd * g.dilation[0] - g.before[0]) * step_d
@@ -336,7 +352,7 @@ def slots_bytes(box: Triple, lanes: int) -> int:
 def vectors_of(g: Geometry, box: Triple, lanes: int) -> int:
     """About how many vectors a box takes; two short rows share one, and in a panel all rows are one."""
     d, h, w = box
-    if g.o >= panel_from(flat=False):
+    if g.o >= panel_from(g, flat=False):
         return -(-math.prod(box) // lanes)
     gap = g.slab(box)[-1] - w
     if gap >= lanes:
@@ -349,7 +365,7 @@ def choose_slab(spec: ConvSpec, g: Geometry, limit: int | None) -> Cut:
     itemsize, lanes = DTYPES[spec.dtype].itemsize, cost.lanes(spec.dtype)
     cuts: list[Cut] = []
     # Under a limit a panel may have to do with one channel.
-    panel = panel_bytes(g, itemsize, 1, 0) + 64 if g.o >= panel_from(flat=False) else 0
+    panel = panel_bytes(g, itemsize, 1, 0) + 64 if g.o >= panel_from(g, flat=False) else 0
     smallest = panel + slots_bytes((1, 1, 1), lanes) + slab_bytes(g, (1, 1, 1), g.c, itemsize)
     if limit is not None:
         limit -= ALIGNMENT
@@ -378,7 +394,7 @@ def choose_slab(spec: ConvSpec, g: Geometry, limit: int | None) -> Cut:
         own = copy_seconds(spec, g, box, g.c)
         for o_step, group_step in channel_steps(spec, g, g.o):
             work = cost.tiles(spec.dtype, vectors, o_step, g.K)
-            if o_step < panel_from(flat=False):
+            if o_step < panel_from(g, flat=False):
                 work *= cost.BEYOND_L1 if panel_terms() < g.K else cost.BY_TABLE
             work += cost.traffic(o_step * g.K * itemsize)
             work += panel_seconds(False, vectors, g, o_step, lanes)

@@ -174,7 +174,7 @@ def plan_sums(spec: ConvSpec, precision: str, limit: int | None) -> Run:
     def sums_bytes(vectors: int, taps: int) -> int:
         return spec.groups * taps * g.o * vectors * lanes * itemsize
 
-    panel = g.o >= panel_from(flat=False)
+    panel = g.o >= panel_from(g, flat=False)
 
     def worker(box: Triple, in_columns: bool) -> int:
         stage = SLOTS_BYTES + (NS + panel * SUMMED) * VECTORS * host().width

@@ -82,6 +82,11 @@ BY_OFFSETS, MASKED, IN_A_ROW, OF_CHANNELS = 0, 1, 2, 3
 TOGETHER = 4
 
 
+# Channels in front that a tile fetches of what it reads by offsets: each lies on a page of its own, which no processor
+# foresees. With an input that the L2 cache does not hold, 3 x 64 x 112 x 112, gradients took 4.5 times as long without.
+AHEAD = 2
+
+
 class MicroKernel(NamedTuple):
     """One row of the table: MV vectors by NS scalars of an element type, and how they are found."""
 
@@ -257,9 +262,11 @@ def _sum_by_offsets(
     b.position_at_end(tap)
     (t, at), *inside = _carried(b, channel, [[const(0), at_channel], *sums_channel])
     offset = b.add(base, b.sext(b.load(b.gep(a.offsets, [t])), I64))
+    ahead = b.mul(a.xc, const(AHEAD * e.size))
     xs = []
     for m in range(kernel.mv):
         pointer = b.gep(vectors[m], [offset])
+        prefetch(b, pointer, ahead)
         if kernel.reads == MASKED:
             bits = b.load(b.gep(a.masks, [b.add(b.mul(t, const(VECTORS)), const(m))]))
             xs.append(masked_load(b, e, pointer, flags(b, e, bits)))
