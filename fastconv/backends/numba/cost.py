@@ -97,6 +97,11 @@ def traffic(nbytes: float) -> float:
     return EXPOSED * nbytes / BYTES
 
 
+def moving(nbytes: float) -> float:
+    """What one thread takes to copy, turn or weave so much: no more than tells whether a second one is worth waking."""
+    return nbytes / 1.5e10
+
+
 def task_seconds(task: float, tasks: int) -> float:
     """All tasks, and half a one more for which a thread waits at the end.
 

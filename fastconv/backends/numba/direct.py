@@ -264,7 +264,8 @@ def run(spec: ConvSpec, limit: int | None, packed: bool, turned: Turned | None =
                     a[O_TASKS] = -(-(stop - first) // cut.o_step)
                 if not ready:
                     tasks = spec.groups * (stop - first if turned is None else -(-g.c // c_block))
-                    threads.launch(pack_kernel.address(spec.dtype), a, tasks, workers, 0)
+                    packing = cost.moving(row * (stop - first))
+                    threads.launch(pack_kernel.address(spec.dtype), a, tasks, workers, packing)
                     ready = some == vectors
                 threads.launch(
                     DIRECT[cut.most].address(spec.dtype),

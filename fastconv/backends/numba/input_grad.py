@@ -145,7 +145,8 @@ def turner(spec: ConvSpec, parts: Sequence[Part]) -> Callable[[Array], list[Arra
         weight, a = np.ascontiguousarray(weight), fields.copy()
         memory = empty((begins[-1],), spec.dtype)
         put_turn(a, w=address(weight), to=address(memory))
-        threads.launch(TURN.address(spec.dtype), a, tasks, threads.workers(tasks), 0)
+        moved = cost.moving(memory.nbytes)
+        threads.launch(TURN.address(spec.dtype), a, tasks, threads.workers(tasks), moved)
         return [memory[b:e].reshape(s) for b, e, s in zip(begins, begins[1:], shapes, strict=False)]
 
     turn.tables = offsets, at, counts  # type: ignore[attr-defined]
@@ -181,7 +182,7 @@ def weaver(
     def weave(held: int, bias: Array | None, dx: Array) -> None:
         a = fields.copy()
         put_weave(a, x=held, bias=address(bias), y=address(dx))
-        threads.launch(WEAVE.address(spec.dtype), a, tasks, threads.workers(tasks), 0)
+        threads.launch(WEAVE.address(spec.dtype), a, tasks, threads.workers(tasks), cost.moving(dx.nbytes))
 
     weave.tables = which, counts, first_w, begins  # type: ignore[attr-defined]
     return weave

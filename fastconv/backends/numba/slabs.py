@@ -28,7 +28,7 @@ COPY_TASKS = 8
 FIELD = {name: at for at, name in enumerate(kernels.ARGUMENTS.names or ())}
 STRIDES = slice(FIELD["x_n"], FIELD["x_w"] + 1)
 X, Y, SCRATCH, COPIED, BATCH = (FIELD[name] for name in ("x", "y", "scratch", "copied", "batch"))
-CHANNELS, C_TASKS = FIELD["channels"], FIELD["c_tasks"]
+CHANNELS, C_TASKS, COPIED_N = FIELD["channels"], FIELD["c_tasks"], FIELD["copied_n"]
 
 
 def channels_last(x: Array) -> bool:
@@ -142,7 +142,8 @@ def in_rounds(
         a[BATCH] = count = min(images, batch - n)
         if copied:
             a[COPIED] = copied
-            threads.launch(COPY.address(spec.dtype), a, c_tasks * count, workers, 0)
+            seconds = cost.moving(count * int(a[COPIED_N]) * x.itemsize)
+            threads.launch(COPY.address(spec.dtype), a, c_tasks * count, workers, seconds)
         yield count
 
 
@@ -172,7 +173,8 @@ def orderer(dtype: str, channels: int, size: Sizes) -> Callable[[Array, int, int
         set_strides(a, x, spec)
         a[X], a[COPIED], a[SCRATCH] = address(x) + n * x.strides[0] + c * x.strides[1], to, at
         a[CHANNELS], a[C_TASKS] = count, tasks
-        threads.launch(COPY.address(dtype), a, tasks, workers, 0)
+        moved = count * plane * DTYPES[dtype].itemsize
+        threads.launch(COPY.address(dtype), a, tasks, workers, cost.moving(moved))
 
     order.tables = held  # type: ignore[attr-defined]
     return order

@@ -326,9 +326,11 @@ def plan_sums(spec: ConvSpec, precision: str, limit: int | None) -> Run:
                     blocks=-(-count // block_n) * -(-inside // block_q),
                 )  # fmt: skip
                 copies = sizes[0] * sizes[1] if cut.in_columns else cut.vectors
-                threads.launch(copy.address(wide), a, count * spec.groups * copies, workers, 0)
+                tasks_of_copy = count * spec.groups * copies
+                threads.launch(copy.address(wide), a, tasks_of_copy, workers, cost.moving(held))
                 if packed:
-                    threads.launch(PACK.address(wide), a, spec.groups * -(-g.o // lanes), workers, 0)
+                    tasks_of_pack = spec.groups * -(-g.o // lanes)
+                    threads.launch(PACK.address(wide), a, tasks_of_pack, workers, cost.moving(packed))
                 threads.launch(
                     PRODUCTS.address(wide), a, parts * tasks, workers, cut.seconds / max(rounds, 1)
                 )
@@ -350,7 +352,8 @@ def plan_sums(spec: ConvSpec, precision: str, limit: int | None) -> Run:
         put(a, sums=address(sums), y=address(target))
         (in_parts if by_parts else in_rounds)(a, x, dy, begin, workers)
         if not in_place:
-            threads.launch(SUMS.address(wide), a, spec.out_channels, workers, 0)
+            moved = cost.moving(sums_room * itemsize)
+            threads.launch(SUMS.address(wide), a, spec.out_channels, workers, moved)
         if target is not dw and dw.dtype != np.uint64:
             np.copyto(dw, target, casting="unsafe")
 

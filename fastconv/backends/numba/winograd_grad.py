@@ -181,7 +181,9 @@ def plan_form(spec: ConvSpec, cut: Layout, limit: int | None) -> Run:
             for transform, tiles in made:
                 put_tiles(tiles, first=row * cut.tiles_w, count=rows * cut.tiles_w)
                 tasks = ceil(rows, int(tiles[FIELD["rows_step"]])) * int(tiles[FIELD["c_tasks"]])
-                threads.launch(transform, tiles, tasks, workers, 0)
+                vectors = rows * cut.tiles_w * int(tiles[FIELD["c_tasks"]])
+                cycles = vectors * form.products * INPUT_CYCLES
+                threads.launch(transform, tiles, tasks, workers, cycles * cost.CYCLE)
             put(a, count=rows * cut.tiles_w, more=row > 0)
             threads.launch(
                 PRODUCTS[cut.form].address(spec.dtype),
@@ -190,7 +192,8 @@ def plan_form(spec: ConvSpec, cut: Layout, limit: int | None) -> Run:
                 workers,
                 estimate / cut.rounds,
             )
-        threads.launch(RESULTS[cut.form].address(spec.dtype), a, spec.out_channels, workers, 0)
+        moved = cost.moving(cut.sums_bytes)
+        threads.launch(RESULTS[cut.form].address(spec.dtype), a, spec.out_channels, workers, moved)
         if a[SPOILED]:
             exact.call(x, dy, dw)
 
