@@ -47,7 +47,8 @@ PANEL_CYCLES = here(3, 2)
 # cut into fives, each of which reads all images anew: 0.56 of the FMA peak where two reach 0.72.
 CHANNEL_CYCLES = here(14, 36)
 
-# A line of an input that is larger than this, if it comes to a panel, or to channels that are not all there are.
+# A line of an input that is larger than this, if it comes to a panel, or to channels that are not all there are; one of a
+# result that is, if it is turned.
 FAR_BYTES, FAR_CYCLES = 2 << 20, here(5, 0)
 
 # An element of a matrix that `slabs.orderer` turns.

@@ -47,7 +47,7 @@ SUMS_BYTES = 128 << 10
 PACKED_BYTES = 1 << 20
 
 # What a term of one vector takes beside its multiply-adds: nine loads for eight of them, 6 cycles where 4 would do.
-ALONE = cost.here(1.0, 1.5)
+ALONE = 1.5
 
 # Cycles of a part of a tile beyond its terms, of an output that is turned, and of a position that is looked up.
 PART_CYCLES, TURN_CYCLES, PLACE_CYCLES = cost.here((13, 0.25, 1.6), (20, 0.4, 2.0))
@@ -112,6 +112,7 @@ def choose(spec: ConvSpec, g: Geometry, packed: bool) -> Cut:
     plane = math.prod(g.size) * itemsize
     apart = g.is_pointwise and plane >= PAGE_BYTES // 2
     crowded = CROWDED if g.is_pointwise and 2 * terms > held_lines(plane) else 1.0
+    far = math.prod(spec.output_shape) * itemsize > cost.FAR_BYTES
     found = []
     for most, o_step in itertools.product(kernels.WIDTHS, shares(vectors)):
         if o_step > 1 and not packed and spec.groups * o_step * host().width * g.K > PACKED_BYTES:
@@ -127,6 +128,8 @@ def choose(spec: ConvSpec, g: Geometry, packed: bool) -> Cut:
             for mv, ns in tiles:
                 term = ns * mv / cost.FMAS * (ALONE if mv == 1 else 1) * crowded * cost.SLOWER[spec.dtype]
                 cycles += -(-count // ns) * (g.K * term + parts * PART_CYCLES)
+            if far:
+                cycles += o_step * lanes * count * itemsize / 64 * cost.FAR_CYCLES
             lines = g.kernel[0] * g.kernel[1] * (count * g.stride[2] * itemsize / 64 + 1)
             cycles += g.c * lines * len(tiles) * LINE_CYCLES[apart]
             x_bytes = count / max(positions, 1) * g.c * plane

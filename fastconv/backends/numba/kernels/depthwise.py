@@ -277,7 +277,7 @@ def depthwise(T: Any) -> Any:
         a = carray(pointer(arguments, RECORD), 1)[0]
         inner = carray(pointer(a.inner, types.int64), a.groups)
         zero = np.zeros(1, np.int64)
-        ahead, step = max(size * a.x_c, 4096), 64 * -(-size * a.x_c // (64 * a.groups))
+        ahead, step = min(max(size * a.x_c, 4096), 8192), 64 * -(-size * a.x_c // (64 * a.groups))
         while True:
             task = next_task(arguments)
             if task >= a.stop:

@@ -40,6 +40,7 @@ from .simd import (
     next_task,
     out_of_line,
     pointer,
+    prefetch,
     store,
     transpose,
 )
@@ -461,6 +462,10 @@ NINE = 3
 # Bytes of the next plane that are fetched: larger ones would leave no room in the L1 cache for this one.
 FETCHED = 4096
 
+# Bytes in front of what is read that are fetched. 16 images of 128 x 56 x 56 took 3.9 ms without, 1.6 with; at a stride of 2, 2.0
+# and 0.8; half or four times as far 1.2 times as long.
+AHEAD = 4096
+
 
 @intrinsic(prefer_literal=True)
 def nine_sums(
@@ -508,8 +513,11 @@ def nine_sums(
                 gradients = [load(b, e, b.gep(at, [m])) for at in dys]
             else:
                 gradients = [masked_load(b, e, b.gep(at, [m]), edge[0]) for at in dys]
+            prefetch(b, b.gep(dys[0], [m]), const(AHEAD))
             for i, at in enumerate(xs):
                 spots = [b.gep(at, [start]) for start in starts(m)]
+                for spot in spots[:: 3 if stride == 1 else 1]:
+                    prefetch(b, spot, const(AHEAD))
                 if edge is None:
                     vectors = columns_of(b, stride, [load(b, e, spot) for spot in spots])
                 else:
