@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from xml.sax.saxutils import escape
 
@@ -588,7 +588,26 @@ def _backward_section(results: Results) -> list[str]:
 # ---------------------------------------------------------------------------- all of it
 
 
-def markdown(results: Results, engine: Engine, trained: Results | None = None) -> str:
+def _elsewhere(folder: str, forwards: Results, backwards: Results) -> list[str]:
+    """The floors on another machine."""
+    facts = forwards.machine
+    return [
+        f"## The floors on another machine: {folder}",
+        "",
+        f"{facts['cpu']}, {facts['cores']} cores, {facts['vectors']}, with engine `{facts['engine']}`; "
+        f"every number is in `benchmarks/elsewhere/{folder}`.",
+        "",
+        *_floor_table([*floors(forwards), *gradient_floors(backwards)]),
+    ]
+
+
+# Results and gradients of other machines, by the folder they are kept in.
+Elsewhere = Mapping[str, tuple[Results, Results]]
+
+
+def markdown(
+    results: Results, engine: Engine, trained: Results | None = None, elsewhere: Elsewhere | None = None
+) -> str:
     """The page, with gradients and training where they have been measured."""
     lines = [
         "<!-- made from the JSON files in benchmarks/ by `python -m benchmarks.rivals --page` -->",
@@ -621,6 +640,7 @@ def markdown(results: Results, engine: Engine, trained: Results | None = None) -
         "## The machine",
         "",
         *_machine(results),
+        *(line for folder, both in (elsewhere or {}).items() for line in _elsewhere(folder, *both)),
         "## How it was measured",
         "",
         METHOD,
@@ -640,18 +660,20 @@ def markdown(results: Results, engine: Engine, trained: Results | None = None) -
     return "\n".join(lines).rstrip() + "\n"
 
 
-def pages(results: Results, engine: Engine, trained: Results | None = None) -> dict[str, str]:
+def pages(
+    results: Results, engine: Engine, trained: Results | None = None, elsewhere: Elsewhere | None = None
+) -> dict[str, str]:
     """Every file of the page: its name under docs/, and its text."""
     pictures = {RATIOS: ratios_picture(results), NETWORK_TIMES: networks_picture(results)}
     if trained:
         pictures[GRADIENT_RATIOS] = ratios_picture(trained)
-    return {PAGE: markdown(results, engine, trained), **pictures}
+    return {PAGE: markdown(results, engine, trained, elsewhere), **pictures}
 
 
-def write(results: Results, engine: Engine, trained: Results | None, docs: Path) -> list[Path]:
+def write(made: Mapping[str, str], docs: Path) -> list[Path]:
     """Write page and pictures into the folder `docs`; return their paths."""
     written = []
-    for name, text in pages(results, engine, trained).items():
+    for name, text in made.items():
         written.append(docs / name)
         written[-1].write_text(text, encoding="utf-8")
     return written

@@ -51,6 +51,9 @@ FORWARD, BACKWARD, ENGINE = (
     ROOT / "benchmarks" / f"{name}.json" for name in ("results", "gradients", "engine")
 )
 
+# What other machines gave, a folder each with both files.
+ELSEWHERE = ROOT / "benchmarks" / "elsewhere"
+
 # A turn is calls worth this long, after calls that are not counted. They find caches cold and threads asleep, and a
 # rival's thread that woke on its caller's CPU stays there for up to 10 ms: both are to be seen at their best.
 TURN, WARM = 0.004, {1: 0.003, 2: 0.012}
@@ -552,6 +555,16 @@ def backward_jobs(
     return [*layered, *((f"{name}, a step", measure_step(name, threads, seconds)) for name in networks)]
 
 
+def pages(path: Path = FORWARD) -> dict[str, str]:
+    """The page and its pictures, from the files."""
+    trained = read(BACKWARD) if BACKWARD.exists() else None
+    elsewhere = {
+        folder.name: (read(folder / FORWARD.name), read(folder / BACKWARD.name))
+        for folder in sorted(ELSEWHERE.iterdir())
+    }
+    return performance.pages(read(path), read_engine(ENGINE), trained, elsewhere)
+
+
 def main(
     network: Annotated[list[str] | None, typer.Option(help="Only this network; may be repeated.")] = None,
     batch: Annotated[
@@ -578,8 +591,7 @@ def main(
     """Measure every layer of every network beside its rivals, or write the page from what was measured."""
     console = Console(stderr=True)
     if page:
-        trained = read(BACKWARD) if BACKWARD.exists() else None
-        for written in performance.write(read(json_path or FORWARD), read_engine(ENGINE), trained, docs):
+        for written in performance.write(pages(json_path or FORWARD), docs):
             console.print(f"wrote {written}", soft_wrap=True)
         return
     if smoke:

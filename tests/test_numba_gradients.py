@@ -75,6 +75,22 @@ def plans(problem: str, op: Op) -> list[Any]:
     return made
 
 
+def test_rounds_of_images_leave_few_to_be_computed_twice() -> None:
+    from fastconv.backends.numba import input_grad
+
+    for batch in range(1, 40):
+        spec = parse(f"n{batch} c1x4x4 k1x3x3 s2 p1 f32")
+        assert isinstance(spec, ConvSpec)
+        for most in (1, 2, 3, 5, 11):
+            some = input_grad.images_of(spec, input_grad.PHASE_BYTES // most, None)
+            assert 1 <= some <= min(most, batch)
+            assert -(-batch // some) * some <= 1.1 * batch + 1, (batch, most, some)
+        assert input_grad.images_of(spec, 1 << 40, None) == input_grad.images_of(spec, 1, 10) == 1
+    sixteen = parse("n16 c1x4x4 k1x3x3 s2 p1 f32")
+    assert isinstance(sixteen, ConvSpec)
+    assert input_grad.images_of(sixteen, input_grad.PHASE_BYTES // 5, None) == 4
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="guard pages are made with Linux's mprotect")
 @pytest.mark.parametrize("at_end", [True, False], ids=["ends", "begins"])
 @pytest.mark.parametrize("dtype", ["f32", "f64", "s32", "s64"])

@@ -4,8 +4,10 @@ Only comparisons between algorithms (and between ways of cutting one) count. The
 it would change which algorithm runs, and with it the bits of the result.
 
 The constants were fitted to a Zen 5 with AVX-512 (L1 caches of 48 KB, L2 of 2 MB) and, where two stand side by side, to a Zen
-3 with AVX2 (32 KB, 512 KB): :func:`here` takes the one whose vectors the host has. ``benchmarks/engine.json`` holds what every
-algorithm took on XXX. ``python -m benchmarks.engine --fit`` looks for constants that would do better.
+3 with AVX2 (32 KB, 512 KB): :func:`here` takes the one whose vectors the host has. ``benchmarks/engine.json`` holds what
+every algorithm took on the Zen 5 beside its estimate: of the 560 layers, and ways to call them, that leave a choice, the one with the
+least estimate was within 5 % of the fastest for 547. ``python -m benchmarks.engine --fit`` looks for constants that would do
+better.
 """
 
 from __future__ import annotations
