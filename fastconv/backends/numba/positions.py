@@ -265,9 +265,7 @@ def choose_flat(spec: ConvSpec, g: Geometry, whole: bool, turned: bool = False) 
             cut = Cut(task_seconds(each, count), (v_step,), o_step, group_step)
             best = cut if best is None or cut.seconds < best.seconds else best
     if best is None:
-        raise Unsupported(
-            f"turns weights that are read with a panel, from {least} output channels on, got {g.o}"
-        )
+        raise Unsupported(f"turns weights where it has a panel, which {g.o} output channels have not")
     return best
 
 
