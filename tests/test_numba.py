@@ -364,6 +364,35 @@ def test_short_work_is_done_by_one_thread(monkeypatch: pytest.MonkeyPatch) -> No
     assert counts == [4, 1, 1, 2, 3, 4]
 
 
+@pytest.mark.parametrize("workers", [1, 2, 3])
+@pytest.mark.parametrize("tasks", [0, 1, 2, 7, 100])
+def test_each_task_is_taken_once_whoever_comes(tasks: int, workers: int) -> None:
+    """By all workers, and by one alone, whose range ends before the others' do."""
+    from numba import carray, cfunc, types
+
+    from fastconv.backends.numba.kernels.simd import next_task, pointer
+    from fastconv.backends.numba.operands import address
+
+    @cfunc(types.void(types.int64, types.int64))  # type: ignore[untyped-decorator]
+    def count(worker, arguments):  # type: ignore[no-untyped-def]
+        a = carray(pointer(arguments, types.int64), 3)
+        taken = carray(pointer(a[2], types.int64), a[1])
+        while True:
+            task = next_task(arguments, worker)
+            if task >= a[1]:
+                return
+            taken[task] += 1
+
+    taken = np.zeros(tasks + 1, np.int64)
+    arguments = np.array([0, 0, address(taken)])
+    threads.launch(count.address, arguments, tasks, workers, 0)
+    assert taken.tolist() == [1] * tasks + [0]
+    ranges = threads._ranges(0, tasks, 3).copy()
+    arguments[:2] = -address(ranges), tasks
+    count.ctypes(workers - 1, address(arguments))
+    assert taken.tolist() == [2] * tasks + [0]
+
+
 def test_many_python_threads_may_call_at_once() -> None:
     rng = np.random.default_rng(0)
     x, w = rng.standard_normal((2, 16, 30, 30)).astype("f4"), rng.standard_normal((24, 16, 3, 3)).astype("f4")

@@ -10,7 +10,7 @@ import sys
 import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -21,7 +21,7 @@ from numba import carray, types
 from numba.extending import register_jitable
 
 from fastconv.backends.numba import jit
-from fastconv.backends.numba.kernels.simd import call_kernel, pointer
+from fastconv.backends.numba.kernels.simd import LINE, call_kernel, pointer
 from fastconv.backends.numba.operands import address, put_range
 from fastconv.threads import get_num_threads
 
@@ -241,6 +241,15 @@ def workers(at_once: int) -> int:
     return 1 if at_once < 2 else min(at_once, get_num_threads(), numba.config.NUMBA_NUM_THREADS)
 
 
+@lru_cache(maxsize=1024)
+def _ranges(begin: int, stop: int, workers: int) -> np.ndarray[Any, Any]:
+    """Tasks `begin` .. `stop` - 1 in even shares, one for each worker to begin with (``next_task``)."""
+    made = np.zeros((1 + workers, LINE), np.int64)
+    bounds = [begin + (stop - begin) * worker // workers for worker in range(workers + 1)]
+    made[0, 0], made[1:, 0], made[1:, 1] = workers, bounds[:-1], bounds[1:]
+    return made
+
+
 def launch(kernel: int, arguments: np.ndarray[Any, Any], tasks: int, workers: int, seconds: float) -> None:
     """Run tasks 0 .. `tasks` - 1 of a compiled kernel on `workers` threads.
 
@@ -249,7 +258,7 @@ def launch(kernel: int, arguments: np.ndarray[Any, Any], tasks: int, workers: in
     kernel : int
         ``Kernel.address``.
     arguments : array of int64
-        What the kernel reads; the first two are the next task and where to stop, and are set here.
+        What the kernel reads; the first two are where tasks are taken from, and where to stop: both are set here.
     seconds : float
         The plan's estimate, or 0 for none: short work is done by fewer threads, long work in shares, between which
         Ctrl-C is heard.
@@ -261,10 +270,13 @@ def launch(kernel: int, arguments: np.ndarray[Any, Any], tasks: int, workers: in
     done = 0
     while done < tasks:
         begin, done = done, min(done + share, tasks)
-        put_range(arguments, begin, done)
         if workers == 1:
+            put_range(arguments, begin, done)
             _serial()(kernel, 0, at)
-        elif (parallel := _parallel()) is not None:
+            continue
+        ranges = _ranges(begin, done, workers).copy()
+        put_range(arguments, -address(ranges), done)
+        if (parallel := _parallel()) is not None:
             _run_parallel(parallel, kernel, workers, at)
         else:
             _python_threads(kernel, workers, at)

@@ -85,7 +85,7 @@ def unfold(T: Any) -> Any:
         inside = carray(pointer(a.inside, types.int64), (a.kw, INSIDE))
         taps = a.kd * a.kh * a.kw
         while True:
-            task = next_task(arguments)
+            task = next_task(arguments, worker)
             if task >= a.stop:
                 return
             for column in range(task * a.tasks_step, min((task + 1) * a.tasks_step, a.planes * taps)):
@@ -132,7 +132,7 @@ def fold(T: Any) -> Any:
         inside = carray(pointer(a.inside, types.int64), (a.kw, INSIDE))
         held = (a.tap1 - a.tap0) * a.outputs
         while True:
-            task = next_task(arguments)
+            task = next_task(arguments, worker)
             if task >= a.stop:
                 return
             for line in range(task * a.tasks_step, min((task + 1) * a.tasks_step, a.planes * a.d * a.h)):

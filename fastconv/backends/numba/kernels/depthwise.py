@@ -279,7 +279,7 @@ def depthwise(T: Any) -> Any:
         zero = np.zeros(1, np.int64)
         ahead, step = min(max(size * a.x_c, 4096), 8192), 64 * -(-size * a.x_c // (64 * a.groups))
         while True:
-            task = next_task(arguments)
+            task = next_task(arguments, worker)
             if task >= a.stop:
                 return
             n, o0 = divmod(task, a.o_tasks)

@@ -264,7 +264,7 @@ def tasks(most: int) -> Any:
             at_bias, at_sums = at_places + a.bias_at, at_places + a.sums_at
             step = lanes * (a.p_step + most)
             while True:
-                task = next_task(arguments)
+                task = next_task(arguments, worker)
                 if task >= a.stop:
                     return
                 task, p0 = divmod(task, a.p_tasks)
@@ -334,7 +334,7 @@ def pack_channels(T: Any) -> Any:
         at_stage = a.scratch + worker * a.scratch_size
         stage = carray(pointer(at_stage, T), lanes * lanes)
         while True:
-            task = next_task(arguments)
+            task = next_task(arguments, worker)
             if task >= a.stop:
                 return
             g, v = divmod(task, a.v_stop - a.v_first)
@@ -376,7 +376,7 @@ def pack_turned(T: Any) -> Any:
         taps_at = carray(pointer(a.turned_taps, types.int64), a.taps)
         blocks = -(-a.c // a.c_block)
         while True:
-            task = next_task(arguments)
+            task = next_task(arguments, worker)
             if task >= a.stop:
                 return
             g, c0 = divmod(task, blocks)

@@ -65,7 +65,7 @@ def turn(T: Any) -> Any:
         begins = carray(pointer(a.begins, types.int64), a.parts)
         counts = carray(pointer(a.counts, types.int64), a.parts)
         while True:
-            task = next_task(arguments)
+            task = next_task(arguments, worker)
             if task >= a.stop:
                 return
             for unit in range(task * a.step, min((task + 1) * a.step, a.units)):
@@ -142,7 +142,7 @@ def weave(T: Any) -> Any:
         bias = carray(pointer(a.bias, T), 1 << 40)
         zero = bias.dtype.type(0)
         while True:
-            task = next_task(arguments)
+            task = next_task(arguments, worker)
             if task >= a.stop:
                 return
             for p in range(task * a.step, min((task + 1) * a.step, a.planes)):

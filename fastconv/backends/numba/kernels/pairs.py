@@ -179,7 +179,7 @@ def pairs(k: int, weighted: int) -> Any:
             low = (a.before_w + 1) // 2 - 1  # where the lower vectors of a row's first pairs begin
             odd = a.before_w % 2
             while True:
-                task = next_task(arguments)
+                task = next_task(arguments, worker)
                 if task >= a.stop:
                     return
                 stop = min((task + 1) * a.step, a.planes)

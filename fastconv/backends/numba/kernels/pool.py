@@ -300,7 +300,7 @@ def planes(op: int) -> Any:
         def work(worker, arguments):  # type: ignore[no-untyped-def]
             a = carray(pointer(arguments, RECORD), 1)[0]
             while True:
-                task = next_task(arguments)
+                task = next_task(arguments, worker)
                 if task >= a.stop:
                     return
                 stop = min((task + 1) * a.planes_step, a.planes)
@@ -389,7 +389,7 @@ def taps(op: int) -> Any:
             a = carray(pointer(arguments, RECORD), 1)[0]
             inner = carray(pointer(a.inner, types.int64), a.groups)
             while True:
-                task = next_task(arguments)
+                task = next_task(arguments, worker)
                 if task >= a.stop:
                     return
                 for p in range(task * a.planes_step, min((task + 1) * a.planes_step, a.planes)):
@@ -452,7 +452,7 @@ def cells(op: int) -> Any:
             bins_w = carray(pointer(a.bins_w, types.int64), (a.ow, 3))
             divisors = carray(pointer(a.divisors, T), a.plane_out)
             while True:
-                task = next_task(arguments)
+                task = next_task(arguments, worker)
                 if task >= a.stop:
                     return
                 for p in range(task * a.planes_step, min((task + 1) * a.planes_step, a.planes)):

@@ -348,7 +348,7 @@ def copy(T: Any) -> Any:
         maps = carray(pointer(a.maps, types.int64), 1 << 40)
         phases = carray(pointer(a.phases, types.int64), 1 << 40)
         while True:
-            task = next_task(arguments)
+            task = next_task(arguments, worker)
             if task >= a.stop:
                 return
             n, c0 = divmod(task, a.c_tasks)
@@ -383,7 +383,7 @@ def slab(T: Any) -> Any:
         maps = carray(pointer(a.maps, types.int64), 1 << 40)
         phases = carray(pointer(a.phases, types.int64), 1 << 40)
         while True:
-            task = next_task(arguments)
+            task = next_task(arguments, worker)
             if task >= a.stop:
                 return
             task, w0 = divmod(task, a.boxes_w)
@@ -500,7 +500,7 @@ def flat(T: Any) -> Any:
         own = carray(pointer(at_panel - SLOTS_BYTES, types.int64), (VECTORS, SLOT))
         segments = carray(pointer(at_segments, types.int64), (VECTORS * lanes, 2))
         while True:
-            task = next_task(arguments)
+            task = next_task(arguments, worker)
             if task >= a.stop:
                 return
             task, v0 = divmod(task, a.v_tasks)

@@ -184,7 +184,7 @@ def scatter(op: int) -> Any:
             a = carray(pointer(arguments, RECORD), 1)[0]
             wrong = carray(pointer(arguments + 8 * WRONG, types.int64), 1)
             while True:
-                task = next_task(arguments)
+                task = next_task(arguments, worker)
                 if task >= a.stop:
                     return
                 stop = min((task + 1) * a.planes_step, a.planes)
@@ -211,7 +211,7 @@ def gather(T: Any) -> Any:
         a = carray(pointer(arguments, RECORD), 1)[0]
         wrong = carray(pointer(arguments + 8 * WRONG, types.int64), 1)
         while True:
-            task = next_task(arguments)
+            task = next_task(arguments, worker)
             if task >= a.stop:
                 return
             for p in range(task * a.planes_step, min((task + 1) * a.planes_step, a.planes)):

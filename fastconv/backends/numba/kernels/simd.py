@@ -537,15 +537,66 @@ def fetch_later(typing: Any, address: Any) -> Any:
     return types.void(types.int64), codegen
 
 
+# Ranges of tasks (the next one, and where to stop) lie a line apart, in words; before the first stands how many there are.
+LINE = 8
+NONE_LEFT = 1 << 62
+
+
+def _from_ranges(module: ir.Module) -> ir.Function:
+    """Take a task of the worker's own range, or of the others' when none is left there."""
+    name = "next_of_ranges"
+    if name in module.globals:
+        return module.globals[name]
+    function = ir.Function(module, ir.FunctionType(I64, [I64.as_pointer(), I64]), name)
+    function.linkage = "internal"
+    function.attributes.add("noinline")
+    ranges, worker = function.args
+    entry, look, found, on, none = (
+        function.append_basic_block(label) for label in ("entry", "look", "found", "on", "none")
+    )
+    b = ir.IRBuilder(entry)
+    workers = b.load(ranges)
+    b.branch(look)
+    b = ir.IRBuilder(look)
+    k = b.phi(I64)
+    which = b.add(b.urem(b.add(worker, k), workers), const(1))
+    own = b.gep(ranges, [b.mul(which, const(LINE))])
+    task = b.atomic_rmw("add", own, const(1), "monotonic")
+    b.cbranch(b.icmp_signed("<", task, b.load(b.gep(own, [const(1)]))), found, on)
+    ir.IRBuilder(found).ret(task)
+    b = ir.IRBuilder(on)
+    following = b.add(k, const(1))
+    k.add_incoming(const(0), entry)
+    k.add_incoming(following, on)
+    b.cbranch(b.icmp_signed("<", following, workers), look, none)
+    ir.IRBuilder(none).ret(const(NONE_LEFT))
+    return function
+
+
 @intrinsic
-def next_task(typing: Any, address: Any) -> Any:
-    """Take the number at `address` and leave the next one there; no two threads take the same."""
+def next_task(typing: Any, arguments: Any, worker: Any) -> Any:
+    """The next task, which no other worker takes, or one beyond the last.
+
+    The first of the arguments is its number where there is one worker, or else the address of ranges, negated: each begins
+    with its own, and finds what it wrote before in its own cache.
+    """
 
     def codegen(context: Any, builder: Any, signature: Any, values: Any) -> Any:
-        counter = builder.inttoptr(values[0], I64.as_pointer())
-        return builder.atomic_rmw("add", counter, const(1), "monotonic")
+        arguments, worker = values
+        first = builder.inttoptr(arguments, I64.as_pointer())
+        ranges = builder.load(first)
+        with builder.if_else(builder.icmp_signed("<", ranges, const(0))) as (several, alone):
+            with several:
+                at = builder.inttoptr(builder.neg(ranges), I64.as_pointer())
+                taken, by_several = builder.call(_from_ranges(builder.module), [at, worker]), builder.block
+            with alone:
+                counted, by_one = builder.atomic_rmw("add", first, const(1), "monotonic"), builder.block
+        task = builder.phi(I64)
+        task.add_incoming(taken, by_several)
+        task.add_incoming(counted, by_one)
+        return task
 
-    return types.int64(types.int64), codegen
+    return types.int64(types.int64, types.int64), codegen
 
 
 @intrinsic

@@ -245,7 +245,7 @@ def spread(s: int, taps: tuple[int, ...]) -> Any:
             staged[:] = 0  # what lies beside the rows stays so
             rows = begin + size * a.left
             while True:
-                task = next_task(arguments)
+                task = next_task(arguments, worker)
                 if task >= a.stop:
                     return
                 stop = min((task + 1) * a.planes_step, a.planes)
@@ -328,7 +328,7 @@ def fill(T: Any) -> Any:
         dy = carray(pointer(a.dy, T), a.planes)
         by = carray(pointer(a.divisors_w, T), 1)[0]
         while True:
-            task = next_task(arguments)
+            task = next_task(arguments, worker)
             if task >= a.stop:
                 return
             for p in range(task * a.planes_step, min((task + 1) * a.planes_step, a.planes)):

@@ -104,7 +104,7 @@ def spread(T: Any) -> Any:
     def work(worker, arguments):  # type: ignore[no-untyped-def]
         a = carray(pointer(arguments, WEIGHT_RECORD), 1)[0]
         while True:
-            task = next_task(arguments)
+            task = next_task(arguments, worker)
             if task >= a.stop:
                 return
             n, b = divmod(task, a.groups * a.vectors)
@@ -162,7 +162,7 @@ def columns(T: Any) -> Any:
         phases = carray(pointer(a.phases, types.int64), a.phases_w)
         stage = a.scratch + worker * a.scratch_size
         while True:
-            task = next_task(arguments)
+            task = next_task(arguments, worker)
             if task >= a.stop:
                 return
             plane, r = divmod(task, a.nd * a.nh)
@@ -190,7 +190,7 @@ def pack_positions(T: Any) -> Any:
         a = carray(pointer(arguments, WEIGHT_RECORD), 1)[0]
         per_group = (a.o + lanes - 1) // lanes
         while True:
-            task = next_task(arguments)
+            task = next_task(arguments, worker)
             if task >= a.stop:
                 return
             g, o = divmod(task, per_group)
@@ -287,7 +287,7 @@ def weight_products(T: Any) -> Any:
         taps_at = carray(pointer(a.taps_at, types.int64), a.taps)
         across = (a.positions + a.block_q - 1) // a.block_q
         while True:
-            task = next_task(arguments)
+            task = next_task(arguments, worker)
             if task >= a.stop:
                 return
             task, v0 = divmod(task, a.t_tasks)
@@ -334,7 +334,7 @@ def weight_parts(T: Any) -> Any:
         packed = stage + a.packed if a.packed else 0
         per_group = (a.o + lanes - 1) // lanes
         while True:
-            part = next_task(arguments)
+            part = next_task(arguments, worker)
             if part >= a.stop:
                 return
             open_slots(slots, lanes)
@@ -384,7 +384,7 @@ def weight_sums(T: Any) -> Any:
         width = a.vectors * lanes
         each = a.c * a.all_taps // a.taps
         while True:
-            task = next_task(arguments)
+            task = next_task(arguments, worker)
             if task >= a.stop:
                 return
             y = carray(pointer(a.y + size * task * a.c * a.all_taps, T), a.c * a.all_taps)
@@ -622,7 +622,7 @@ def depthwise_sums(T: Any) -> Any:
         at_sums = a.scratch + worker * a.scratch_size
         held = carray(pointer(at_sums, T), (taps, SIDE, lanes))
         while True:
-            task = next_task(arguments)
+            task = next_task(arguments, worker)
             if task >= a.stop:
                 return
             o, part = divmod(task, a.parts)
@@ -709,7 +709,7 @@ def channel_sums(T: Any) -> Any:
         padded = carray(pointer(at_x, T), a.held_x * lanes)
         beyond = (a.size_w + lanes - 1) // lanes * lanes - a.size_w
         while True:
-            task = next_task(arguments)
+            task = next_task(arguments, worker)
             if task >= a.stop:
                 return
             c0, part = divmod(task, a.parts)

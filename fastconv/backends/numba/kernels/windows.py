@@ -563,7 +563,7 @@ def rows(op: int, k: int, pair: int) -> Any:
         def work(worker, arguments):  # type: ignore[no-untyped-def]
             a = carray(pointer(arguments, RECORD), 1)[0]
             while True:
-                task = next_task(arguments)
+                task = next_task(arguments, worker)
                 if task >= a.stop:
                     return
                 p, stop = task * a.planes_step, min((task + 1) * a.planes_step, a.planes)
@@ -589,7 +589,7 @@ def flat(op: int) -> Any:
         def work(worker, arguments):  # type: ignore[no-untyped-def]
             a = carray(pointer(arguments, RECORD), 1)[0]
             while True:
-                task = next_task(arguments)
+                task = next_task(arguments, worker)
                 if task >= a.stop:
                     return
                 p, stop = task * a.planes_step, min((task + 1) * a.planes_step, a.planes)

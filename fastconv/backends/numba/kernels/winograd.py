@@ -372,7 +372,7 @@ def tiles_in(F: int, of_gradient: bool = False) -> Any:
             first_row = a.first // a.tiles_w
             stop_row = (a.first + a.count + a.tiles_w - 1) // a.tiles_w
             while True:
-                task = next_task(arguments)
+                task = next_task(arguments, worker)
                 if task >= a.stop:
                     return
                 row, c0 = divmod(task, a.c_tasks)
@@ -489,7 +489,7 @@ def products(F: int) -> Any:
                 check[i] = 0
             made = -1
             while True:
-                task = next_task(arguments)
+                task = next_task(arguments, worker)
                 if task >= a.stop:
                     break
                 ob, t0 = divmod(task, a.t_tasks)
@@ -555,7 +555,7 @@ def weights(F: int) -> Any:
             a = carray(pointer(arguments, RECORD), 1)[0]
             stage = a.scratch + worker * a.scratch_size
             while True:
-                ob = next_task(arguments)
+                ob = next_task(arguments, worker)
                 if ob >= a.stop:
                     return
                 transform_block(

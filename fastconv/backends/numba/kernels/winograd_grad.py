@@ -59,7 +59,7 @@ def products(F: int) -> Any:
             slots = carray(pointer(at_slots, types.int64), (VECTORS, SLOT))
             fill_whole_slots(slots, lanes)
             while True:
-                task = next_task(arguments)
+                task = next_task(arguments, worker)
                 if task >= a.stop:
                     return
                 f, ob = divmod(task, a.o_tasks)
@@ -103,7 +103,7 @@ def results(F: int) -> Any:
             for i in range(lanes):
                 check[i] = 0
             while True:
-                o = next_task(arguments)
+                o = next_task(arguments, worker)
                 if o >= a.stop:
                     break
                 for v in range(a.vectors):
