@@ -373,7 +373,7 @@ def test_each_task_is_taken_once_whoever_comes(tasks: int, workers: int) -> None
     from fastconv.backends.numba.kernels.simd import next_task, pointer
     from fastconv.backends.numba.operands import address
 
-    @cfunc(types.void(types.int64, types.int64))  # type: ignore[untyped-decorator]
+    @cfunc(types.void(types.int64, types.int64))
     def count(worker, arguments):  # type: ignore[no-untyped-def]
         a = carray(pointer(arguments, types.int64), 3)
         taken = carray(pointer(a[2], types.int64), a[1])
