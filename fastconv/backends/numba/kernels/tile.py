@@ -266,7 +266,8 @@ def _sum_by_offsets(
     xs = []
     for m in range(kernel.mv):
         pointer = b.gep(vectors[m], [offset])
-        prefetch(b, pointer, ahead)
+        if host().registers == 32:  # with 16 LLVM would put a sum on the stack
+            prefetch(b, pointer, ahead)
         if kernel.reads == MASKED:
             bits = b.load(b.gep(a.masks, [b.add(b.mul(t, const(VECTORS)), const(m))]))
             xs.append(masked_load(b, e, pointer, flags(b, e, bits)))
