@@ -422,7 +422,7 @@ def test_a_wrong_choice_is_a_loss() -> None:
     assert results.read_engine(ENGINE).as_json() == ENGINE.read_text(encoding="utf-8")
 
 
-def test_the_floors_of_other_machines_stand_on_the_page(tmp_path: Path) -> None:
+def test_the_floors_of_other_machines_stand_on_the_page() -> None:
     made = made_up()
     page = performance.markdown(made, engine(), elsewhere={"a-name": (made, made)})
     text = page.partition("## The floors on another machine: a-name")[2].partition("\n## ")[0]

@@ -295,20 +295,8 @@ def tasks(most: int) -> Any:
                         b = at_bias + size * lanes * (v - v0) if a.bias and k0 + some == a.K else 0
                         at_v = at_sums + size * step * (v - v0)
                         tiles(
-                            most,
-                            T,
-                            mv,
-                            some,
-                            at_x,
-                            a.offsets + 4 * k0,
-                            at_places,
-                            count,
-                            at_w,
-                            b,
-                            at_v,
-                            step,
-                            k0,
-                        )
+                            most, T, mv, some, at_x, a.offsets + 4 * k0, at_places, count, at_w, b, at_v, step, k0
+                        )  # fmt: skip
                         v += mv
                 at_y = a.y + size * (n * a.y_n + g * a.o * a.y_c + p0)
                 for v in range(v0, v1):

@@ -262,12 +262,11 @@ def _sum_by_offsets(
     b.position_at_end(tap)
     (t, at), *inside = _carried(b, channel, [[const(0), at_channel], *sums_channel])
     offset = b.add(base, b.sext(b.load(b.gep(a.offsets, [t])), I64))
-    ahead = b.mul(a.xc, const(AHEAD * e.size))
     xs = []
     for m in range(kernel.mv):
         pointer = b.gep(vectors[m], [offset])
         if host().registers == 32:  # with 16 LLVM would put a sum on the stack
-            prefetch(b, pointer, ahead)
+            prefetch(b, pointer, b.mul(a.xc, const(AHEAD * e.size)))
         if kernel.reads == MASKED:
             bits = b.load(b.gep(a.masks, [b.add(b.mul(t, const(VECTORS)), const(m))]))
             xs.append(masked_load(b, e, pointer, flags(b, e, bits)))
