@@ -182,10 +182,15 @@ def test_host_and_device_do_not_mix(device: Module) -> None:
         fc.conv2d(ndarray(x), w)
 
 
-def test_more_shared_memory_is_asked_for(device: Module) -> None:
+def test_shared_memory_is_asked_for(device: Module) -> None:
+    """48 KiB too: what a kernel declares itself comes on top."""
     code = pickle.dumps(Kernel("sum_parts.cu", "sum_parts", (("SUM", "float32"), ("OUT", "float32"))))
-    assert executor.load(code, "sum_parts", 1024).max_dynamic_shared_size_bytes == 0
-    assert executor.load(code, "sum_parts", 100_000).max_dynamic_shared_size_bytes == 100_000
+    for shared in (0, 48 * 1024, 100_000):
+        assert executor.load(code, "sum_parts", shared).max_dynamic_shared_size_bytes == shared
+    spec = parse("n1 c8x34x34 k2048x1x1 s1 p0 f16")
+    made = plan(spec, Op.CONV, "cupy", "implicit_gemm_mma")
+    assert "128x128" in str(made)
+    testing.assert_agrees(made)
 
 
 @pytest.mark.parametrize("problem", ["n2 c4x5x6 k4x3x3 s2 p1 g2 f16", "max n1 c2x5x6 k2x2 s2 p0 indices f32"])
@@ -232,7 +237,8 @@ def test_the_page_of_a_card_shows_losses() -> None:
         row("n32 c64x56x56 k64x1x1 s1 p0 f16", "conv", 8e-5, 4e-5, 2e-5, 1e-5),
         row("max n32 c64x112x112 k3x3 s2 p1 indices f32", "pool input grad", 4e-5, 6e-5, 1e-4, 3e-5),
     ]
-    results = {"card": CARD, "batch": 32, "minutes": 8.0, "left": 3, "layers": layers}
+    failed = ["n32 c64x56x56 k64x1x1 s1 p0 f32, conv: AssertionError: off by 3"]
+    results = {"card": CARD, "batch": 32, "minutes": 8.0, "left": 3, "failed": failed, "layers": layers}
     text = gpu_benchmark.page(results)
     for line in (
         "| the host's time of a warm call | at most 20 us | 15.0 us |",
@@ -241,6 +247,7 @@ def test_the_page_of_a_card_shows_losses() -> None:
         "| conv, 16 bits, channels last: times as fast as cuDNN | 0.60 | 0.50, the geometric mean of 1, 1 of them below",
         "| 1x1, depthwise, pools, bound by memory: of a copy's rate | 0.80 | 0.43, the geometric mean of 2, 2 of them",
         "Not come to in 8 minutes: 3 of the layers' functions.",
+        f"## Failed\n\n- {failed[0]}\n",
         "0.50 times as fast as cuDNN's faster layout (geometric mean of 1 layers, 1 of them slower)",
         "| 400.0 | 500.0 | 300.0 | 250.0 | 400.0 | 200.0 | - | 25% | 0 |",
         "| 100.0 | 300.0 | 300.0 | 250.0 | 400.0 | 200.0 | - | 10% | 0 |",
@@ -252,9 +259,12 @@ def test_every_layer_is_measured_forwards_and_most_backwards() -> None:
     made = list(gpu_benchmark.cases(["lenet"], 4))
     convolution = [(spec.dtype, op) for spec, op in made if str(spec).startswith("n4 c1x32x32")]
     assert convolution == [
-        *(("float32", op) for op in (Op.CONV, Op.CONV_INPUT_GRAD, Op.CONV_WEIGHT_GRAD)),
-        *(("float16", op) for op in (Op.CONV, Op.CONV_INPUT_GRAD, Op.CONV_WEIGHT_GRAD)),
-        ("bfloat16", Op.CONV),
+        *((dtype, Op.CONV) for dtype in ("float32", "float16", "bfloat16")),
+        *(
+            (dtype, op)
+            for dtype in ("float32", "float16")
+            for op in (Op.CONV_INPUT_GRAD, Op.CONV_WEIGHT_GRAD)
+        ),
     ]
 
 

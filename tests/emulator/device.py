@@ -92,10 +92,15 @@ class RawModule:
         return RawKernel(self.path, name)
 
 
+# Bytes of shared memory a kernel gets that asks for no more: what it declares, and what a launch gives.
+UNASKED = 48 * 1024
+
+
 class RawKernel:
     """Loaded lazily, as CuPy's are."""
 
     max_dynamic_shared_size_bytes = 0
+    declared = 1024
 
     def __init__(self, path: str, name: str) -> None:
         self.path, self.name = path, name
@@ -112,6 +117,10 @@ class RawKernel:
         assert params.size == 1  # by value: CuPy passes a NumPy array's own memory
         if self.run is None:
             self.compile()
+        if shared_mem > self.max_dynamic_shared_size_bytes and shared_mem + self.declared > UNASKED:
+            raise ValueError(
+                f"CUDA_ERROR_INVALID_VALUE: {shared_mem} bytes of shared memory were not asked for"
+            )
         (blocks,), (threads,) = grid, block
         self.run(params.ctypes.data, blocks, threads, shared_mem, 0)
 

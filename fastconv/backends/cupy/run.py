@@ -37,9 +37,6 @@ from fastconv.backends.cupy.launch import (
 
 Array = Any
 
-# Bytes of dynamic shared memory a kernel gets without asking for more (CUDA's rule on every device).
-MOST_SHARED = 48 * 1024
-
 # Kernels that are loaded, by device and what was compiled: a few kilobytes each, and their variants are finite.
 _loaded: dict[tuple[int, Kernel], Any] = {}
 
@@ -184,7 +181,7 @@ def load(cubin: bytes, entry: str, shared: int) -> Any:
             file.write(cubin)
         found = cupy.RawModule(path=name).get_function(entry)
         found.compile()  # now, while the file is there; left to itself CuPy reads it at the first launch
-        if shared > MOST_SHARED:
+        if shared:  # unasked a kernel gets 48 KiB, from which what it declares itself is taken
             found.max_dynamic_shared_size_bytes = shared
     finally:
         with contextlib.suppress(OSError):
