@@ -2,7 +2,8 @@
 
 ``python -m benchmarks.gpu`` measures and writes ``benchmarks/gpu.json`` and ``docs/performance-gpu.md``; ``--page`` writes
 the page alone. Answers are compared before anything is timed, times are medians between events on the stream, and losses
-stay in the table. It ends after ``--minutes``: what it did not come to is named, never guessed.
+stay in the table, as do wrong answers, which end it with an error. It ends after ``--minutes``: what it did not come to is
+counted, never guessed.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import subprocess
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from functools import partial
+from functools import cache, partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Annotated, Any
@@ -44,9 +45,22 @@ MINUTES = 8.0
 # What the page holds results against: times as fast as cuDNN, the part of a copy's rate, seconds of the host's.
 STRICT, HALF, OF_COPYING, CALL = 1.0, 0.6, 0.8, 20e-6
 
-# A round lasts about a millisecond, so that two events' resolution (0.5 us) is nothing; five rounds of each, in turns.
-ROUND_SECONDS = 1e-3
+# Five rounds of each, in turns, of this long or so many calls: two events' resolution (0.5 us) is little of either.
+ROUND_SECONDS = 3e-4
+MOST_CALLS = 20
 ROUNDS = 5
+
+# The device waits this many seconds more than the host took to ask for a round, so that it never waits for the host.
+AHEAD = 3e-4
+
+# Waits for so many nanoseconds.
+HOLD = r"""
+extern "C" __global__ void hold(long long nanoseconds) {
+    long long begin, now;
+    asm volatile("mov.u64 %0, %globaltimer;" : "=l"(begin));
+    do asm volatile("mov.u64 %0, %globaltimer;" : "=l"(now)); while (now - begin < nanoseconds);
+}
+"""
 
 # Calls of the engine in a row, on a layer the card finishes long before the host has asked for the next.
 CALLS = 200
@@ -76,16 +90,19 @@ Call = Callable[[], Any]
 
 
 def cases(networks: Sequence[str], batch: int) -> Iterator[tuple[Spec, Op]]:
-    """Every layer of the networks once in every type, and its gradients in two of them; the strictest type first."""
+    """Every layer of the networks in every type, the strictest first, then its gradients in two of them."""
     texts = dict.fromkeys(problem for network in networks for problem in PROBLEMS[network])
     for dtype in DTYPES:
         for text in texts:
             spec = typed(parse(text).with_batch(batch), dtype)
             yield spec, spec.ops[0]
-            if dtype in GRADIENTS and isinstance(spec, ConvSpec):
+    for dtype in GRADIENTS:
+        for text in texts:
+            spec = typed(parse(text).with_batch(batch), dtype)
+            if isinstance(spec, ConvSpec):
                 yield spec, Op.CONV_INPUT_GRAD
                 yield spec, Op.CONV_WEIGHT_GRAD
-            elif dtype in GRADIENTS and isinstance(spec, PoolSpec):
+            elif isinstance(spec, PoolSpec):
                 yield replace(spec, indices=spec.mode == "max"), Op.POOL_INPUT_GRAD
 
 
@@ -97,31 +114,48 @@ def typed(spec: Spec, dtype: str) -> Spec:
 
 
 def in_turns(calls: dict[str, Call]) -> dict[str, float]:
-    """Median seconds of each call, on the current stream, in turns."""
-    import cupy
-
-    counts = {}
+    """Median seconds of each call on the device, in turns, on the current stream."""
+    rounds = {}
     for name, call in calls.items():
         call()
-        cupy.cuda.Device().synchronize()
-        counts[name] = max(math.ceil(ROUND_SECONDS / _between(call, 1)), 1)
+        once = _between(call, 1, AHEAD)
+        rounds[name] = partial(_between, call, min(math.ceil(ROUND_SECONDS / once), MOST_CALLS), _host(call))
     times: dict[str, list[float]] = {name: [] for name in calls}
     for _ in range(ROUNDS):
-        for name, call in calls.items():
-            times[name].append(_between(call, counts[name]))
+        for name, measured in rounds.items():
+            times[name].append(measured())
     return {name: statistics.median(some) for name, some in times.items()}
 
 
-def _between(call: Call, count: int) -> float:
+def _between(call: Call, count: int, host: float) -> float:
+    """Seconds of one of `count` calls, asked for behind a kernel that waits until the host has asked for all of them."""
     import cupy
 
     begin, end = cupy.cuda.Event(), cupy.cuda.Event()
+    _hold()((1,), (1,), (np.int64((count * host + AHEAD) * 1e9),))
     begin.record()
     for _ in range(count):
         call()
     end.record()
     end.synchronize()
     return float(cupy.cuda.get_elapsed_time(begin, end)) / 1e3 / count
+
+
+@cache
+def _hold() -> Any:
+    import cupy
+
+    return cupy.RawKernel(HOLD, "hold")
+
+
+def _host(call: Call) -> float:
+    """Seconds the host takes to ask for a call."""
+    wait("cupy")
+    begin = time.perf_counter()
+    call()
+    seconds = time.perf_counter() - begin
+    wait("cupy")
+    return seconds
 
 
 def on_card(given: Sequence[Any], dtype: str) -> list[Any]:
@@ -183,21 +217,28 @@ def ours(spec: Spec, op: Op, placed: Sequence[Any]) -> dict[str, tuple[Plan, Cal
 def cudnn(
     spec: Spec, op: Op, placed: Sequence[Any], channels_last: bool = False, dtype: str = ""
 ) -> Call | None:
-    """The same by PyTorch on the same stream, TF32 off; None where it has no such function."""
+    """The same by PyTorch, TF32 off; None where it has no such function.
+
+    Both libraries' current stream is the null stream, where our events are.
+    """
     try:
         import torch
     except ImportError:
         return None
     if not torch.cuda.is_available():
         return None
+    import cupy
+
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
-    torch.backends.cudnn.benchmark = True
+    torch.backends.cudnn.benchmark = (
+        not dtype
+    )  # of what is not timed, its fastest algorithm need not be looked for
     order = torch.channels_last if channels_last else torch.contiguous_format
     tensors = [_tensor(array) for array in placed]
     if dtype:
         tensors = [each.to(getattr(torch, dtype)) if each.is_floating_point() else each for each in tensors]
-    call = theirs(spec, op, [each.contiguous(memory_format=order) for each in tensors])
-    return None if call is None else _on_our_stream(call)
+    assert torch.cuda.current_stream().cuda_stream == cupy.cuda.get_current_stream().ptr
+    return theirs(spec, op, [each.contiguous(memory_format=order) for each in tensors])
 
 
 def theirs(spec: Spec, op: Op, tensors: Sequence[Any]) -> Call | None:
@@ -258,20 +299,6 @@ def _tensor(array: Any) -> Any:
     if array.dtype.name == "bfloat16":
         return torch.from_dlpack(array.view("i2")).view(torch.bfloat16)
     return torch.from_dlpack(array)
-
-
-def _on_our_stream(call: Call) -> Call:
-    """PyTorch's work where our events are recorded."""
-    import cupy
-    import torch
-
-    stream = torch.cuda.ExternalStream(cupy.cuda.get_current_stream().ptr)
-
-    def run() -> Any:
-        with torch.cuda.stream(stream):
-            return call()
-
-    return run
 
 
 def cublas(spec: Spec, op: Op) -> Call | None:
@@ -400,7 +427,7 @@ def page(results: dict[str, Any] | None) -> str:
     where = results["card"]
     lines += [
         f"{where['name']}, driver {where['driver']}, commit {where['commit'][:12]}; a copy moves {where['copy'] / 1e12:.2f} TB/s. "
-        f"Batch {results['batch']}, medians of {ROUNDS} rounds in turns, TF32 off.",
+        f"Batch {results['batch']}, medians of {ROUNDS} rounds in turns, of the device's time alone, TF32 off.",
         "",
         *_floors(results),
         "",
@@ -410,6 +437,8 @@ def page(results: dict[str, Any] | None) -> str:
             f"Not come to in {results['minutes']:g} minutes: {results['left']} of the layers' functions.",
             "",
         ]
+    if results["failed"]:
+        lines += ["## Failed", "", *(f"- {failure}" for failure in results["failed"]), ""]
     for dtype in DTYPES:
         for op in dict.fromkeys(row["op"] for row in results["layers"]):
             rows = [
@@ -533,7 +562,7 @@ def main(
             raise typer.BadParameter(state)
         end = time.monotonic() + 60 * minutes
         where = card()
-        measured, left = [], 0
+        measured, failed, left = [], [], 0
         for spec, op in cases(network or NETWORKS, batch):
             if time.monotonic() > end:
                 left += 1
@@ -542,10 +571,17 @@ def main(
                 measured.append(measure_layer(spec, op, where["copy"]))
             except Unsupported as refusal:
                 typer.echo(f"{spec}, {op}: {refusal}", err=True)
-        found = {"card": where, "batch": batch, "minutes": minutes, "left": left, "layers": measured}
+            except Exception as error:  # the others' numbers are worth having all the same
+                failed.append(f"{spec}, {op}: {type(error).__name__}: {error}")
+                typer.echo(failed[-1], err=True)
+        found = {
+            "card": where, "batch": batch, "minutes": minutes, "left": left, "failed": failed, "layers": measured,
+        }  # fmt: skip
         RESULTS.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     results = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.exists() else None
     PAGE.write_text(page(results), encoding="utf-8")
+    if results and results["failed"]:
+        raise typer.Exit(1)
 
 
 if __name__ == "__main__":
