@@ -63,16 +63,16 @@ BUGS = {
     "stage overwritten": Bug(
         "implicit_gemm_mma.cu",
         "wait_for_copies<STAGES - 2>();\n        __syncthreads();\n        const int next = step + STAGES - 1;\n"
-        "        if (next < steps) fetch(next);",
+        "        fetch_next(next, steps);",
         "wait_for_copies<STAGES - 2>();\n        const int next = step + STAGES - 1;\n"
-        "        if (next < steps) fetch(next);\n        __syncthreads();",
+        "        fetch_next(next, steps);\n        __syncthreads();",
         "thread",
         "data race",
     ),
     "missing h bound": Bug(
-        "gather.cuh",
-        "inside = inside && (unsigned)position",
-        "inside = inside && (axis == 1 ? 0u : (unsigned)position)",
+        "product.cuh",
+        "if ((unsigned)at >= (unsigned)p.size[axis])",
+        "if ((axis == 1 ? 0u : (unsigned)at) >= (unsigned)p.size[axis])",
         "address",
         "heap-buffer-overflow",
     ),
@@ -81,10 +81,10 @@ BUGS = {
         "min(first_k + p.part, p.K)",
         "first_k + p.part",
         "plain",
-        "no multiple of its size",
+        "Mismatched elements",
     ),
     "unguarded store": Bug(
-        "implicit_gemm_mma.cu", "if (m >= p.M) continue;", "", "address", "heap-buffer-overflow"
+        "implicit_gemm_mma.cu", "if (m >= p.M) return;", "", "address", "heap-buffer-overflow"
     ),
     "wrong swizzle": Bug(
         "implicit_gemm_mma.cu",

@@ -22,7 +22,9 @@ DIGITS = 4
 COUNT = 2**31 - 1
 
 DIVISOR = np.dtype([("divisor", "u4"), ("magic", "u4"), ("shift", "u4")])
-DIGIT = np.dtype([("radix", DIVISOR), ("step", "i4", AXES), ("gathered", "i8"), ("other", "i8")], align=True)
+DIGIT = np.dtype(
+    [("radix", DIVISOR), ("bit", "u4"), ("step", "i4", AXES), ("gathered", "i8"), ("other", "i8")], align=True
+)
 
 
 BOX = np.dtype([("axis", DIVISOR, AXES), ("channels", DIVISOR)], align=True)
@@ -38,10 +40,11 @@ class Digit(NamedTuple):
     step: tuple[int, int, int] = (0, 0, 0)
     gathered: int = 0
     other: int = 0
+    bit: int = 0
 
     def row(self) -> tuple[Any, ...]:
         """As an element of ``DIGIT``."""
-        return divisor(self.radix), self.step, self.gathered, self.other
+        return divisor(self.radix), self.bit, self.step, self.gathered, self.other
 
 
 def divisor(number: int) -> tuple[int, int, int]:
@@ -65,6 +68,10 @@ def lifted(values: Sequence[int], filler: int) -> tuple[int, ...]:
 def padding(mode: str) -> int:
     """The mode's number in ``gather.cuh``."""
     return PADDING_MODES.index(mode)
+
+
+# The number there of zeros that are found by bits.
+MASKED = len(PADDING_MODES)
 
 
 class Axis(NamedTuple):

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import NamedTuple
 
@@ -33,8 +33,7 @@ from fastconv.backends.cupy.geometry import (
     tiles,
     volume,
 )
-from fastconv.backends.cupy.implicit_gemm import RATE, check_positions, forward_axes, types_of
-from fastconv.backends.cupy.implicit_gemm_mma import RATE as TENSOR_RATE
+from fastconv.backends.cupy.implicit_gemm import check_positions, forward_axes, types_of
 from fastconv.backends.cupy.implicit_gemm_mma import (
     in_vectors,
     on_tensor_cores,
@@ -42,23 +41,24 @@ from fastconv.backends.cupy.implicit_gemm_mma import (
     packed_weight,
 )
 from fastconv.backends.cupy.launch import WORKSPACE, Address, Kernel, Launch, Program, View, kept
+from fastconv.backends.cupy.pooling import BANDWIDTH
 from fastconv.backends.cupy.product import (
     VECTOR_BYTES,
+    Choice,
     Placed,
     Places,
     Shape,
+    Tile,
     Types,
-    note,
-    parts_for,
+    WarpTile,
+    choose,
     pixels_of,
     product,
     taps_of,
-    tensor_note,
     tensor_product,
-    tile_for,
+    tiles_of,
     total,
-    warp_tile_for,
-    workspace_of,
+    warp_tiles_of,
 )
 from fastconv.backends.cupy.run import OnDevice
 from fastconv.spec import DTYPES, ConvSpec, Op
@@ -253,11 +253,12 @@ def by_phases(
                 w = _packed_view(spec, last)
                 weight = Placed(WORKSPACE, 0, group=c_group * w.strides[1])
                 whole = True, last and in_vectors(dy, vector)
-            phased = Phased(spec, types, images, dy, w, Placed(0, 0), Placed(3, 0), dxs, bias, weight, whole)
+            target = Placed(3, 0, aligned=dx.aligned)
+            phased = Phased(spec, types, images, dy, w, Placed(0, 0), target, dxs, bias, weight, whole)
             return Program(
                 steps=(*packing, *phased.unmet(), *launches(phased)), workspace=packed if packing else 0
             )
-        inner, scratch = c_strides(bare.input_shape), Placed(WORKSPACE, 0)
+        inner, scratch = c_strides(bare.input_shape), Placed(WORKSPACE, 0, aligned=True)
         steps: list[Launch] = []
         for begin, some in portions(spec.batch, images):
             source = Placed(0, begin * dys[0])
@@ -280,16 +281,26 @@ def by_phases(
 @algorithm("implicit_gemm")
 def input_grad(spec: ConvSpec, precision: str, workspace_limit: int | None) -> Run:
     """Input gradient: in channels by positions of one phase, summed over out channels and the taps that meet them."""
-    return by_phases(spec, workspace_limit, _products, spec.flops() / RATE, "")
+    seconds = _phase(spec, tiles_of(types_of(spec).sums)).seconds
+    return by_phases(spec, workspace_limit, _products, seconds, "")
 
 
 @algorithm("implicit_gemm_mma")
 def input_grad_mma(spec: ConvSpec, precision: str, workspace_limit: int | None) -> Run:
     """The same on tensor cores; sums are float32."""
-    products, error = on_tensor_cores(spec, precision)
-    seconds = products * spec.flops() / TENSOR_RATE[spec.dtype]
-    launches = partial(_tensor_products, split=products > 1)
+    split, error = on_tensor_cores(spec, precision)
+    seconds = _phase(spec, warp_tiles_of(spec.dtype, split)).seconds
+    launches = partial(_tensor_products, split=split)
     return by_phases(spec, workspace_limit, launches, seconds, "", error, packs=True)
+
+
+def _phase(spec: ConvSpec, among: Sequence[Tile | WarpTile]) -> Choice:
+    """All phases as one product, which is as long as they are together; its seconds, or those of its traffic."""
+    c_group, o_group = spec.in_channels // spec.groups, spec.out_channels // spec.groups
+    taps = tiles(volume(spec.kernel_size), volume(spec.stride))
+    shape = Shape(c_group, spec.batch * volume(spec.in_size), o_group * taps, spec.groups)
+    choice = choose(shape, among, types_of(spec).sums, None, most_parts=1)
+    return choice._replace(seconds=max(choice.seconds, spec.nbytes(Op.CONV_INPUT_GRAD) / BANDWIDTH))
 
 
 def _packed_view(spec: ConvSpec, channels_last: bool) -> View:
@@ -304,18 +315,21 @@ def _packed_view(spec: ConvSpec, channels_last: bool) -> View:
 def _products(given: Phased) -> Steps:
     """The launches of every phase, as products on CUDA cores."""
     for shape, places in _places(given):
-        lanes, tile = int(given.dy.channels_last), tile_for(shape, given.types.sums)
-        yield from product(shape, given.types, tile=tile, lanes=lanes, **places).launches
+        choice = choose(shape, tiles_of(given.types.sums), given.types.sums, None, most_parts=1)
+        yield from product(shape, given.types, choice, lanes=int(given.dy.channels_last), **places).launches
 
 
 def _tensor_products(given: Phased, split: bool) -> Steps:
     """The launches of every phase, as products on tensor cores."""
     for shape, places in _places(given):
-        lanes, tile = int(given.dy.channels_last), warp_tile_for(shape, split)
-        made = tensor_product(
-            shape, given.types, tile=tile, lanes=lanes, whole=given.whole, split=split, **places
+        among = warp_tiles_of(given.types.stored, split)
+        choice, lanes = (
+            choose(shape, among, given.types.sums, None, most_parts=1),
+            int(given.dy.channels_last),
         )
-        yield from made.launches
+        yield from tensor_product(
+            shape, given.types, choice, lanes=lanes, whole=given.whole, split=split, **places
+        ).launches
 
 
 def _places(given: Phased) -> Iterator[tuple[Shape, Places]]:
@@ -412,31 +426,28 @@ def weight_grad(spec: ConvSpec, precision: str, workspace_limit: int | None) -> 
     """Weight gradient: out channels by kernel elements, summed over images and positions."""
     check_positions(spec)
     shape, types = weight_shape(spec), types_of(spec)
-    tile = tile_for(shape, types.sums)
-    parts = parts_for(shape, tile, types.sums, workspace_limit)
+    choice = choose(shape, tiles_of(types.sums), types.sums, workspace_limit)
 
     @kept
     def build(x: View, dy: View, dw: View) -> Program:
         places, lanes = weight_places(spec, x, dy, dw), int(not x.channels_last)
-        return product(shape, types, tile=tile, lanes=lanes, mode=spec.padding_mode, parts=parts, **places)
+        return product(shape, types, choice, lanes=lanes, mode=spec.padding_mode, **places)
 
     return Run(
         call=OnDevice(build),
-        seconds=spec.flops(Op.CONV_WEIGHT_GRAD) / RATE,
-        shared=workspace_of(shape, parts, types.sums),
-        note=note(shape, tile, parts),
+        seconds=max(choice.seconds, spec.nbytes(Op.CONV_WEIGHT_GRAD) / BANDWIDTH),
+        shared=choice.workspace(shape, types.sums),
+        note=choice.note(shape),
     )
 
 
 @algorithm("implicit_gemm_mma")
 def weight_grad_mma(spec: ConvSpec, precision: str, workspace_limit: int | None) -> Run:
     """The same on tensor cores; sums are float32."""
-    products, error = on_tensor_cores(spec, precision)
-    split = products > 1
+    split, error = on_tensor_cores(spec, precision)
     check_positions(spec)
     shape, types = weight_shape(spec), types_of(spec)
-    tile = warp_tile_for(shape, split)
-    parts = parts_for(shape, tile, types.sums, workspace_limit)
+    choice = choose(shape, warp_tiles_of(spec.dtype, split), types.sums, workspace_limit)
 
     @kept
     def build(x: View, dy: View, dw: View) -> Program:
@@ -445,20 +456,19 @@ def weight_grad_mma(spec: ConvSpec, precision: str, workspace_limit: int | None)
         return tensor_product(
             shape,
             types,
-            tile=tile,
+            choice,
             lanes=lanes,
             whole=whole,
             split=split,
             mode=spec.padding_mode,
-            parts=parts,
             **places,
         )
 
     return Run(
         call=OnDevice(build),
-        seconds=products * spec.flops(Op.CONV_WEIGHT_GRAD) / TENSOR_RATE[spec.dtype],
-        shared=workspace_of(shape, parts, types.sums),
-        note=tensor_note(shape, tile, parts),
+        seconds=max(choice.seconds, spec.nbytes(Op.CONV_WEIGHT_GRAD) / BANDWIDTH),
+        shared=choice.workspace(shape, types.sums),
+        note=choice.note(shape),
         error=error,
     )
 
@@ -481,7 +491,7 @@ def weight_places(spec: ConvSpec, x: View, dy: View, dw: View) -> Places:
         gathered=Placed(0, 0, group=c_group * xs[1]),
         gathered_strides=xs[2:],
         dense=Placed(1, 0, row=dys[1], group=o_group * dys[1]),
-        result=Placed(2, 0, row=dws[0], group=o_group * dws[0]),
+        result=Placed(2, 0, dws[0], o_group * dws[0], dw.aligned),
     )
 
 

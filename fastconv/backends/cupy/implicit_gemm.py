@@ -8,18 +8,8 @@ from __future__ import annotations
 from fastconv.backends import Run
 from fastconv.backends.cupy.geometry import AXES, Axis, check_counts, lifted, volume
 from fastconv.backends.cupy.launch import Program, View, kept
-from fastconv.backends.cupy.product import (
-    Placed,
-    Shape,
-    Types,
-    note,
-    parts_for,
-    pixels_of,
-    product,
-    taps_of,
-    tile_for,
-    workspace_of,
-)
+from fastconv.backends.cupy.pooling import BANDWIDTH
+from fastconv.backends.cupy.product import Placed, Shape, Types, choose, pixels_of, product, taps_of, tiles_of
 from fastconv.backends.cupy.run import OnDevice
 from fastconv.spec import DTYPES, ConvSpec
 
@@ -58,10 +48,6 @@ def check_positions(spec: ConvSpec) -> None:
     )
 
 
-# Operations a second that planners compare by: 60 % of the 67e12 in float32 on an H200's data sheet. Not measured.
-RATE = 40e12
-
-
 def implicit_gemm(spec: ConvSpec, precision: str, workspace_limit: int | None) -> Run:
     """Forward: out channels by output positions of the whole batch."""
     check_positions(spec)
@@ -70,8 +56,7 @@ def implicit_gemm(spec: ConvSpec, precision: str, workspace_limit: int | None) -
     shape = Shape(
         out_channels, spec.batch * volume(spec.out_size), in_channels * volume(spec.kernel_size), spec.groups
     )
-    tile = tile_for(shape, types.sums)
-    parts = parts_for(shape, tile, types.sums, workspace_limit)
+    choice = choose(shape, tiles_of(types.sums), types.sums, workspace_limit)
     linear = spec.padding_mode == "zeros"
 
     @kept
@@ -80,6 +65,7 @@ def implicit_gemm(spec: ConvSpec, precision: str, workspace_limit: int | None) -
         return product(
             shape,
             types,
+            choice,
             rows=taps_of(
                 axes, in_channels, xs[1:], ws[1:], linear=linear, channels_first=not x.channels_last
             ),
@@ -88,17 +74,15 @@ def implicit_gemm(spec: ConvSpec, precision: str, workspace_limit: int | None) -
             gathered=Placed(0, 0, group=in_channels * xs[1]),
             gathered_strides=xs[2:],
             dense=Placed(1, 0, row=ws[0], group=out_channels * ws[0]),
-            result=Placed(3, 0, row=ys[1], group=out_channels * ys[1]),
+            result=Placed(3, 0, ys[1], out_channels * ys[1], y.aligned),
             bias=bias and Placed(2, 0, row=bias.strides[0], group=out_channels * bias.strides[0]),
             mode=spec.padding_mode,
             lanes=int(x.channels_last),
-            tile=tile,
-            parts=parts,
         )
 
     return Run(
         call=OnDevice(build),
-        seconds=spec.flops() / RATE,
-        shared=workspace_of(shape, parts, types.sums),
-        note=note(shape, tile, parts),
+        seconds=max(choice.seconds, spec.nbytes() / BANDWIDTH),
+        shared=choice.workspace(shape, types.sums),
+        note=choice.note(shape),
     )

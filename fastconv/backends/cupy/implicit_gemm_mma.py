@@ -28,17 +28,16 @@ from fastconv.backends.cupy.geometry import (
 )
 from fastconv.backends.cupy.implicit_gemm import check_positions, forward_axes, types_of
 from fastconv.backends.cupy.launch import WORKSPACE, Address, Kernel, Launch, Program, View, kept
+from fastconv.backends.cupy.pooling import BANDWIDTH
 from fastconv.backends.cupy.product import (
     VECTOR_BYTES,
     Placed,
     Shape,
-    parts_for,
+    choose,
     pixels_of,
     taps_of,
-    tensor_note,
     tensor_product,
-    warp_tile_for,
-    workspace_of,
+    warp_tiles_of,
 )
 from fastconv.backends.cupy.run import OnDevice
 from fastconv.spec import DTYPES, ConvSpec
@@ -53,12 +52,8 @@ PACKED_WEIGHT = np.dtype(
     align=True,
 )
 
-# Operations a second that planners compare by: a quarter of what an H200 reaches in bfloat16 (790e12), half of that in
-# tf32. Not measured.
-RATE = {"float16": 200e12, "bfloat16": 200e12, "float32": 100e12}
-
-# The tf32 products whose sum is one of float32.
-SPLIT_PRODUCTS = 3
+# What tensor cores multiply here.
+TYPES = ("float16", "bfloat16", "float32")
 
 # What they may be off by, as a part of max|a| max|b|, in units of 2**-23. The high part is x to nearest, of 11 significant
 # bits: what is left is at most 2**-11 of x, so the product of two such, which is dropped, is 2. Its 12 bits are cut off
@@ -71,17 +66,16 @@ SPLIT_ERROR = 8 * 2.0**-23
 
 def implicit_gemm_mma(spec: ConvSpec, precision: str, workspace_limit: int | None) -> Run:
     """Forward on tensor cores; sums are float32."""
-    products, error = on_tensor_cores(spec, precision)
-    split = products > 1
+    split, error = on_tensor_cores(spec, precision)
     check_positions(spec)
     out_channels, in_channels = spec.out_channels // spec.groups, spec.in_channels // spec.groups
     axes, types, taps = forward_axes(spec), types_of(spec), volume(spec.kernel_size)
     shape = Shape(out_channels, spec.batch * volume(spec.out_size), in_channels * taps, spec.groups)
     vector = VECTOR_BYTES // DTYPES[spec.dtype].itemsize
     packed = packed_bytes(spec, workspace_limit) if taps > 1 and in_channels % vector == 0 else 0
-    tile = warp_tile_for(shape, split)
-    parts = parts_for(shape, tile, types.sums, None if workspace_limit is None else workspace_limit - packed)
-    partial = tiles(workspace_of(shape, parts, types.sums), VECTOR_BYTES) * VECTOR_BYTES if packed else 0
+    left = None if workspace_limit is None else workspace_limit - packed
+    choice = choose(shape, warp_tiles_of(spec.dtype, split), types.sums, left)
+    partial = tiles(choice.workspace(shape, types.sums), VECTOR_BYTES) * VECTOR_BYTES if packed else 0
     linear = spec.padding_mode == "zeros"
 
     @kept
@@ -95,6 +89,7 @@ def implicit_gemm_mma(spec: ConvSpec, precision: str, workspace_limit: int | Non
         program = tensor_product(
             shape,
             types,
+            choice,
             rows=taps_of(
                 axes, in_channels, xs[1:], ws[1:], linear=linear, channels_first=not x.channels_last
             ),
@@ -108,14 +103,12 @@ def implicit_gemm_mma(spec: ConvSpec, precision: str, workspace_limit: int | Non
                 row=shape.k,
                 group=out_channels * shape.k,
             ),
-            result=Placed(3, 0, row=ys[1], group=out_channels * ys[1]),
+            result=Placed(3, 0, ys[1], out_channels * ys[1], y.aligned),
             bias=bias and Placed(2, 0, row=bias.strides[0], group=out_channels * bias.strides[0]),
             mode=spec.padding_mode,
             lanes=int(x.channels_last),
             whole=(ordered and shape.k % vector == 0 and (pack or w.aligned), whole),
             split=split,
-            tile=tile,
-            parts=parts,
         )
         if not pack or not program.steps:
             return program
@@ -124,30 +117,30 @@ def implicit_gemm_mma(spec: ConvSpec, precision: str, workspace_limit: int | Non
 
     return Run(
         call=OnDevice(build),
-        seconds=products * spec.flops() / RATE[spec.dtype],
-        shared=max(workspace_of(shape, parts, types.sums), partial + packed),
-        note=tensor_note(shape, tile, parts),
+        seconds=max(choice.seconds, spec.nbytes() / BANDWIDTH),
+        shared=max(choice.workspace(shape, types.sums), partial + packed),
+        note=choice.note(shape),
         error=error,
     )
 
 
-def on_tensor_cores(spec: ConvSpec, precision: str) -> tuple[int, float]:
-    """How many of their products make one, and what that adds to the plain sum's error.
+def on_tensor_cores(spec: ConvSpec, precision: str) -> tuple[bool, float]:
+    """Whether three of their products make one, and what that adds to the plain sum's error.
 
     They decline types they do not have, and float32 where the plain sum is asked for. One product of tf32 for one of
     float32 is never given unasked.
     """
-    if spec.dtype not in RATE:
+    if spec.dtype not in TYPES:
         raise Unsupported(
             f"{spec.dtype} is no type of tensor cores here: float16, bfloat16, or float32 as tf32"
         )
     if spec.dtype != "float32":
-        return 1, 0.0
+        return False, 0.0
     if precision == "highest":
         raise Unsupported(
             "float32 on tensor cores is a sum of tf32 products, and precision='highest' asks for the plain sum"
         )
-    return (1, TF32_ERROR) if precision == "tf32" else (SPLIT_PRODUCTS, SPLIT_ERROR)
+    return (False, TF32_ERROR) if precision == "tf32" else (True, SPLIT_ERROR)
 
 
 def packed_bytes(spec: ConvSpec, limit: int | None) -> int:

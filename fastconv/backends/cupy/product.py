@@ -16,9 +16,11 @@ import numpy as np
 
 from fastconv.backends.cupy.geometry import (
     AXES,
+    COUNT,
     DIGIT,
     DIGITS,
     DIVISOR,
+    MASKED,
     Axis,
     Digit,
     check_counts,
@@ -28,6 +30,7 @@ from fastconv.backends.cupy.geometry import (
     tiles,
 )
 from fastconv.backends.cupy.launch import WORKSPACE, Address, Kernel, Launch, Program
+from fastconv.backends.cupy.pooling import BANDWIDTH
 from fastconv.spec import DTYPES
 
 if TYPE_CHECKING:
@@ -42,8 +45,9 @@ GATHERED_PRODUCT = np.dtype(
         ("start", "i8"),
         ("axis_stride", "i8", AXES),
         ("origin", "i4", AXES),
-        ("size", "i4", AXES),
-        *((name, "i4") for name in ("M", "N", "K", "part")),
+        *((name, "i4", AXES) for name in ("size", "taps", "tap")),
+        ("bit", "u4", AXES),
+        *((name, "i4") for name in ("M", "N", "K", "part", "vector")),
         *((name, DIVISOR) for name in ("tiles_m", "tiles_n", "parts")),
         ("row", DIGIT, DIGITS),
         ("column", DIGIT, DIGITS),
@@ -67,11 +71,19 @@ TILE_K = 8
 VECTOR_BYTES = 16
 ROW_BYTES = 64
 
-# Blocks that keep a large card busy: two on each of an H200's 132 multiprocessors.
-BLOCKS = 264
+# What choices are made for: an H200's multiprocessors, and the warps of one below which it waits for memory.
+PROCESSORS = 132
+BUSY_WARPS = 16
 
-# A part of k shorter than this costs more to store and add again than it saves: 64 steps of TILE_K.
-LEAST_PART = 512
+# Blocks that keep it busy: two on each multiprocessor.
+BLOCKS = 2 * PROCESSORS
+
+# Parts of k: at most so many, and none so short that storing and adding its sums costs more than it saves.
+MOST_PARTS = 16
+LEAST_PART = 128
+
+# Kernels of more elements along their axes together have no bit for each.
+MOST_BITS = 31
 
 # Columns one block of a thin product takes: the sums of a 3x3 kernel, one column a register.
 MOST_COLUMNS = 9
@@ -82,16 +94,37 @@ TOTAL_THREADS = 256
 
 
 class Tile(NamedTuple):
-    """What a block makes, and what one of its threads makes of that."""
+    """What a block makes, and what one of its threads makes of that.
+
+    Attributes
+    ----------
+    m, n, per : int
+    speed : float
+        Multiplications a second of one busy multiprocessor.
+    """
 
     m: int
     n: int
     per: int
+    speed: float
+
+    @property
+    def ends(self) -> int:
+        """What fetching the first and storing the last costs, as so many k."""
+        return 32
 
     @property
     def threads(self) -> int:
         """Threads of a block."""
         return self.m // self.per * (self.n // self.per)
+
+    @property
+    def resident(self) -> int:
+        """Blocks on a multiprocessor: 128 registers a thread, of the small tile 160."""
+        return min(512 // self.threads, 6)
+
+    def __str__(self) -> str:
+        return f"{self.m}x{self.n}, {self.per}x{self.per} a thread"
 
 
 class WarpTile(NamedTuple):
@@ -100,6 +133,12 @@ class WarpTile(NamedTuple):
     m: int
     n: int
     stages: int
+    speed: float
+
+    @property
+    def ends(self) -> int:
+        """As of :class:`Tile`."""
+        return 128
 
     @property
     def threads(self) -> int:
@@ -107,18 +146,30 @@ class WarpTile(NamedTuple):
         return 2 * self.n
 
     @property
+    def resident(self) -> int:
+        """Blocks on a multiprocessor."""
+        return 512 // self.threads
+
+    @property
     def shared(self) -> int:
         """Bytes of dynamic shared memory."""
         return self.stages * (self.m + self.n) * ROW_BYTES
 
+    def __str__(self) -> str:
+        return f"{self.m}x{self.n}, {self.stages} stages"
+
 
 class Placed(NamedTuple):
-    """An array of a product: its number in the call, and elements to where it begins, from row to row, group to group."""
+    """An array of a product: its number in the call, and elements to where it begins, from row to row, group to group.
+
+    `aligned` says that element 0 begins a line of 16 bytes.
+    """
 
     array: int
     start: int
     row: int = 0
     group: int = 0
+    aligned: bool = False
 
     def address(self, field: str, dtype: str) -> Address:
         """Its first element's address for a struct's field."""
@@ -167,52 +218,78 @@ class Shape(NamedTuple):
     groups: int
 
 
-def tile_for(shape: Shape, sums: str) -> Tile:
-    """The tile of a product.
+class Choice(NamedTuple):
+    """How a product is made: the tile, into how many parts k is cut, and the seconds that is estimated to take."""
 
-    A thread's 64 float32 sums live in registers; 64-bit sums are 16, for 64 would take 128 of its 255 registers.
-    Each step a tile of 128 x 128 reads 1/64 of an element for a multiplication and one of 64 x 64 twice that; but a
-    tile that hangs over the edge, or a card half idle, loses more.
+    tile: Tile | WarpTile
+    parts: int
+    seconds: float
+
+    def workspace(self, shape: Shape, sums: str) -> int:
+        """Bytes of the sums of the parts of k."""
+        return workspace_of(shape, self.parts, sums)
+
+    def note(self, shape: Shape) -> str:
+        """What was decided, for people."""
+        blocks = tiles(shape.m, self.tile.m) * tiles(shape.n, self.tile.n) * shape.groups * self.parts
+        return f"{blocks} blocks of {self.tile}" + (f", k in {self.parts} parts" if self.parts > 1 else "")
+
+
+def tiles_of(sums: str) -> tuple[Tile, ...]:
+    """The tiles of a product on CUDA cores.
+
+    A thread's 64 float32 sums live in registers; 64-bit sums are 16, for 64 would take 128 of its 255 registers. Each
+    step a tile of 128 x 128 reads 1/64 of an element for a multiplication and one of 64 x 64 twice that.
     """
     if DTYPES[sums].itemsize == 8:
-        return Tile(64, 64, 4)
-    blocks = tiles(shape.m, 128) * tiles(shape.n, 128) * shape.groups
-    if shape.m > 64 and blocks >= BLOCKS // 2:
-        return Tile(128, 128, 8)
-    return Tile(64, 64, 8)
+        return (Tile(64, 64, 4, 0.7e11),)
+    return Tile(128, 128, 8, 1.7e11), Tile(64, 64, 8, 1.5e11)
 
 
-def warp_tile_for(shape: Shape, split: bool = False) -> WarpTile:
-    """The tile of a product on tensor cores, chosen as :func:`tile_for` does.
+def warp_tiles_of(stored: str, split: bool = False) -> tuple[WarpTile, ...]:
+    """The tiles of a product on tensor cores.
 
     Three stages of the large one are 48 KiB: two blocks fit on a multiprocessor of 100 KiB (sm_86, 89, 120). Where
     operands are split a thread has twice as many sums and words: its large tile is half as high, as 128 rows spill up to
     32 bytes where 64 take 191 registers of 255.
     """
-    blocks = tiles(shape.m, 128) * tiles(shape.n, 128) * shape.groups
-    if shape.m > 64 and blocks >= BLOCKS // 2:
-        return WarpTile(64, 128, 4) if split else WarpTile(128, 128, 3)
-    return WarpTile(64, 64, 4)
+    if split:
+        return WarpTile(64, 128, 4, 0.25e12), WarpTile(64, 64, 4, 0.2e12)
+    speed = 1.5e12 if DTYPES[stored].itemsize == 2 else 0.7e12
+    return WarpTile(128, 128, 3, speed), WarpTile(64, 64, 4, 0.7 * speed)
 
 
-def parts_for(shape: Shape, tile: Tile | WarpTile, sums: str, limit: int | None) -> int:
-    """Into how many parts k is cut so that the blocks fill a card, as far as `limit` bytes hold their sums."""
-    blocks = tiles(shape.m, tile.m) * tiles(shape.n, tile.n) * shape.groups
-    wanted = min(tiles(BLOCKS, max(blocks, 1)), max(shape.k // LEAST_PART, 1))
-    one = shape.groups * shape.m * shape.n * DTYPES[sums].itemsize
-    if limit is not None:
-        wanted = min(wanted, limit // max(one, 1))
-    return wanted if wanted > 1 else 1
+def choose(
+    shape: Shape, among: Sequence[Tile | WarpTile], sums: str, limit: int | None, most_parts: int = MOST_PARTS
+) -> Choice:
+    """The tile and the parts of k that are estimated to take least; `limit` bytes hold the parts' sums."""
+    one = workspace_of(shape, 2, sums) // 2
+    found = []
+    for tile in among:
+        for parts in range(1, most_parts + 1):
+            if parts > 1 and (shape.k // parts < LEAST_PART or (limit is not None and parts * one > limit)):
+                break
+            traffic = (2 * parts + 1) * one / BANDWIDTH if parts > 1 else 0
+            found.append(Choice(tile, parts, _seconds(shape, tile, parts) + traffic))
+    return min(found, key=lambda choice: choice.seconds)
+
+
+def _seconds(shape: Shape, tile: Tile | WarpTile, parts: int) -> float:
+    """The busiest multiprocessor's time: whole tiles, and slower where too few warps hide each other's waiting."""
+    blocks = tiles(shape.m, tile.m) * tiles(shape.n, tile.n) * shape.groups * parts
+    busiest = max(tiles(blocks, PROCESSORS), 1)
+    warps = min(busiest, tile.resident) * tile.threads // 32
+    slower = math.sqrt(max(BUSY_WARPS / warps, 1))
+    return busiest * tile.m * tile.n * (tiles(shape.k, parts) + tile.ends) * slower / tile.speed
 
 
 def product(
     shape: Shape,
     types: Types,
+    choice: Choice,
     *,
-    tile: Tile,
     lanes: int,
     mode: str = "zeros",
-    parts: int = 1,
     **places: Unpack[Places],
 ) -> Program:
     """The launches of one product: itself, and where k is cut the sum of its parts.
@@ -224,28 +301,23 @@ def product(
     lanes : {0, 1}
         Whether neighbouring threads fetch neighbouring columns (0) or rows (1) of the gathered array.
     """
-    defines = (
-        ("TILE_M", tile.m),
-        ("TILE_N", tile.n),
-        ("PER", tile.per),
-        ("PADDING", padding(mode)),
-        ("LANES", lanes),
-    )
+    tile = choice.tile
+    assert isinstance(tile, Tile)
+    defines = (("TILE_M", tile.m), ("TILE_N", tile.n), ("PER", tile.per), ("LANES", lanes))
     kernel = Kernel("implicit_gemm.cu", "implicit_gemm", defines)
     grid = tiles(shape.m, tile.m), tiles(shape.n, tile.n)
-    return _launched(kernel, grid, tile.threads, TILE_K, shape, types, mode, parts, places)
+    return _launched(kernel, grid, tile.threads, TILE_K, shape, types, mode, choice.parts, places)
 
 
 def tensor_product(
     shape: Shape,
     types: Types,
+    choice: Choice,
     *,
-    tile: WarpTile,
     lanes: int,
     whole: tuple[bool, bool],
     split: bool = False,
     mode: str = "zeros",
-    parts: int = 1,
     **places: Unpack[Places],
 ) -> Program:
     """The same product on tensor cores.
@@ -258,12 +330,13 @@ def tensor_product(
     split : bool
         Whether each float32 number is the sum of two tf32 numbers, not rounded to one.
     """
+    tile = choice.tile
+    assert isinstance(tile, WarpTile)
     defines = (
         *((("SPLIT", 1),) if split else ()),
         ("TILE_M", tile.m),
         ("TILE_N", tile.n),
         ("STAGES", tile.stages),
-        ("PADDING", padding(mode)),
         ("LANES", lanes),
         ("DENSE_WHOLE", int(whole[0])),
         ("GATHERED_WHOLE", int(whole[1])),
@@ -271,7 +344,7 @@ def tensor_product(
     kernel = Kernel("implicit_gemm_mma.cu", "implicit_gemm_mma", defines)
     grid = tiles(shape.m, tile.m), tiles(shape.n, tile.n)
     step = ROW_BYTES // DTYPES[types.stored].itemsize
-    return _launched(kernel, grid, tile.threads, step, shape, types, mode, parts, places, tile.shared)
+    return _launched(kernel, grid, tile.threads, step, shape, types, mode, choice.parts, places, tile.shared)
 
 
 def thin_product(
@@ -279,7 +352,7 @@ def thin_product(
 ) -> Program:
     """The same product where rows and columns are few and k is long; it knows no bias."""
     columns = min(shape.n, MOST_COLUMNS)
-    kernel = Kernel("thin_product.cu", "thin_product", (("COLUMNS", columns), ("PADDING", padding(mode))))
+    kernel = Kernel("thin_product.cu", "thin_product", (("COLUMNS", columns),))
     grid = shape.m, tiles(shape.n, columns)
     return _launched(kernel, grid, THIN_THREADS, 1, shape, types, mode, parts, places)
 
@@ -307,14 +380,21 @@ def _launched(
     last: tuple[Launch, ...] = ()
     if parts > 1:
         last = (total(shape, types, parts, columns, result, bias),)
-        flat = Placed(WORKSPACE, 0, row=shape.n, group=shape.m * shape.n)
+        flat = Placed(WORKSPACE, 0, row=shape.n, group=shape.m * shape.n, aligned=True)
         columns, result, bias, types = in_a_row(columns), flat, None, types._replace(out=types.sums)
     blocks = math.prod(grid) * shape.groups * parts
     check_counts(blocks=blocks)
     axes, strides = places["axes"], places["gathered_strides"]
     start = sum(axis.start * stride for axis, stride in zip(axes, strides, strict=True))
-    gathered, dense = places["gathered"], places["dense"]
-    names = ("IN", types.stored), ("SUM", types.sums), ("OUT", types.out)
+    gathered, dense, result_split = places["gathered"], places["dense"], shape.groups * shape.m * shape.n
+    masked = mode == "zeros" and sum(axis.taps for axis in axes) <= MOST_BITS and _near(places["rows"])
+    names = (
+        ("IN", types.stored),
+        ("SUM", types.sums),
+        ("OUT", types.out),
+        ("PADDING", MASKED if masked else padding(mode)),
+        ("TAPS", int(any(digit.bit for digit in places["rows"]))),
+    )
     launch = Launch(
         kernel=kernel._replace(defines=(*names, *kernel.defines)),
         grid=blocks,
@@ -329,15 +409,19 @@ def _launched(
             dense_group=dense.group,
             result_group=result.group,
             bias_group=bias.group if bias else 0,
-            result_split=shape.groups * shape.m * shape.n,
+            result_split=result_split,
             start=start if mode == "zeros" else 0,
             axis_stride=tuple(strides),
             origin=tuple(axis.start for axis in axes),
             size=tuple(axis.size for axis in axes),
+            taps=tuple(axis.taps for axis in axes),
+            tap=tuple(axis.tap for axis in axes),
+            bit=_bits(axes),
             M=shape.m,
             N=shape.n,
             K=shape.k,
             part=part,
+            vector=_vector(columns, result, result_split, types.out),
             tiles_m=divisor(grid[0]),
             tiles_n=divisor(grid[1]),
             parts=divisor(parts),
@@ -394,6 +478,32 @@ def total(
     )
 
 
+def _near(rows: Sequence[Digit]) -> bool:
+    """Whether 32 bits hold every distance of a row."""
+    spans = ((digit.radix - 1) * max(abs(digit.gathered), abs(digit.other)) for digit in rows)
+    return sum(spans) <= COUNT
+
+
+def _bits(axes: Sequence[Axis]) -> list[int]:
+    """The bit of each axis's first kernel element; those of one axis lie side by side."""
+    before = [sum(axis.taps for axis in axes[:at]) for at in range(len(axes))]
+    return [1 << min(bit, MOST_BITS) for bit in before]
+
+
+def _vector(columns: Sequence[Digit], result: Placed, split: int, dtype: str) -> int:
+    """How many columns, from a multiple of it, one store of 16 or 8 bytes may write."""
+    outer = [digit for digit in columns if digit.radix > 1]
+    in_a_row = 1
+    while outer and outer[0].other == in_a_row:
+        in_a_row *= outer.pop(0).radix
+    steps = in_a_row, result.row, result.group, result.start, split, *(digit.other for digit in outer)
+    for nbytes in (16, 8):
+        vector = nbytes // DTYPES[dtype].itemsize
+        if result.aligned and vector and not any(step % vector for step in steps):
+            return vector
+    return 1
+
+
 def in_a_row(digits: Sequence[Digit]) -> list[Digit]:
     """The same digits, the numbers they make lying side by side."""
     flat, step = [], 1
@@ -414,8 +524,10 @@ def taps_of(
 ) -> tuple[Digit, ...]:
     """Channels and kernel elements as digits; `gathered` and `other` are strides of (channel, d, h, w)."""
     elements = [
-        Digit(axis.taps, _along(at, axis.tap), axis.tap * gathered[1 + at] if linear else 0, other[1 + at])
-        for at, axis in reversed(list(enumerate(axes)))
+        Digit(
+            axis.taps, _along(at, axis.tap), axis.tap * gathered[1 + at] if linear else 0, other[1 + at], bit
+        )
+        for at, (axis, bit) in reversed(list(enumerate(zip(axes, _bits(axes), strict=True))))
     ]
     channel = Digit(channels, (0, 0, 0), gathered[0], other[0])
     return (*elements, channel) if channels_first else (channel, *elements)
@@ -443,19 +555,3 @@ def _along(axis: int, step: int) -> tuple[int, int, int]:
 def workspace_of(shape: Shape, parts: int, sums: str) -> int:
     """Bytes of the sums of the parts of k."""
     return 0 if parts == 1 else parts * shape.groups * shape.m * shape.n * DTYPES[sums].itemsize
-
-
-def note(shape: Shape, tile: Tile, parts: int) -> str:
-    """What was decided, for people."""
-    return _note(shape, tile, parts, f"{tile.per}x{tile.per} a thread")
-
-
-def tensor_note(shape: Shape, tile: WarpTile, parts: int) -> str:
-    """What was decided on tensor cores, for people."""
-    return _note(shape, tile, parts, f"{tile.stages} stages")
-
-
-def _note(shape: Shape, tile: Tile | WarpTile, parts: int, made: str) -> str:
-    blocks = tiles(shape.m, tile.m) * tiles(shape.n, tile.n) * shape.groups * parts
-    cut = f", k in {parts} parts" if parts > 1 else ""
-    return f"{blocks} blocks of {tile.m}x{tile.n}, {made}{cut}"

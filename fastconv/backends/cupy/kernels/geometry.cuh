@@ -23,6 +23,7 @@ __device__ __forceinline__ int divide(int n, const Divisor& by) {
 // One digit of an index: each unit of it moves the place it stands for.
 struct Digit {
     Divisor radix;
+    unsigned bit;        // of its first element, where it counts a kernel's elements along an axis; else 0
     int step[AXES];      // positions along each axis of the gathered array
     long long gathered;  // elements in the gathered array
     long long other;     // elements in the dense operand (of a row) or in the result (of a column)
@@ -31,12 +32,13 @@ struct Digit {
 // Where an index has led: positions may lie outside of the gathered array, which reads as zero.
 struct Place {
     int position[AXES];
+    unsigned taken;  // one bit for each axis: the kernel's element there
     long long gathered;
     long long other;
 };
 
 __device__ __forceinline__ Place nowhere() {
-    Place place = {{0, 0, 0}, 0, 0};
+    Place place = {{0, 0, 0}, 0, 0, 0};
     return place;
 }
 
@@ -49,6 +51,7 @@ __device__ __forceinline__ Place locate(int index, const Digit (&digits)[DIGITS]
         const int digit = index - rest * (int)digits[i].radix.divisor;
 #pragma unroll
         for (int axis = 0; axis < AXES; ++axis) place.position[axis] += digit * digits[i].step[axis];
+        place.taken |= digits[i].bit << (digit & 31);
         place.gathered += digit * digits[i].gathered;
         place.other += digit * digits[i].other;
         index = rest;

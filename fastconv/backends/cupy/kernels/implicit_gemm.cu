@@ -8,21 +8,25 @@
 //
 // k and j are numbers of mixed radix (geometry.cuh). A block makes a TILE_M x TILE_N tile of one group and one part of
 // k, a thread PER x PER of it in quads: 16 bytes of shared memory feed four columns or rows. The tiles of the next
-// TILE_K products are fetched into registers while those of this one are multiplied; one barrier a step.
+// TILE_K products are fetched into registers while those of this one are multiplied; one barrier a step. Where k leads is
+// the same for all columns: two warps find FOUND of them for everybody, eight steps ahead.
 //
-// Compiled in: IN, SUM, OUT (types.cuh), TILE_M, TILE_N, PER, PADDING (gather.cuh), and LANES, what neighbouring
-// threads fetch neighbours of: 0 columns (images with channels first), 1 rows (channels last; weight gradients).
-// Anything else is run-time. Edges are masked here: any M, N and K work. Distances are 64-bit.
+// Compiled in: IN, SUM, OUT (types.cuh), TILE_M, TILE_N, PER, PADDING (gather.cuh), TAPS, whether k counts kernels'
+// elements (1) or positions (0), and LANES, what neighbouring threads fetch neighbours of: 0 columns (images with channels
+// first), 1 rows (channels last; weight gradients). Anything else is run-time. Edges are masked here: any M, N and K work.
 #include "product.cuh"
 #include "types.cuh"
 
 #define TILE_K 8
+#define FOUND 64
+#define STEPS (FOUND / TILE_K)
 #define QUADS (PER / 4)
 #define THREADS ((TILE_M / PER) * (TILE_N / PER))
 #define DENSE (TILE_M * TILE_K / THREADS)     // elements of each operand that one thread fetches a step
 #define GATHERED (TILE_N * TILE_K / THREADS)
 
 struct __align__(16) Quad { SUM of[4]; };
+struct __align__(sizeof(OUT) < 4 ? 4 * sizeof(OUT) : 16) Four { OUT of[4]; };
 
 // Rows of shared memory are four elements longer than the tile: eight k of four m then fill all 32 banks.
 #define PITCH_M (TILE_M + 4)
@@ -32,9 +36,9 @@ extern "C" __global__ void __launch_bounds__(THREADS, LANES || sizeof(IN) < 4 ? 
     implicit_gemm(const __grid_constant__ GatheredProduct p) {
     __shared__ __align__(16) SUM dense_tile[2][TILE_K][PITCH_M];
     __shared__ __align__(16) SUM gathered_tile[2][TILE_K][PITCH_N];
-    __shared__ Place rows[2][TILE_K];
+    __shared__ Row<PADDING> rows[2][FOUND];
 
-    const int thread = threadIdx.x;
+    const unsigned thread = threadIdx.x;
     int block = blockIdx.x;
     int rest = divide(block, p.tiles_m);
     const int first_m = (block - rest * (int)p.tiles_m.divisor) * TILE_M;
@@ -54,30 +58,36 @@ extern "C" __global__ void __launch_bounds__(THREADS, LANES || sizeof(IN) < 4 ? 
     const int gathered_k = LANES ? thread % TILE_K : thread / TILE_N;
     const int gathered_j = LANES ? thread / TILE_K : thread % TILE_N;
     const int step_k = LANES ? 0 : THREADS / TILE_N, step_j = LANES ? THREADS / TILE_K : 0;
-    Place columns[LANES ? GATHERED : 1];
+    // Columns' places: a pointer where there is one, else distances from the first, which take half the registers.
+    typedef Distances<PADDING>::type Distance;
+    Spot<PADDING> columns[LANES ? GATHERED : 1];
+    Distance places[LANES ? GATHERED : 1];
+    const IN* const near = gathered + locate(min(first_j + (LANES ? 0 : gathered_j), p.N - 1), p.column).gathered;
 #pragma unroll
     for (int i = 0; i < (LANES ? GATHERED : 1); ++i) {
-        columns[i] = locate(min(first_j + gathered_j + i * step_j, p.N - 1), p.column);
-#pragma unroll
-        for (int axis = 0; axis < AXES; ++axis) columns[i].position[axis] += p.origin[axis];
+        const int j = first_j + gathered_j + i * step_j;
+        const Place place = locate(min(j, p.N - 1), p.column);
+        find<!TAPS>(columns[i], place, j < p.N, p);
+        places[i] = LANES ? (Distance)(gathered + place.gathered - near) : 0;
     }
 
+    const IN* const dense_first = dense + dense_m * p.dense_row;
+    const long long dense_step = THREADS / TILE_K * p.dense_row;
+    const int left_k = last_k - first_k - dense_k, left_m = p.M - dense_m;
     SUM next_dense[DENSE], next_gathered[GATHERED];
-    auto fetch = [&](int k, const Place(&places)[TILE_K]) {
+    auto fetch = [&](unsigned step) {
+        const Row<PADDING>* const found = rows[step / STEPS % 2] + step % STEPS * TILE_K;
+        const bool there = (int)(step * TILE_K) < left_k;
+        const IN* from = dense_first + found[dense_k].other;
 #pragma unroll
-        for (int i = 0; i < DENSE; ++i) {
-            const int m = dense_m + i * (THREADS / TILE_K);
-            const bool there = k + dense_k < last_k && m < p.M;
-            next_dense[i] = there ? convert<SUM>(dense[m * p.dense_row + places[dense_k].other]) : (SUM)0;
-        }
+        for (int i = 0; i < DENSE; ++i, from += dense_step)
+            next_dense[i] = there && i * (THREADS / TILE_K) < left_m ? convert<SUM>(*from) : (SUM)0;
 #pragma unroll
         for (int i = 0; i < GATHERED; ++i) {
-            const int row = gathered_k + i * step_k;
-            const bool there = k + row < last_k && first_j + gathered_j + i * step_j < p.N;
-            long long distance;
-            const bool inside =
-                reach<PADDING>(places[row], columns[LANES ? i : 0], p.size, p.axis_stride, distance);
-            next_gathered[i] = there && inside ? convert<SUM>(gathered[distance]) : (SUM)0;
+            Distance distance;
+            const int at = LANES ? i : 0;
+            const bool inside = reach(found[gathered_k + i * step_k], columns[at], p, distance);
+            next_gathered[i] = inside ? convert<SUM>(near[places[at] + distance]) : (SUM)0;
         }
     };
     auto keep = [&](int buffer) {
@@ -88,24 +98,24 @@ extern "C" __global__ void __launch_bounds__(THREADS, LANES || sizeof(IN) < 4 ? 
         for (int i = 0; i < GATHERED; ++i)
             gathered_tile[buffer][gathered_k + i * step_k][gathered_j + i * step_j] = next_gathered[i];
     };
-    // Digits of k are the same for all columns: eight threads find them for everybody, a step ahead.
-    auto find_rows = [&](int buffer, int k) {
-        if (thread < TILE_K) rows[buffer][thread] = locate(min(k + thread, p.K - 1), p.row);
+    auto find_rows = [&](unsigned batch) {
+        if (thread >= FOUND) return;
+        const int k = first_k + batch * FOUND + thread;
+        find<TAPS>(rows[batch % 2][thread], locate(k < last_k ? k : 0, p.row), k < last_k, p);
     };
 
     const int quad_m = thread / (TILE_N / PER) * 4, quad_n = thread % (TILE_N / PER) * 4;
     SUM sums[PER][PER] = {};
 
-    find_rows(0, first_k);
+    const unsigned steps = (last_k - first_k + TILE_K - 1) / TILE_K;
+    find_rows(0);
     __syncthreads();
-    fetch(first_k, rows[0]);
+    fetch(0);
     keep(0);
-    find_rows(1, first_k + TILE_K);
     __syncthreads();
-    int buffer = 0;
-    for (int k = first_k; k < last_k; k += TILE_K, buffer ^= 1) {
-        const bool more = k + TILE_K < last_k;
-        if (more) fetch(k + TILE_K, rows[buffer ^ 1]);
+    for (unsigned step = 0; step < steps; ++step) {
+        const int buffer = step % 2;
+        if (step + 1 < steps) fetch(step + 1);
 #pragma unroll
         for (int inner = 0; inner < TILE_K; ++inner) {
             Quad left[QUADS], right[QUADS];
@@ -119,8 +129,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, LANES || sizeof(IN) < 4 ? 
 #pragma unroll
                 for (int j = 0; j < PER; ++j) sums[i][j] += left[i / 4].of[i % 4] * right[j / 4].of[j % 4];
         }
-        if (more) keep(buffer ^ 1);
-        find_rows(buffer, k + 2 * TILE_K);
+        if (step + 1 < steps) keep(buffer ^ 1);
+        if (step % STEPS == 0) find_rows(step / STEPS + 1);
         __syncthreads();
     }
 
@@ -135,16 +145,33 @@ extern "C" __global__ void __launch_bounds__(THREADS, LANES || sizeof(IN) < 4 ? 
             for (int j = 0; j < PER; ++j) sums[i][j] += addend;
         }
     }
+    // Four columns beside each other are one store where they are neighbours in the result.
 #pragma unroll
-    for (int j = 0; j < PER; ++j) {
-        const int column = first_j + quad_n + j / 4 * (TILE_N / QUADS) + j % 4;
-        if (column >= p.N) continue;
-        const long long distance = locate(column, p.column).other;
+    for (int q = 0; q < QUADS; ++q) {
+        const int column = first_j + quad_n + q * (TILE_N / QUADS);
+        if (p.vector % 4 == 0) {
+            if (column >= p.N) continue;
+            OUT* const to = result + locate(column, p.column).other;
 #pragma unroll
-        for (int i = 0; i < PER; ++i) {
-            const int m = first_m + quad_m + i / 4 * (TILE_M / QUADS) + i % 4;
-            if (m >= p.M) continue;
-            result[m * p.result_row + distance] = convert<OUT>(sums[i][j]);
+            for (int i = 0; i < PER; ++i) {
+                const int m = first_m + quad_m + i / 4 * (TILE_M / QUADS) + i % 4;
+                if (m >= p.M) continue;
+                Four four;
+#pragma unroll
+                for (int at = 0; at < 4; ++at) four.of[at] = convert<OUT>(sums[i][q * 4 + at]);
+                *(Four*)(to + m * p.result_row) = four;
+            }
+            continue;
+        }
+#pragma unroll
+        for (int at = 0; at < 4; ++at) {
+            if (column + at >= p.N) continue;
+            OUT* const to = result + locate(column + at, p.column).other;
+#pragma unroll
+            for (int i = 0; i < PER; ++i) {
+                const int m = first_m + quad_m + i / 4 * (TILE_M / QUADS) + i % 4;
+                if (m < p.M) to[m * p.result_row] = convert<OUT>(sums[i][q * 4 + at]);
+            }
         }
     }
 }

@@ -15,7 +15,10 @@
 // so they form them of 8 products of high parts at most, which are then added as float32; those that cross are 2^-10 of
 // these, and are added every SETTLED steps.
 //
-// Compiled in: IN (float16, bfloat16, float32), SUM (float32), OUT, TILE_M, TILE_N, STAGES, PADDING (gather.cuh), LANES
+// Where k leads is the same for all columns: one warp finds FOUND places for everybody ahead. The finished tile goes through
+// shared memory, so that neighbouring threads store neighbouring columns, 16 bytes each where the result lies so.
+//
+// Compiled in: IN (float16, bfloat16, float32), SUM (float32), OUT, TILE_M, TILE_N, STAGES, PADDING (gather.cuh), TAPS and LANES
 // (implicit_gemm.cu), DENSE_WHOLE, GATHERED_WHOLE, and SPLIT where it is 1.
 #include "product.cuh"
 #include "types.cuh"
@@ -36,8 +39,16 @@
 #define FRAGMENTS_N 4
 #define SETTLED 16  // 256 of k: what cutting off costs the sums of what crosses is a third of 2^-23 of the products
 #define PLACED (DENSE_WHOLE && GATHERED_WHOLE ? VECTOR : 1)  // every so many-th k of a step has its place looked up
+#define FOUND 32
+#define STEPS (FOUND / (TILE_K / PLACED))
+// A row of the finished tile, a quarter of a warp's words longer than needed: rows then begin in different banks.
+#define PITCH (TILE_N + 8)
+// Rows of one half of the warps are finished at a time where the stages' memory holds no more.
+#define HALVES (TILE_M * PITCH * (int)sizeof(OUT) <= STAGES * STAGE_BYTES ? 1 : 2)
 
 struct __align__(16) Chunk { unsigned words[4]; };
+struct __align__(8) Half { unsigned words[2]; };
+struct __align__(2 * sizeof(OUT)) Pair { OUT of[2]; };
 
 __device__ __forceinline__ int swizzled(int row, int chunk) {
     return row * ROW_BYTES + (chunk ^ (row / 2 % CHUNKS)) * 16;
@@ -79,22 +90,23 @@ __device__ __forceinline__ void multiply(float32, float (&sums)[4], const unsign
     multiply_tf32(sums, left, right);
 }
 
-// One chunk on its way to shared memory; numbers of two bytes stay in `kept`. `find(i)` is where its i-th number lies,
-// null where that is a zero; `valid` is any address a copy may name.
+// One chunk on its way to shared memory; numbers of two bytes stay in `kept`. `find(i, from)` says where its i-th number lies,
+// or that it is a zero: nothing is read then.
 template <bool WHOLE, typename Find>
-__device__ __forceinline__ void fetch_chunk(unsigned char* to, Chunk& kept, const IN* valid, Find find) {
+__device__ __forceinline__ void fetch_chunk(unsigned char* to, Chunk& kept, Find find) {
+    const IN* from;
     if (WHOLE) {
-        const IN* const from = find(0);
-        copy_async<16>(to, from ? from : valid, from);
+        const bool there = find(0, from);
+        copy_async<16>(to, from, there);
         return;
     }
 #pragma unroll
     for (int i = 0; i < VECTOR; ++i) {
-        const IN* const from = find(i);
+        const bool there = find(i, from);
         if (sizeof(IN) == 4) {
-            copy_async<4>(to + 4 * i, from ? from : valid, from);
+            copy_async<4>(to + 4 * i, from, there);
         } else {
-            const unsigned bits = from ? bits_of(*from) : 0;
+            const unsigned bits = there ? bits_of(*from) : 0;
             kept.words[i / 2] = i % 2 ? kept.words[i / 2] | bits << 16 : bits;
         }
     }
@@ -109,7 +121,7 @@ __device__ __forceinline__ void keep_chunk(unsigned char* to, const Chunk& kept)
 extern "C" __global__ void __launch_bounds__(THREADS, DENSE_WHOLE && GATHERED_WHOLE && sizeof(IN) == 2 ? 2 : 1)
     implicit_gemm_mma(const __grid_constant__ GatheredProduct p) {
     DYNAMIC_SHARED(stages);
-    __shared__ Place rows[2][TILE_K / PLACED];
+    __shared__ Row<PADDING> rows[2][FOUND];
 
     const int thread = threadIdx.x, lane = thread % 32, warp = thread / 32;
     int block = blockIdx.x;
@@ -131,37 +143,44 @@ extern "C" __global__ void __launch_bounds__(THREADS, DENSE_WHOLE && GATHERED_WH
     const int gathered_row = LANES ? thread / CHUNKS : thread % TILE_N;
     const int gathered_chunk = LANES ? thread % CHUNKS : thread / TILE_N;
     const int step_row = LANES ? THREADS / CHUNKS : 0, step_chunk = LANES ? 0 : THREADS / TILE_N;
-    Place columns[LANES ? GATHERED : 1];
+    Spot<PADDING> columns[LANES ? GATHERED : 1];
+    const IN* places[LANES ? GATHERED : 1];
 #pragma unroll
     for (int i = 0; i < (LANES ? GATHERED : 1); ++i) {
-        columns[i] = locate(min(first_j + gathered_row + i * step_row, p.N - 1), p.column);
-#pragma unroll
-        for (int axis = 0; axis < AXES; ++axis) columns[i].position[axis] += p.origin[axis];
+        const int j = first_j + gathered_row + i * step_row;
+        const Place place = locate(min(j, p.N - 1), p.column);
+        find<!TAPS>(columns[i], place, j < p.N, p);
+        places[i] = gathered + place.gathered;
     }
+    // Rows past the last are a copy of it: nobody stores what comes of them.
+    const IN* dense_rows[DENSE];
+#pragma unroll
+    for (int i = 0; i < DENSE; ++i)
+        dense_rows[i] = dense + min(first_m + dense_row + i * (THREADS / CHUNKS), p.M - 1) * p.dense_row;
 
     Chunk next_dense[DENSE], next_gathered[GATHERED];
     auto fetch = [&](int step) {
         unsigned char* const stage = stages + step % STAGES * STAGE_BYTES;
-        const Place(&places)[TILE_K / PLACED] = rows[step % 2];
+        const Row<PADDING>* const found = rows[step / STEPS % 2] + step % STEPS * (TILE_K / PLACED);
         const int k = first_k + step * TILE_K;
 #pragma unroll
         for (int i = 0; i < DENSE; ++i) {
-            const int row = dense_row + i * (THREADS / CHUNKS), m = first_m + row;
-            fetch_chunk<DENSE_WHOLE>(stage + swizzled(row, dense_chunk), next_dense[i], (const IN*)p.dense, [&](int at) {
+            const int row = dense_row + i * (THREADS / CHUNKS);
+            fetch_chunk<DENSE_WHOLE>(stage + swizzled(row, dense_chunk), next_dense[i], [&](int at, const IN*& from) {
                 const int inner = dense_chunk * VECTOR + at;
-                return k + inner < last_k && m < p.M ? dense + m * p.dense_row + places[inner / PLACED].other : nullptr;
+                from = dense_rows[i] + found[inner / PLACED].other;
+                return k + inner < last_k;
             });
         }
         unsigned char* const tile = stage + TILE_M * ROW_BYTES;
 #pragma unroll
         for (int i = 0; i < GATHERED; ++i) {
             const int row = gathered_row + i * step_row, chunk = gathered_chunk + i * step_chunk;
-            fetch_chunk<GATHERED_WHOLE>(tile + swizzled(row, chunk), next_gathered[i], (const IN*)p.gathered, [&](int at) {
-                const int inner = chunk * VECTOR + at;
-                long long distance;
-                const bool inside =
-                    reach<PADDING>(places[inner / PLACED], columns[LANES ? i : 0], p.size, p.axis_stride, distance);
-                return inside && k + inner < last_k && first_j + row < p.N ? gathered + distance : nullptr;
+            fetch_chunk<GATHERED_WHOLE>(tile + swizzled(row, chunk), next_gathered[i], [&](int at, const IN*& from) {
+                Distances<PADDING>::type distance;
+                const bool inside = reach(found[(chunk * VECTOR + at) / PLACED], columns[LANES ? i : 0], p, distance);
+                from = places[LANES ? i : 0] + distance;
+                return inside;
             });
         }
     };
@@ -176,10 +195,16 @@ extern "C" __global__ void __launch_bounds__(THREADS, DENSE_WHOLE && GATHERED_WH
             keep_chunk<GATHERED_WHOLE>(stage + TILE_M * ROW_BYTES + swizzled(row, chunk), next_gathered[i]);
         }
     };
-    // Digits of k are the same for all rows of a tile: a few threads find them for everybody, a step ahead.
-    auto find_rows = [&](int step) {
-        if (thread < TILE_K / PLACED)
-            rows[step % 2][thread] = locate(min(first_k + step * TILE_K + thread * PLACED, p.K - 1), p.row);
+    auto find_rows = [&](int batch) {
+        if (thread >= FOUND) return;
+        const int k = first_k + (batch * FOUND + thread) * PLACED;
+        find<TAPS>(rows[batch % 2][thread], locate(k < last_k ? k : 0, p.row), k < last_k, p);
+    };
+    // Rows of a batch are found when the first step of the one before is fetched: a barrier, or more, lies between.
+    auto fetch_next = [&](int step, int steps) {
+        if (step < steps) fetch(step);
+        close_copies();
+        if (step % STEPS == 0) find_rows(step / STEPS + 1);
     };
 
     const int steps = (last_k - first_k + TILE_K - 1) / TILE_K;
@@ -187,9 +212,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, DENSE_WHOLE && GATHERED_WH
     __syncthreads();
 #pragma unroll
     for (int step = 0; step < STAGES - 1; ++step) {
-        if (step < steps) fetch(step), keep(step);
-        close_copies();
-        find_rows(step + 1);
+        fetch_next(step, steps);
+        if (step < steps) keep(step);
         __syncthreads();
     }
 
@@ -210,9 +234,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, DENSE_WHOLE && GATHERED_WH
         wait_for_copies<STAGES - 2>();
         __syncthreads();
         const int next = step + STAGES - 1;
-        if (next < steps) fetch(next);
-        close_copies();
-        find_rows(next + 1);
+        fetch_next(next, steps);
 
         const unsigned char* const dense_tile = stages + step % STAGES * STAGE_BYTES;
         const unsigned char* const gathered_tile = dense_tile + TILE_M * ROW_BYTES;
@@ -255,23 +277,47 @@ extern "C" __global__ void __launch_bounds__(THREADS, DENSE_WHOLE && GATHERED_WH
     }
     settle();
 
+    // A thread stores the same columns of every so many-th row.
     OUT* const result = (OUT*)p.result + group * p.result_group + part * p.result_split;
     const OUT* const bias = (const OUT*)p.bias + group * p.bias_group;
-    const int top = first_m + warp_m + lane / 4, left_most = first_j + warp_n + lane % 4 * 2;
+    auto store = [&](auto vector, int first_row, int rows_here) {
+        typedef decltype(vector) Vector;
+        const int count = sizeof(Vector) / sizeof(OUT), across = TILE_N / count;
+        const int at = thread % across * count, column = first_j + at;
+        if (column >= p.N) return;
+        OUT* const to = result + locate(column, p.column).other;
+        for (int row = thread / across; row < rows_here; row += THREADS / across) {
+            const int m = first_m + first_row + row;
+            if (m >= p.M) return;
+            *(Vector*)(to + m * p.result_row) = *(const Vector*)((const OUT*)stages + row * PITCH + at);
+        }
+    };
+    wait_for_copies<0>();
 #pragma unroll
-    for (int j = 0; j < FRAGMENTS_N; ++j)
-#pragma unroll
-        for (int odd = 0; odd < 2; ++odd) {
-            const int column = left_most + j * 8 + odd;
-            if (column >= p.N) continue;
-            const long long distance = locate(column, p.column).other;
+    for (int half = 0; half < HALVES; ++half) {
+        __syncthreads();
+        if (HALVES == 1 || warp % 2 == half) {
 #pragma unroll
             for (int i = 0; i < FRAGMENTS_M * 2; ++i) {
-                const int m = top + i * 8;
-                if (m >= p.M) continue;
-                const float sum = sums[i / 2][j][i % 2 * 2 + odd];
-                result[m * p.result_row + distance] =
-                    convert<OUT>(p.bias ? sum + convert<float>(bias[m * p.bias_row]) : sum);
+                const int row = warp_m + lane / 4 + i * 8, m = first_m + row;
+                const float addend = p.bias && m < p.M ? convert<float>(bias[m * p.bias_row]) : 0;
+                OUT* const to = (OUT*)stages + (row - half * (TILE_M / 2)) * PITCH + warp_n + lane % 4 * 2;
+#pragma unroll
+                for (int j = 0; j < FRAGMENTS_N; ++j) {
+                    Pair pair;
+#pragma unroll
+                    for (int odd = 0; odd < 2; ++odd) {
+                        const float sum = sums[i / 2][j][i % 2 * 2 + odd];
+                        pair.of[odd] = convert<OUT>(p.bias ? sum + addend : sum);
+                    }
+                    *(Pair*)(to + j * 8) = pair;
+                }
             }
         }
+        __syncthreads();
+        const int first_row = half * (TILE_M / 2), rows_here = TILE_M / HALVES;
+        if (p.vector * sizeof(OUT) == 16) store(Chunk(), first_row, rows_here);
+        else if (p.vector * sizeof(OUT) == 8) store(Half(), first_row, rows_here);
+        else store(OUT(), first_row, rows_here);
+    }
 }

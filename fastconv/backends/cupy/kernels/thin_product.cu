@@ -6,7 +6,7 @@
 // threads take every 256th k, read the dense operand once for all columns, and add up in a tree whose order is fixed.
 // tiles_m of the struct counts m, tiles_n groups of columns. There is no bias.
 //
-// Compiled in: IN, SUM, OUT, COLUMNS, PADDING.
+// Compiled in: IN, SUM, OUT, COLUMNS, PADDING, TAPS (implicit_gemm.cu).
 #include "product.cuh"
 #include "types.cuh"
 
@@ -14,7 +14,8 @@
 #define WARPS (THREADS / 32)
 
 extern "C" __global__ void __launch_bounds__(THREADS) thin_product(const __grid_constant__ GatheredProduct p) {
-    __shared__ Place columns[COLUMNS];
+    __shared__ Spot<PADDING> columns[COLUMNS];
+    __shared__ Place places[COLUMNS];
     __shared__ SUM of_warps[COLUMNS][WARPS];
 
     const int thread = threadIdx.x;
@@ -31,21 +32,21 @@ extern "C" __global__ void __launch_bounds__(THREADS) thin_product(const __grid_
     const IN* const dense = (const IN*)p.dense + group * p.dense_group + m * p.dense_row;
 
     if (thread < COLUMNS) {
-        columns[thread] = locate(min(first_j + thread, p.N - 1), p.column);
-#pragma unroll
-        for (int axis = 0; axis < AXES; ++axis) columns[thread].position[axis] += p.origin[axis];
+        places[thread] = locate(min(first_j + thread, p.N - 1), p.column);
+        find<!TAPS>(columns[thread], places[thread], true, p);
     }
     __syncthreads();
 
     SUM sums[COLUMNS] = {};
     for (int k = first_k + thread; k < last_k; k += THREADS) {
-        const Place row = locate(k, p.row);
+        Row<PADDING> row;
+        find<TAPS>(row, locate(k, p.row), true, p);
         const SUM factor = convert<SUM>(dense[row.other]);
 #pragma unroll
         for (int j = 0; j < COLUMNS; ++j) {
-            long long distance;
-            if (reach<PADDING>(row, columns[j], p.size, p.axis_stride, distance))
-                sums[j] += factor * convert<SUM>(gathered[distance]);
+            Distances<PADDING>::type distance;
+            if (reach(row, columns[j], p, distance))
+                sums[j] += factor * convert<SUM>(gathered[places[j].gathered + distance]);
             else
                 sums[j] += factor * (SUM)0;  // 0 times an infinity is a NaN here too
         }
@@ -63,6 +64,6 @@ extern "C" __global__ void __launch_bounds__(THREADS) thin_product(const __grid_
 #pragma unroll
         for (int warp = 1; warp < WARPS; ++warp) sum += of_warps[thread][warp];
         OUT* const result = (OUT*)p.result + group * p.result_group + part * p.result_split;
-        result[m * p.result_row + columns[thread].other] = convert<OUT>(sum);
+        result[m * p.result_row + places[thread].other] = convert<OUT>(sum);
     }
 }
