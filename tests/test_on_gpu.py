@@ -33,6 +33,7 @@ LAYERS = (
     "n2 c33x30x31 k65x3x3 s2 p1 bf16",
     "max n4 c64x29x28 k3x3 s2 p1 indices f32",
     "avg n4 c64x29x28 k3x3 s2 p1 f16",
+    "n4 c64x28x32 k64x3x3 s1 p1 g64 f16",
 )
 
 
