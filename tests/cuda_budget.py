@@ -43,6 +43,9 @@ LARGE = (
     "n32 c64x28x28 k64x3x3 s1 p1 f64",
     "n32 c32x112x112 k32x3x3 s1 p1 g32 f32",
     "n32 c64x112x112 k64x3x3 s2 p1 g64 f16",
+    "n32 c256x14x14 k256x3x3 s1 p1 g256 bf16",
+    "n32 c64x56x56 k64x7x7 s1 p3 g64 f32",
+    "n32 c64x28x28 k64x3x3 s1 p2 d2 g64 f32",
 )
 
 # Instructions worth knowing about; LDL and STL, spills, are not even looked up: their bytes must be 0.

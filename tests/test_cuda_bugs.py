@@ -154,6 +154,8 @@ def test_the_unchanged_kernels_pass(check: str) -> None:
         "implicit_gemm_mma C n1 c5x4x4 k9x1x1 s1 p0 f16",
         "implicit_gemm L n1 c5x5x6 k9x3x3 s1 p1 f32",
         "depthwise C n1 c4x7x6 k4x3x3 s1 p1 g4 f32",
+        "depthwise C n2 c2x5x8 k4x3x3 s1 p1 g2 f16",  # whole vectors
+        "depthwise L n1 c2x3x5 k2x3x3 s1 p2 g2 circular f32",  # a tile wider than what is padded
         "every C max n1 c2x7x6 k3x3 s2 p1 indices f32",
     )
     assert found.returncode == 0, found.stderr

@@ -71,6 +71,9 @@ def taken(problem: str, op: Op, limit: int | None = None) -> Iterator[Plan]:
         "max n1 c3x7x6 k3x3 s2 p1 indices f32",
         "max n1 c3x7x6 k3x3 s2 p1 indices f16",
         "n1 c4x7x6 k8x3x3 s1 p1 g4 f16",
+        "n2 c2x6x8 k2x3x3 s1 p1 g2 f32",
+        "n1 c2x9x16 k2x3x3 s2 p1 g2 bf16",
+        "n2 c2x9x12 k2x5x7 s1 p3 g2 f64",
         "avg n2 c3x7x6 k2x3 s1 p0 f32",
     ],
 )
@@ -89,6 +92,18 @@ def test_images_lie_in_memory_as_they_like(problem: str, order: str) -> None:
             for one, other in zip(result, expected, strict=True):
                 error, detail = compare(one, other, tolerance(made, operands_given))
                 assert not detail, f"{op} by {made.algorithm} is off by {error}: {detail}"
+
+
+@pytest.mark.parametrize("op", [Op.CONV, Op.CONV_INPUT_GRAD])
+def test_a_result_begins_where_it_likes(op: Op) -> None:
+    """Written number by number where it begins no line of 16 bytes."""
+    spec = parse("n2 c2x6x8 k2x3x3 s1 p1 g2 f32")
+    given, shape = operands(spec, op), spec.shapes(op)[-1].shape
+    for made in taken(str(spec), op):
+        result = lay(np.full(shape, np.nan, "f4"), "off by one")
+        made.run.call(*given, None, result)
+        _, detail = compare(result, reference(spec, op, given), tolerance(made, given))
+        assert not detail, f"{op} by {made.algorithm}: {detail}"
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import pickle
 import sys
+import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -353,6 +355,27 @@ def test_arrays_of_another_device_are_refused(device: Module, monkeypatch: pytes
     monkeypatch.setattr(Memory, "device_id", 1)
     np.testing.assert_array_equal(fc.conv2d(x, w).host, first.host)
     assert {number for number, _ in executor._loaded} == {0, 1}
+
+
+def test_threads_launch_at_once(device: Module, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each with an argument of its own, which is the driver's until it returns, in a context it has entered."""
+    launch, all_inside, one_runs = device.cuda.driver.launchKernel, threading.Barrier(3), threading.Lock()
+
+    def launch_together(*given: int) -> None:
+        all_inside.wait(60)
+        with one_runs:  # the emulation knows one device
+            launch(*given)
+
+    monkeypatch.setattr(device.cuda.driver, "launchKernel", launch_together)
+    w = np.rint(4 * random(3, 2, 3, 3))
+    given = [np.rint(k * random(1, 2, 5, 5)) for k in (1, 3, 5)]
+
+    def work(x: Any) -> list[Any]:
+        return [fc.conv2d(ndarray(x), ndarray(w)).host for _ in range(4)]
+
+    with ThreadPoolExecutor(3) as pool:
+        for x, made in zip(given, pool.map(work, given), strict=True):
+            np.testing.assert_array_equal(made, [fc.conv2d(x, w, backend="naive")] * 4)
 
 
 def test_the_fastest_is_measured_on_the_device(

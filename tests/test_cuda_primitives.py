@@ -16,7 +16,7 @@ from fastconv.backends.cupy.geometry import fill
 from fastconv.backends.cupy.launch import Address, Kernel, Launch, Program
 from tests import cuda_budget, emulator
 
-LANES, READ, WRITTEN = 32, 32, 21
+LANES, READ, WRITTEN = 32, 32, 23
 SOURCE = emulator.HERE / "primitives.cu"
 PRIMITIVES = np.dtype([("words", "u8"), ("results", "u8")])
 KERNEL = Kernel(str(SOURCE), "primitives", ())
@@ -99,6 +99,8 @@ def case() -> tuple[Any, Any]:
     expected[:, 8] = np.where(there[:, 0], words[:, 8], 0)[(lane + 1) % LANES]
     for i, each in enumerate(types):
         expected[:, 9 + 4 * i : 13 + 4 * i] = each.sums(added).view("u4")
+    product = words[:, 2].view("i4").astype("i8") * words[:, 3].view("i4")
+    expected[:, 21:] = np.stack([product & 0xFFFFFFFF, product >> 32 & 0xFFFFFFFF], axis=1)
     return words, expected
 
 

@@ -33,6 +33,7 @@ LAYERS = (
     "n2 c33x30x31 k65x3x3 s2 p1 bf16",
     "max n4 c64x29x28 k3x3 s2 p1 indices f32",
     "avg n4 c64x29x28 k3x3 s2 p1 f16",
+    "n4 c64x28x32 k64x3x3 s1 p1 g64 f16",
 )
 
 
@@ -117,7 +118,10 @@ def _bits(result: Any) -> bytes:
 
 @pytest.mark.parametrize("problem", LAYERS)
 def test_a_warm_call_can_be_captured(problem: str) -> None:
-    """No synchronisation, no allocation outside of the pool, nothing compiled: a CUDA graph replays it."""
+    """No synchronisation, no allocation outside of the pool, nothing compiled: a CUDA graph replays it.
+
+    But for products of cuBLAS, which CuPy refuses to call meanwhile.
+    """
     import cupy
 
     for made in plans(problem):
@@ -126,16 +130,23 @@ def test_a_warm_call_can_be_captured(problem: str) -> None:
         ]:
             continue  # indices are checked on the host before they are used
         given = [put("cupy", array) for array in operands(made.spec, made.op)]
-        expected = _bits(made(*given))
+        expected, result = _bits(made(*given)), None
         stream = cupy.cuda.Stream(non_blocking=True)
         with stream:
             made(*given)
             stream.begin_capture()
-            result = made(*given)
-            graph = stream.end_capture()
-            graph.launch()
-            stream.synchronize()
-        assert _bits(result) == expected, f"{made.algorithm} {made.op}"
+            try:
+                if made.algorithm == "im2col":
+                    with pytest.raises(NotImplementedError, match="cuBLAS"):
+                        made(*given)
+                else:
+                    result = made(*given)
+            finally:  # whatever failed: a stream left capturing fails the tests after this one
+                graph = stream.end_capture()
+            if result is not None:
+                graph.launch()
+                stream.synchronize()
+                assert _bits(result) == expected, f"{made.algorithm} {made.op}"
 
 
 @pytest.mark.parametrize("problem", LAYERS)

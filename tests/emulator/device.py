@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import pickle
+import threading
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -111,22 +112,53 @@ class RawKernel:
         assert kernel.name == self.name
         self.run = emulator.entry(kernel)
 
-    def __call__(self, grid: Any, block: Any, args: Any, *, shared_mem: int = 0) -> None:
-        (params,) = args
-        assert isinstance(params, np.ndarray)
-        assert params.size == 1  # by value: CuPy passes a NumPy array's own memory
+    @property
+    def kernel(self) -> SimpleNamespace:
+        """What the driver calls it by."""
         if self.run is None:
             self.compile()
-        if shared_mem > self.max_dynamic_shared_size_bytes and shared_mem + self.declared > UNASKED:
-            raise ValueError(
-                f"CUDA_ERROR_INVALID_VALUE: {shared_mem} bytes of shared memory were not asked for"
-            )
-        (blocks,), (threads,) = grid, block
-        self.run(params.ctypes.data, blocks, threads, shared_mem, 0)
+        handle = id(self)
+        _handles[handle] = self
+        return SimpleNamespace(ptr=handle)
+
+
+# Kernels by what the driver calls them by; they live as long.
+_handles: dict[int, RawKernel] = {}
+
+
+class _Context(threading.local):
+    """Whether this thread has entered one."""
+
+    entered = False
+
+
+_context = _Context()
+
+
+def _enter() -> tuple[int, int]:
+    _context.entered = True
+    return 0, 0
+
+
+def launch(function: int, *given: int) -> None:
+    """A launch by the driver: grid, block, shared memory, stream, addresses of arguments (here of one), extra."""
+    blocks, grid_y, grid_z, threads, block_y, block_z, shared, stream, params, extra = given
+    assert all(type(value) is int for value in (function, *given))
+    assert (grid_y, grid_z, block_y, block_z, stream, extra) == (1, 1, 1, 1, 0, 0)
+    assert 0 < blocks < 2**31
+    assert 0 < threads <= 1024
+    kernel = _handles[function]
+    if not _context.entered:
+        raise ValueError("CUDA_ERROR_INVALID_CONTEXT: this thread has none")
+    if shared > kernel.max_dynamic_shared_size_bytes and shared + kernel.declared > UNASKED:
+        raise ValueError(f"CUDA_ERROR_INVALID_VALUE: {shared} bytes of shared memory were not asked for")
+    kernel.run(ctypes.c_void_p.from_address(params).value, blocks, threads, shared, 0)
 
 
 class Module:
     """Stands in ``sys.modules`` for CuPy; counts what the pool would be asked for."""
+
+    __spec__ = SimpleNamespace(_initializing=False)  # without it an import statement takes five times as long
 
     def __init__(self) -> None:
         self.ndarray, self.RawModule = ndarray, RawModule
@@ -135,7 +167,9 @@ class Module:
             alloc=self._alloc,
             Device=lambda: SimpleNamespace(id=0, compute_capability="90"),
             get_current_stream=lambda: SimpleNamespace(ptr=0, synchronize=lambda: None),
+            driver=SimpleNamespace(launchKernel=launch),
             runtime=SimpleNamespace(
+                memGetInfo=_enter,
                 memsetAsync=lambda at, byte, count, stream: ctypes.memset(at, byte, count),
                 getDevice=lambda: 0,
                 getDeviceProperties=lambda number: {"name": b"a stand-in"},

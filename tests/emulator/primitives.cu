@@ -2,7 +2,7 @@
 #include "types.cuh"
 
 #define READ 32
-#define WRITTEN 21
+#define WRITTEN 23
 
 struct Primitives {
     const void* words;
@@ -46,4 +46,7 @@ extern "C" __global__ void __launch_bounds__(32) primitives(const __grid_constan
     multiply_tf32(sums[2], fragments[2], words + 25);
     for (int type = 0; type < 3; ++type)
         for (int i = 0; i < 4; ++i) results[9 + type * 4 + i] = float_to_bits(sums[type][i]);
+    const long long product = wide_product((int)words[2], (int)words[3]);
+    results[21] = (unsigned)product;
+    results[22] = (unsigned)(product >> 32);
 }

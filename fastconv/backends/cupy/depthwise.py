@@ -6,7 +6,10 @@ passes through memory once, and through the caches seldom.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from functools import partial
 
 import numpy as np
 
@@ -14,6 +17,7 @@ from fastconv.backends import Run, Unsupported, algorithm
 from fastconv.backends.cupy.geometry import (
     AXES,
     BOX,
+    COUNT,
     DIVISOR,
     ELEMENT_THREADS,
     Axis,
@@ -54,18 +58,25 @@ DEPTHWISE = np.dtype(
         ("bias_stride", "i8"),
         *((name, "i4") for name in ("count", "channels")),
         ("rows", DIVISOR),
+        ("fastest", DIVISOR),
         ("box", BOX),
         ("axis", CORRELATED, AXES),
     ],
     align=True,
 )
 
-# Outputs below each other that one thread makes: a 3x3 kernel then reads 18 elements for four outputs instead of 36.
-STRIP = 4
+# Outputs of a thread along either axis where rows follow each other at once: a 3x3 kernel then reads 36 elements for 16
+# outputs, and at a stride of 2 (half the rows) 45 for eight. Of 8 bytes there are two in a row, of 16-bit types eight.
+TILE = 4
 
-# Kernels up to so many rows get a strip; its elements of one column (13 at stride 2) live in registers.
-MOST_ROWS = 7
+# Kernels of so many taps a row are compiled in, and all of their rows where there are no more taps than in a 3x3 kernel: in
+# float32 a thread then has 62 registers, and four blocks run side by side. All rows of a 7x7 kernel would take 168.
+MOST_TAPS_OF_A_ROW = 7
+MOST_TAPS = 9
 MOST_STEP = 2
+
+# What one instruction reads or writes.
+VECTOR_BYTES = 16
 
 # A part of k that is shorter has less than eight products for each thread of a block.
 LEAST_PART = 2048
@@ -95,6 +106,57 @@ def _ahead(axes: Sequence[Axis], taps: Sequence[int]) -> tuple[list[Axis], int, 
     return turned, start, tuple(strides)
 
 
+def _at_once(dtype: str, aligned: bool, start: int, strides: Sequence[int], lengths: Sequence[int]) -> int:
+    """Elements of a row that are read or written at once: a power of two that divides rows and where they begin."""
+    if not aligned or strides[-1] != 1:
+        return 1
+    return math.gcd(VECTOR_BYTES // DTYPES[dtype].itemsize, start, *strides[:-1], *lengths)
+
+
+def _columns(types: Types, length: int, few: bool) -> int:
+    """Columns of a thread: a vector of what is summed, or of what is stored where that leaves none idle and taps are few."""
+    sums, stored = (VECTOR_BYTES // DTYPES[dtype].itemsize for dtype in (types.sums, types.stored))
+    return stored if length % stored == 0 and sums < stored <= 2 * TILE and few else min(sums, TILE)
+
+
+def _compiled_in(
+    types: Types,
+    axes: Sequence[Axis],
+    channels: int,
+    mode: str,
+    gathered: Placed,
+    strides: tuple[int, ...],
+    aligned: bool,
+    others: Sequence[int],
+) -> dict[str, int]:
+    """What is compiled in of how outputs are summed; `strides` are the gathered array's, `others` all others."""
+    depth, high, wide = axes
+    if (
+        max(map(abs, (*strides, *others, wide.size * strides[-1])))
+        > COUNT // 8  # in bytes, of at most eight each
+        or max(high.step, wide.step) > MOST_STEP
+        or wide.taps > MOST_TAPS_OF_A_ROW
+        or 1 not in (wide.tap, wide.taps)
+    ):
+        return {"ROWS": 1, "COLUMNS": 1, "KERNEL_H": 0, "FLAT": 0}
+    few = high.taps * wide.taps <= MOST_TAPS
+    columns, width = _columns(types, wide.columns, few), 0
+    rows = high.taps if few and 1 in (high.tap, high.taps) else 1
+    if mode == "zeros" and strides[-1] == 1:
+        width = _at_once(types.stored, aligned, gathered.start, strides, (wide.size, columns * wide.step))
+    return {
+        "ROWS": TILE // high.step,
+        "COLUMNS": columns,
+        "KERNEL_H": rows,
+        "KERNEL_W": wide.taps,
+        "STEP_H": high.step,
+        "STEP_W": wide.step,
+        "WIDTH": width,
+        "SKIP": wide.start % width if width else 0,
+        "FLAT": int(channels == 1 and depth == Axis(1, 1, 1, 1, 1, 0) and rows == high.taps),
+    }
+
+
 def _launch(
     types: Types,
     images: int,
@@ -105,27 +167,34 @@ def _launch(
     groups: int,
     gathered: Placed,
     gathered_strides: tuple[int, ...],
+    gathered_aligned: bool,
     weight: Placed,
     weight_channel: int,
     weight_taps: Sequence[int],
     result: Placed,
     result_strides: tuple[int, ...],
+    result_aligned: bool,
     bias: View | None,
     mode: str = "zeros",
 ) -> Iterator[Launch]:
     """The launch of one correlation; `channels` and `result_channels` are those of a group."""
     axes, start, taps = _ahead(axes, weight_taps)
-    rows = axes[1]
-    strip = rows.taps <= MOST_ROWS and rows.step <= MOST_STEP and (rows.tap == 1 or rows.taps == 1)
-    height = STRIP if strip else 1
-    shape = (
-        images,
-        groups * result_channels,
-        axes[0].columns,
-        tiles(axes[1].columns, height),
-        axes[2].columns,
+    others = (
+        *result_strides,
+        weight.group,
+        weight.row,
+        weight_channel,
+        *taps,
+        bias.strides[0] if bias else 0,
     )
-    count = volume(shape)
+    compiled = _compiled_in(types, axes, channels, mode, gathered, gathered_strides, gathered_aligned, others)
+    depth, high, wide = (axis.columns for axis in axes)
+    columns = compiled["COLUMNS"]
+    stored = _at_once(types.out, result_aligned, result.start, result_strides, (wide, columns))
+    # Neighbouring threads have neighbours in memory to read, be they columns or channels.
+    made, last = groups * result_channels, gathered_strides[1] == 1 != gathered_strides[-1]
+    shape = (images, 1 if last else made, depth, tiles(high, compiled["ROWS"]), tiles(wide, columns))
+    count = volume(shape) * (made if last else 1)
     check_counts(**{"elements of the batch": count})
     if not count:
         return
@@ -138,9 +207,8 @@ def _launch(
                 ("SUM", types.sums),
                 ("OUT", types.out),
                 ("PADDING", padding(mode)),
-                ("STRIP", height),
-                ("KERNEL_H", rows.taps if strip else 0),
-                ("STEP_H", rows.step if strip else 0),
+                *compiled.items(),
+                ("STORED", stored),
             ),
         ),
         grid=tiles(count, ELEMENT_THREADS),
@@ -157,6 +225,7 @@ def _launch(
             count=count,
             channels=channels,
             rows=divisor(result_channels),
+            fastest=divisor(made if last else 1),
             box=box(shape),
             axis=[tuple(axis) for axis in axes],
         ),
@@ -186,17 +255,19 @@ def depthwise(spec: ConvSpec, precision: str, workspace_limit: int | None) -> Ru
             groups=spec.groups,
             gathered=Placed(0, 0),
             gathered_strides=lifted(x.strides, 0),
+            gathered_aligned=x.aligned,
             weight=Placed(1, 0, row=ws[0], group=multiplier * ws[0]),
             weight_channel=0,
             weight_taps=ws[2:],
             result=Placed(3, 0),
             result_strides=lifted(y.strides, 0),
+            result_aligned=y.aligned,
             bias=bias,
             mode=spec.padding_mode,
         )
         return Program(steps=tuple(steps))
 
-    return Run(call=OnDevice(build), seconds=spec.nbytes() / BANDWIDTH, note="strips of outputs")
+    return Run(call=OnDevice(build), seconds=spec.nbytes() / BANDWIDTH, note="tiles of outputs")
 
 
 @algorithm("depthwise")
@@ -204,10 +275,20 @@ def input_grad(spec: ConvSpec, precision: str, workspace_limit: int | None) -> R
     """Input gradient: each phase is a correlation too."""
     _check(spec)
     seconds = spec.nbytes(Op.CONV_INPUT_GRAD) / BANDWIDTH
-    return by_phases(spec, workspace_limit, _correlations, seconds, "strips of ")
+    odd, whole = (
+        by_phases(spec, workspace_limit, partial(_correlations, aligned=aligned), seconds, "tiles of ")
+        for aligned in (False, True)
+    )
+
+    def build(dy: View, w: View, bias: View | None, dx: View) -> Program:
+        made: OnDevice = (whole if dx.aligned else odd).call  # type: ignore[assignment]
+        return made.build(dy, w, bias, dx)
+
+    return replace(whole, call=OnDevice(build))
 
 
-def _correlations(given: Phased) -> Steps:
+def _correlations(given: Phased, aligned: bool) -> Steps:
+    """The launches of every phase; `aligned`: whether the result begins a line of 16 bytes."""
     multiplier = given.spec.out_channels // given.spec.groups
     ws = lifted(given.w.strides, 0)
     for part in given.parts():
@@ -220,11 +301,13 @@ def _correlations(given: Phased) -> Steps:
             groups=given.spec.groups,
             gathered=given.source,
             gathered_strides=lifted(given.dy.strides, 0),
+            gathered_aligned=given.dy.aligned,
             weight=Placed(1, part.weight_start, group=multiplier * ws[0]),
             weight_channel=ws[0],
             weight_taps=part.weight_taps,
             result=given.target._replace(start=given.target.start + part.result_start),
             result_strides=(*given.strides[:2], *part.result_strides),
+            result_aligned=aligned,
             bias=given.bias,
         )
 

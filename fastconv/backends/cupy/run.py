@@ -2,21 +2,19 @@
 
 Nothing here waits for the device. A layout's first call compiles and loads its kernels; every later one only fills
 pointers into structs and launches, so it can be captured in a CUDA graph (the scratch then belongs to the graph's pool,
-as any CuPy array does).
+as any CuPy array does); but for products of the array library, which CuPy refuses to call during a capture.
 """
 
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
-import struct
 import tempfile
+import threading
 from collections.abc import Callable
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from fastconv.backends.cupy import compile as compiler
 from fastconv.backends.cupy import graph
@@ -31,7 +29,6 @@ from fastconv.backends.cupy.launch import (
     Operand,
     Product,
     Program,
-    View,
     view,
 )
 
@@ -40,13 +37,8 @@ Array = Any
 # Kernels that are loaded, by device and what was compiled: a few kilobytes each, and their variants are finite.
 _loaded: dict[tuple[int, Kernel], Any] = {}
 
-# An array's strides and the size of an element, in bytes, and whether it begins a line of 16 bytes.
-Layout = tuple[tuple[int, ...], int, bool]
-
 # A step that is ready: it takes the call's arrays, their addresses (the scratch's last) and the scratch.
 Step = Callable[[tuple[Array, ...], list[int], Any], None]
-
-_fill_pointer = struct.Struct("=Q").pack_into
 
 
 class OnDevice:
@@ -63,7 +55,7 @@ class OnDevice:
 
     def __init__(self, build: Build) -> None:
         self.build = build
-        self._ready = lru_cache(maxsize=KEPT_LAYOUTS)(self._make_ready)
+        self._ready: dict[tuple[Any, ...], tuple[int, tuple[Step, ...]]] = {}
 
     def __call__(self, *arrays: Array) -> None:
         """Run on CuPy arrays: operands, a bias or None, results.
@@ -76,8 +68,11 @@ class OnDevice:
         import cupy
 
         current = cupy.cuda.runtime.getDevice()
+        if current not in _thread.entered:
+            cupy.cuda.runtime.memGetInfo()
+            _thread.entered.add(current)
         places: list[int] = []
-        layouts: list[Layout | None] = []
+        layouts: list[Any] = [current]
         for array in arrays:
             if array is None:
                 places.append(0)
@@ -91,18 +86,38 @@ class OnDevice:
                 )
             place = data.ptr
             places.append(place)
-            layouts.append((array.strides, array.itemsize, place % 16 == 0))
-        workspace, steps = self._ready(current, *layouts)
+            layouts += array.strides, place % 16 == 0
+        key = tuple(layouts)
+        workspace, steps = self._ready.get(key) or self._make_ready(key, arrays, places)
         scratch = cupy.cuda.alloc(workspace) if workspace else None
         places.append(scratch.ptr if scratch is not None else 0)  # numbered -1, WORKSPACE
         for step in steps:
             step(arrays, places, scratch)
 
-    def _make_ready(self, device: int, *layouts: Layout | None) -> tuple[int, tuple[Step, ...]]:
-        """The bytes of scratch and the steps for arrays of these strides, sizes and alignments on the current device."""
-        views: list[View | None] = [None if layout is None else view(*layout) for layout in layouts]
-        program: Program = self.build(*views)
-        return program.workspace, tuple(map(_ready, program.steps))
+    def _make_ready(
+        self, key: tuple[Any, ...], arrays: tuple[Array, ...], places: list[int]
+    ) -> tuple[int, tuple[Step, ...]]:
+        """The bytes of scratch and the steps for arrays laid out as these are, on the current device."""
+        program: Program = self.build(
+            *(
+                None if array is None else view(array.strides, array.itemsize, place % 16 == 0)
+                for array, place in zip(arrays, places, strict=True)
+            )
+        )
+        if len(self._ready) >= KEPT_LAYOUTS:
+            self._ready.clear()  # what takes time, programs and kernels, is kept elsewhere
+        made = self._ready[key] = program.workspace, tuple(map(_ready, program.steps))
+        return made
+
+
+class _Thread(threading.local):
+    """The devices whose context is this thread's already: the runtime sees to it, a launch by the driver does not."""
+
+    def __init__(self) -> None:
+        self.entered: set[int] = set()
+
+
+_thread = _Thread()
 
 
 def _ready(step: Launch | Product | Fill | Graph) -> Step:
@@ -118,18 +133,41 @@ def _ready(step: Launch | Product | Fill | Graph) -> Step:
             return _multiplying(step)
 
 
+class _Argument:
+    """A kernel's one argument, a struct by value, as the driver wants it: the address of a list of addresses."""
+
+    __slots__ = ("pointers", "where", "words")
+
+    def __init__(self, template: bytes) -> None:
+        self.words = (ctypes.c_uint64 * (len(template) // 8)).from_buffer_copy(template)
+        self.pointers = ctypes.c_void_p(ctypes.addressof(self.words))
+        self.where = ctypes.addressof(self.pointers)
+
+
 def _launching(step: Launch) -> Step:
-    """The struct is copied as bytes: NumPy copies one of many fields field by field, ten times as slowly."""
-    launch, grid, block, shared = function(step.kernel, step.shared), (step.grid,), (step.block,), step.shared
-    dtype, template, fields = step.params.dtype, step.params.tobytes(), step.params.dtype.fields
+    """By the driver, past CuPy's own launch: that asks NumPy to describe the struct, field by field, which takes 40 us.
+
+    An argument is one call's until the driver has copied it: other threads may launch meanwhile.
+    """
+    import cupy
+
+    handle = function(step.kernel, step.shared).kernel.ptr  # loaded for good
+    launch, stream = cupy.cuda.driver.launchKernel, cupy.cuda.get_current_stream
+    grid, block, shared, template = step.grid, step.block, step.shared, step.params.tobytes()
+    fields = step.params.dtype.fields
     assert fields is not None
-    pointers = [(int(fields[field][1]), array, offset) for field, array, offset in step.addresses]
+    words = [(int(fields[field][1]) // 8, array, offset) for field, array, offset in step.addresses]
+    free: list[_Argument] = []
 
     def run(arrays: tuple[Array, ...], places: list[int], scratch: Any) -> None:
-        params = bytearray(template)
-        for field, array, offset in pointers:
-            _fill_pointer(params, field, places[array] + offset)
-        launch(grid, block, (np.ndarray((), dtype, params),), shared_mem=shared)
+        try:
+            argument = free.pop()
+        except IndexError:
+            argument = _Argument(template)
+        for word, array, offset in words:
+            argument.words[word] = places[array] + offset
+        launch(handle, grid, 1, 1, block, 1, 1, shared, stream().ptr, argument.where, 0)
+        free.append(argument)
 
     return run
 
