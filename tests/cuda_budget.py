@@ -21,6 +21,7 @@ from fastconv import gpu
 from fastconv.backends import Unsupported, cupy
 from fastconv.backends.cupy.compile import cubin
 from fastconv.backends.cupy.launch import Kernel, View
+from fastconv.backends.cupy.pooling import CHANNELS
 from fastconv.problems import PROBLEMS
 from fastconv.spec import ConvSpec, Op, Shape, Spec, parse
 from tests.emulator import cudnn
@@ -33,7 +34,8 @@ ARCHITECTURES = ("sm_80", "sm_86", "sm_89", "sm_90a", "sm_100", "sm_120")
 # hardly differs between them.
 DISASSEMBLED = "sm_90a"
 
-# Layers that ask for the tiles of large problems, which no edge problem does.
+# Layers that ask for the tiles of large problems, which no edge problem does, and pools of many channels, whole planes and
+# bins whose borders are found in 64 bits.
 LARGE = (
     "n32 c256x56x56 k256x3x3 s1 p1 f32",
     "n32 c64x56x56 k64x1x1 s1 p0 f32",
@@ -46,6 +48,14 @@ LARGE = (
     "n32 c256x14x14 k256x3x3 s1 p1 g256 bf16",
     "n32 c64x56x56 k64x7x7 s1 p3 g64 f32",
     "n32 c64x28x28 k64x3x3 s1 p2 d2 g64 f32",
+    "max n32 c64x112x112 k3x3 s2 p1 f32",
+    "max n32 c64x112x112 k3x3 s2 p1 indices f16",
+    "max n32 c64x112x112 k2x2 s2 p0 indices f32",
+    "max n32 c64x112x112 k2x2 s2 p0 f16",
+    "avg n32 c64x28x28 k3x3 s1 p1 f32",
+    "avg n32 c2048x7x7 o1x1 f32",
+    "avg n32 c64x56x56 o1x1 f16",
+    "avg n1 c1x3000000 o1001 f32",
 )
 
 # Instructions worth knowing about; LDL and STL, spills, are not even looked up: their bytes must be 0.
@@ -138,7 +148,10 @@ def _programs(problems: tuple[str, ...]) -> Iterator[tuple[Spec, Op, str, Any]]:
                         build = planner(spec, precision, None).call.build  # type: ignore[attr-defined]
                     except Unsupported:
                         continue
-                    for last in (False, True) if isinstance(spec, ConvSpec) else (False,):
+                    # Few channels that lie last are read as any strides are.
+                    for last in (
+                        (False, True) if isinstance(spec, ConvSpec) or spec.channels >= CHANNELS else (False,)
+                    ):
                         yield spec, op, planner.__name__, build(*views(spec, op, last))
 
 
