@@ -155,5 +155,7 @@ def test_the_unchanged_kernels_pass(check: str) -> None:
         "implicit_gemm L n1 c5x5x6 k9x3x3 s1 p1 f32",
         "depthwise C n1 c4x7x6 k4x3x3 s1 p1 g4 f32",
         "every C max n1 c2x7x6 k3x3 s2 p1 indices f32",
+        "every L max n1 c33x11x7 k3x3 s2 p1 indices f32",
+        "every C avg n2 c3x8x8 o1x1 f32",
     )
     assert found.returncode == 0, found.stderr
