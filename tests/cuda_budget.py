@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 from fastconv import gpu
 from fastconv.backends import Unsupported, cupy
 from fastconv.backends.cupy.compile import cubin
+from fastconv.backends.cupy.geometry import MASKED
 from fastconv.backends.cupy.launch import Kernel, View
 from fastconv.backends.cupy.pooling import CHANNELS
 from fastconv.problems import PROBLEMS
@@ -169,7 +170,7 @@ def plain() -> tuple[Kernel, ...]:
         kernel
         for kernel in kernels()
         if all(value == "float32" for name, value in kernel.defines if name in types)
-        and dict(kernel.defines).get("PADDING", 0) == 0
+        and dict(kernel.defines).get("PADDING", 0) in (0, MASKED)
     )
 
 

@@ -157,5 +157,7 @@ def test_the_unchanged_kernels_pass(check: str) -> None:
         "depthwise C n2 c2x5x8 k4x3x3 s1 p1 g2 f16",  # whole vectors
         "depthwise L n1 c2x3x5 k2x3x3 s1 p2 g2 circular f32",  # a tile wider than what is padded
         "every C max n1 c2x7x6 k3x3 s2 p1 indices f32",
+        "every L max n1 c33x11x7 k3x3 s2 p1 indices f32",
+        "every C avg n2 c3x8x8 o1x1 f32",
     )
     assert found.returncode == 0, found.stderr

@@ -106,6 +106,65 @@ def test_a_result_begins_where_it_likes(op: Op) -> None:
         assert not detail, f"{op} by {made.algorithm}: {detail}"
 
 
+@pytest.mark.parametrize("order", ["C", "channels last"])
+@pytest.mark.parametrize(
+    "problem",
+    [
+        "max n2 c35x19x7 k3x3 s2 p1 ceil indices f32",  # strips of 8 and tiles of 32 channels, neither whole
+        "max n1 c33x9x37 k2x2 s2 p1 indices f64",
+        "max n1 c32x18x5 k5x4 s3 p2x1 f16",
+        "max n1 c3x14x5 k1x2 s3x2 p0 indices f32",  # elements that no window holds
+        "max n1 c2x7x5 k3x3 s4 p1 indices f32",
+        "avg n1 c34x17x6 k3x3 s1 p1 f32",
+        "avg n1 c33x11x6 k3x2 s2x1 p1 ceil exclude_pad bf16",
+        "avg n1 c2x12x12 o4x3 f32",  # bins as windows
+        "avg n2 c33x7x7 o1x1 f16",  # whole planes, by eight threads or one
+        "avg n1 c3x18x19 o1x1 divisor7 f32",
+        "avg n1 c2x3x40 k1x33 s2 p0x3 f32",
+        "avg n1 c1x50000 o46000 f32",  # borders found in 64 bits
+        "max n2 c33x7x6 o1x1 indices f32",
+        "lp3 n1 c2x4x5x6 k4x5x6 f32",
+        "lp2 n1 c33x9x6 k3x3 s2 p1 ceil f32",
+    ],
+)
+def test_pools_end_where_strips_tiles_and_groups_do_not(problem: str, order: str) -> None:
+    spec = parse(problem)
+    for op in (Op.POOL, Op.POOL_INPUT_GRAD):
+        for made in taken(problem, op):
+            given = operands(spec, op)
+            moved = [
+                lay(array, order)
+                if order != "C" and (shape.name == "input" or moves(shape, order))
+                else array
+                for array, shape in zip(given, spec.shapes(op), strict=False)
+            ]
+            result, expected = made(*moved), reference(spec, op, given)
+            pairs = zip(result, expected, strict=True) if isinstance(result, tuple) else [(result, expected)]
+            for one, other in pairs:
+                error, detail = compare(one, other, tolerance(made, given))
+                assert not detail, f"{op} by {made.algorithm} is off by {error}: {detail}"
+
+
+@pytest.mark.parametrize("order", ["C", "channels last"])
+@pytest.mark.parametrize("window", ["k3x3 s2 p1 ceil", "k2x2 s1 p1", "k3x3 s1 p2 d2", "o5x3"])
+@pytest.mark.parametrize("dtype", ["f32", "f16", "s8"])
+def test_a_maximum_that_is_least_or_no_number(window: str, dtype: str, order: str) -> None:
+    """Planes of nothing but the least there is, and numbers that are none: the first of the largest, the last NaN."""
+    spec = parse(f"max n1 c34x9x7 {window} indices {dtype}")
+    (x,) = operands(spec, Op.POOL, "integers")
+    rng = np.random.default_rng(0)
+    least = np.iinfo(x.dtype).min if dtype == "s8" else -np.inf
+    x[rng.random(x.shape) < 0.7] = least
+    x[0, ::4] = least
+    if dtype != "s8":
+        x[0, 1::4][rng.random(x[0, 1::4].shape) < 0.2] = np.nan
+    made = plan(spec, Op.POOL, "emulated")
+    for one, other in zip(
+        made(x if order == "C" else lay(x, order)), reference(spec, Op.POOL, (x,)), strict=True
+    ):
+        np.testing.assert_array_equal(one, other)
+
+
 @pytest.mark.parametrize(
     ("problem", "op"),
     [

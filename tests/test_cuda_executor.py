@@ -189,7 +189,9 @@ def test_shared_memory_is_asked_for(device: Module, monkeypatch: pytest.MonkeyPa
     code = pickle.dumps(Kernel("sum_parts.cu", "sum_parts", (("SUM", "float32"), ("OUT", "float32"))))
     for shared in (0, 48 * 1024, 100_000):
         assert executor.load(code, "sum_parts", shared).max_dynamic_shared_size_bytes == shared
-    planner = sys.modules["fastconv.backends.cupy.implicit_gemm_mma"]  # the package has a function of that name
+    planner = sys.modules[
+        "fastconv.backends.cupy.implicit_gemm_mma"
+    ]  # the package has a function of that name
     monkeypatch.setattr(planner, "warp_tiles_of", lambda *given: product.warp_tiles_of(*given)[:1])
     made = plan(parse("n1 c8x5x6 k9x1x1 s1 p0 f16"), Op.CONV, "cupy", "implicit_gemm_mma")
     assert "128x128" in str(made)

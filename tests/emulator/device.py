@@ -43,8 +43,10 @@ class ndarray:  # noqa: N801 - CuPy's name
     ) -> None:
         if isinstance(shape, np.ndarray):
             self.host = shape
+        elif memptr is None:
+            self.host = np.empty(shape, dtype)
+            self.host.reshape(-1).view(np.uint8)[:] = 0xFF
         else:
-            assert memptr is not None
             assert strides is not None
             dtype = numpy_dtype(str(dtype))
             span = dtype.itemsize + sum((n - 1) * step for n, step in zip(shape, strides, strict=True))
@@ -180,12 +182,6 @@ class Module:
         self.allocated.append(nbytes)
         scratch = np.full(nbytes, 0xFF, np.uint8)
         return Memory(scratch.ctypes.data, scratch)
-
-    @staticmethod
-    def empty(shape: Any, dtype: Any) -> ndarray:
-        array = np.empty(shape, dtype)
-        array.reshape(-1).view(np.uint8)[:] = 0xFF
-        return ndarray(array)
 
     @staticmethod
     def asarray(array: Any) -> ndarray:

@@ -320,7 +320,9 @@ def im2col(spec: ConvSpec, precision: str, workspace_limit: int | None) -> Run:
 
     return Run(
         call=OnDevice(build),
-        seconds=BATCH_SECONDS + spec.flops() / RATE + PASSES * (not pointwise) * spec.columns_nbytes / BANDWIDTH,
+        seconds=BATCH_SECONDS
+        + spec.flops() / RATE
+        + PASSES * (not pointwise) * spec.columns_nbytes / BANDWIDTH,
         shared=made.beside + (0 if pointwise else made.own),
         note="the image is its own columns" if pointwise else made.note(),
     )

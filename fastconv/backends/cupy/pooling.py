@@ -77,7 +77,7 @@ UNPOOL = np.dtype(
 )
 
 # How windows lie (``kernels/windows.cuh``).
-DENSE, DILATED, BINS, WIDE_BINS = range(4)
+DENSE, DILATED, BINS, WIDE_BINS, WHOLE = range(5)
 
 # Outputs below each other that one thread makes, by the step between their windows: what finds its place is shared, rows are
 # where steps are short, and all loads are under way at once. Windows further apart share nothing and have loads enough.
@@ -87,7 +87,7 @@ SHORT_STRIP = 4
 # Rows of a gradient that one thread makes.
 GRADIENT_ROWS = 8
 
-# Sides of windows that are compiled in; 5x5 at a step of 2 is 55 loads a strip.
+# Sides of windows that are compiled in: 5x5 at a step of 2 is 95 loads a strip, and no register too many.
 MOST_TAPS = 5
 
 # Channels that lie last are read by warps, 32 side by side (fewer leave lanes idle), and turned in shared memory: a tile
@@ -130,15 +130,13 @@ class Axis(NamedTuple):
         divisors = map(divisor, (self.size, self.out, max(self.stride, 1), max(self.dilation, 1)))
         return *self[:-1], *divisors
 
-    @property
-    def whole(self) -> bool:
-        """Whether there is one window, which is all there is."""
-        return self == _one_window(self.size)
 
-
-def _one_window(size: int) -> Axis:
+def _whole(size: int) -> Axis:
+    """One window, which is all there is."""
     return Axis(size, 1, size, size, 0, 0, 1)
 
+
+ONE = _whole(1)
 
 Axes = tuple[Axis, Axis, Axis]
 Defines = tuple[tuple[str, str | int], ...]
@@ -154,12 +152,14 @@ def _axes(spec: PoolSpec) -> Axes:
         real = [Axis(size, out, size // out, size // out, 0, 0, 1) for size, out in sizes]
     else:
         real = [Axis(size, out, 0, 0, 0, 0, 0) for size, out in sizes]
-    d, h, w = [_one_window(1)] * (AXES - spec.rank) + real
+    d, h, w = [ONE] * (AXES - spec.rank) + real
     return d, h, w
 
 
 def _kind(axes: Axes) -> int:
     """How windows lie, by its number in ``windows.cuh``."""
+    if axes == (ONE, ONE, _whole(axes[2].size)):
+        return WHOLE
     if any(axis.dilation == 0 for axis in axes):
         widest = max(axis.size * axis.out + max(axis.size, axis.out) for axis in axes)
         return BINS if widest <= COUNT else WIDE_BINS
@@ -193,7 +193,7 @@ def _common(spec: PoolSpec, axes: Axes) -> dict[str, Any]:
 def _small(axes: Axes) -> bool:
     """Whether windows are worth compiling in: few, two axes of them, and their elements side by side."""
     d, *plane = axes
-    return d == _one_window(1) and all(
+    return d == ONE and all(
         axis.dilation == 1 and axis.extent <= MOST_TAPS and axis.stride in (*STRIPS, axis.extent)
         for axis in plane
     )
@@ -272,21 +272,25 @@ def _one_by_one(axes: Axes, images: int, channels: int, group: int) -> Way:
     return _one_each((images, channels, *(axis.out for axis in axes)), defines, group)
 
 
-def _held_in_strips(axes: Axes, images: int, channels: int, read: list[Array]) -> Way:
+def _held_in_strips(axes: Axes, images: int, channels: int, arrays: list[Array]) -> Way:
     """Input elements by the small windows that begin there."""
     _, h, w = axes
+    read = [array for array in arrays if array[0].field in ("grad", "other")]
     windows = (h.size - 1 + h.before) // h.stride - h.before // h.stride + 1
     strip = _strip(GRADIENT_ROWS // h.stride, windows)
     return _one_each((images, channels, 1, tiles(windows, strip), w.size), _compiled(axes, strip, *read))
 
 
-def _merged(axes: Axes, strides: tuple[int, ...]) -> Axes:
-    """One axis where windows are whole planes whose elements lie evenly in memory."""
-    (d, h, w), (far, middle, near) = axes, strides
-    even = (h.size == 1 or middle == w.size * near) and (d.size == 1 or far == h.size * w.size * near)
-    if not even or not all(axis.whole for axis in axes):
+def _merged(axes: Axes, *given: tuple[int, ...]) -> Axes:
+    """One axis where windows are whole planes, whose elements lie evenly in memory by each of the strides given."""
+    d, h, w = axes
+    even = all(
+        (h.size == 1 or middle == w.size * near) and (d.size == 1 or far == h.size * w.size * near)
+        for *_, far, middle, near in given
+    )
+    if not even or any(axis != _whole(axis.size) for axis in axes):
         return axes
-    return _one_window(1), _one_window(1), _one_window(d.size * h.size * w.size)
+    return ONE, ONE, _whole(d.size * h.size * w.size)
 
 
 def _group(spec: PoolSpec, axes: Axes) -> int:
@@ -302,7 +306,7 @@ def _group(spec: PoolSpec, axes: Axes) -> int:
 def _lanes(spec: PoolSpec) -> int:
     """The most threads that make one output, whatever the layout."""
     axes = _axes(spec)
-    return max(_group(spec, axes), _group(spec, _merged(axes, c_strides(spec.input_shape)[2:])))
+    return max(_group(spec, axes), _group(spec, _merged(axes, c_strides(spec.input_shape))))
 
 
 def _launch(kernel: Kernel, dtype: np.dtype[Any], way: Way, arrays: list[Array], /, **values: Any) -> Launch:
@@ -324,7 +328,7 @@ def _pooled(spec: PoolSpec, some: int, out: str, x: Array, y: Array | None, indi
     if _small(axes) and _near(spec, arrays):
         way = _in_strips(axes, some, channels, last * (TILE_BYTES // max(DTYPES[out].itemsize, 4)), x)
     else:
-        axes = _merged(axes, strides[2:])
+        axes = _merged(axes, strides)
         way = _one_by_one(axes, some, channels, 1 if last else _group(spec, axes))
     types = (("IN", spec.dtype), ("SUM", _sums(spec)), ("OUT", out))
     kernel = Kernel(
@@ -379,7 +383,9 @@ def holders(spec: PoolSpec, precision: str, workspace_limit: int | None) -> Run:
     scratch = 0
     if again:
         scratch = outputs * (INDEX_BYTES if spec.mode == "max" else DTYPES[types[1]].itemsize)
-    images = images_at_once(spec.batch, max(volume(spec.input_shape[1:]), outputs), scratch, workspace_limit)
+    images = images_at_once(
+        spec.batch, max(volume(spec.input_shape[1:]), outputs * _lanes(spec)), scratch, workspace_limit
+    )
     inner = c_strides(spec.output_shape)
     result = spec.shapes(Op.POOL_INPUT_GRAD)[-1].dtype
     defines = (("IN", spec.dtype), ("GRAD", grad), ("SUM", sums), ("OUT", result), *_what(spec, axes))
@@ -398,15 +404,17 @@ def holders(spec: PoolSpec, precision: str, workspace_limit: int | None) -> Run:
                 steps.append(
                     _pooled(spec, some, spec.dtype if spec.mode == "max" else types[1], x, y, indices)
                 )
-                arrays += [x, (Address("other", WORKSPACE), inner)]
+                arrays += [(Address("other", WORKSPACE), inner), *([x] if spec.mode == "lp" else [])]
             if _small(axes) and _near(spec, arrays):
-                way = _held_in_strips(
-                    axes, some, spec.channels, [a for a in arrays if a[0].field in ("grad", "other")]
-                )
+                laid, way = axes, _held_in_strips(axes, some, spec.channels, arrays)
             else:
-                way = _one_each((some, *spec.input_shape[1:]), (("WINDOWS", _kind(axes)),))
+                laid = _merged(
+                    axes, *(strides for address, strides in arrays if address.field in ("result", "x"))
+                )
+                pieces = (some, spec.channels, *(axis.size for axis in laid))
+                way = _one_each(pieces, (("WINDOWS", _kind(laid)),))
             kernel = Kernel("pool_grad.cu", "pool_grad", (*defines, *way.defines))
-            steps.append(_launch(kernel, POOL_GRADIENT, way, arrays, **_common(spec, axes)))
+            steps.append(_launch(kernel, POOL_GRADIENT, way, arrays, **_common(spec, laid)))
         return Program(steps=tuple(steps), workspace=scratch * images)
 
     return Run(

@@ -117,8 +117,9 @@ __device__ __forceinline__ void keep_chunk(unsigned char* to, const Chunk& kept)
     if (!WHOLE && sizeof(IN) == 2) *(Chunk*)to = kept;
 }
 
-// Two blocks on a multiprocessor leave a thread 128 registers, in which only whole 16-bit vectors fit without spilling.
-extern "C" __global__ void __launch_bounds__(THREADS, DENSE_WHOLE && GATHERED_WHOLE && sizeof(IN) == 2 ? 2 : 1)
+// 512 threads on a multiprocessor have 128 registers each, in which only whole 16-bit vectors fit without spilling.
+extern "C" __global__ void
+__launch_bounds__(THREADS, DENSE_WHOLE && GATHERED_WHOLE && sizeof(IN) == 2 ? 512 / THREADS : 1)
     implicit_gemm_mma(const __grid_constant__ GatheredProduct p) {
     DYNAMIC_SHARED(stages);
     __shared__ Row<PADDING> rows[2][FOUND];

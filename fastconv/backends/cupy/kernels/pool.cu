@@ -7,12 +7,12 @@
 // Compiled in: IN, SUM, OUT, MODE, INDICES (whether positions are asked for; `y` may be null then), EVEN (all windows divide
 // by `divisor`), and one of two ways:
 //
-//   KERNEL_H, KERNEL_W, STEP_H, STEP_W, STRIP, ADJACENT, TRANSPOSED   small windows of two axes: a thread makes STRIP outputs below
-//       each other, and an element read once serves all of them. Neighbouring threads make neighbouring columns, which lie
-//       so in x too where they are ADJACENT; or, TRANSPOSED, they read neighbouring channels, and results turn round in
-//       shared memory.
-//   WINDOWS, GROUP, LOADS   any windows: GROUP neighbouring threads make one output, which they share along w; each has LOADS
-//       loads under way at once.
+//   KERNEL_H, KERNEL_W, STEP_H, STEP_W, STRIP, ADJACENT, TRANSPOSED   small windows of two axes: a thread makes STRIP
+//       outputs below each other, and a row read once serves all of them. Neighbouring threads make neighbouring columns,
+//       which are neighbours in x too where they are ADJACENT; or, TRANSPOSED, they read neighbouring channels, and results
+//       turn round in shared memory.
+//   WINDOWS, GROUP, LOADS   any windows: GROUP neighbouring threads make one output, which they share along w; each has
+//       LOADS loads under way at once.
 #include "types.cuh"
 #include "windows.cuh"
 
@@ -194,8 +194,9 @@ extern "C" __global__ void __launch_bounds__(ELEMENT_THREADS, 1) pool(const __gr
     const int thread = blockIdx.x * ELEMENT_THREADS + threadIdx.x, lane = thread % GROUP;
     const Element e = element(min(thread, p.count - 1) / GROUP, p.box);
     const IN* const x = (const IN*)p.x + plane(e, p.x_stride);
-    const Range d = window<WINDOWS>(p.axis[0], e.at[0]), h = window<WINDOWS>(p.axis[1], e.at[1]),
-                w = window<WINDOWS>(p.axis[2], e.at[2]);
+    const Range one = {0, 1, 1}, d = WINDOWS == WHOLE ? one : window<WINDOWS>(p.axis[0], e.at[0]),
+                h = WINDOWS == WHOLE ? one : window<WINDOWS>(p.axis[1], e.at[1]), w = window<WINDOWS>(p.axis[2], e.at[2]);
+    const long long apart = GROUP * w.step * p.x_stride[4];
 
 #if MODE == MAX
     Reduced all = reduced(p, x[d.begin * p.x_stride[2] + h.begin * p.x_stride[3] + w.begin * p.x_stride[4]],
@@ -205,13 +206,15 @@ extern "C" __global__ void __launch_bounds__(ELEMENT_THREADS, 1) pool(const __gr
 #endif
     for (int i = d.begin; i < d.end; i += d.step)
         for (int j = h.begin; j < h.end; j += h.step) {
-            const IN* const row = x + i * p.x_stride[2] + j * p.x_stride[3];
+            int k = w.begin + lane * w.step;
+            const IN* next = x + i * p.x_stride[2] + j * p.x_stride[3] + k * p.x_stride[4];
             const int flat = (i * p.axis[1].size + j) * p.axis[2].size;
-            for (int first = w.begin + lane * w.step; first < w.end; first += LOADS * GROUP * w.step)
+            while (k < w.end)
 #pragma unroll
                 for (int load = 0; load < LOADS; ++load) {
-                    const int k = first + load * GROUP * w.step;
-                    if (k < w.end) join(all, reduced(p, row[k * p.x_stride[4]], flat + k));
+                    const IN element = k < w.end ? *next : convert<IN>(NOTHING);
+                    join(all, reduced(p, element, flat + k));
+                    k += GROUP * w.step, next += apart;
                 }
         }
 #if GROUP > 1

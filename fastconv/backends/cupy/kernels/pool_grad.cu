@@ -6,9 +6,9 @@
 //
 // Compiled in: IN (of x), GRAD (of dy), SUM, OUT, MODE, EVEN (all windows divide by `divisor`), and one of two ways:
 //
-//   KERNEL_H, KERNEL_W, STEP_H, STEP_W, STRIP, ADJACENT   small windows of two axes: a thread makes the elements of one column where STRIP
-//       windows below each other begin, STRIP * STEP_H of them, and a window read once serves all of them. ADJACENT: windows of a row are neighbours
-//       in memory.
+//   KERNEL_H, KERNEL_W, STEP_H, STEP_W, STRIP, ADJACENT   small windows of two axes: a thread makes the elements of one
+//       column where STRIP windows below each other begin, STRIP * STEP_H of them, and a window read once serves all of
+//       them. ADJACENT: windows of a row are neighbours in memory.
 //   WINDOWS   any windows, one element a thread.
 #include "types.cuh"
 #include "windows.cuh"
@@ -100,7 +100,8 @@ extern "C" __global__ void __launch_bounds__(ELEMENT_THREADS, 1) pool_grad(const
 #pragma unroll
         for (int k = 1 - MEET_W; k <= 0; ++k) {
             const int v = last + k;
-            const bool there = (unsigned)h < (unsigned)rows.out && (unsigned)v < (unsigned)columns.out && tap - k * STEP_W < KERNEL_W;
+            const bool there =
+                (unsigned)h < (unsigned)rows.out && (unsigned)v < (unsigned)columns.out && tap - k * STEP_W < KERNEL_W;
             const Held window = held(p, grad_row + k * grad_step, other_row + k * other_step, there, [&](bool include_pad) {
                 return max(counted<DENSE>(rows, h, include_pad) * counted<DENSE>(columns, v, include_pad), 1);
             });
@@ -142,11 +143,12 @@ extern "C" __global__ void __launch_bounds__(ELEMENT_THREADS, 1) pool_grad(const
             const OTHER* const other_row = other + i * p.other_stride[2] + j * p.other_stride[3];
             for (int k = w.begin; k < w.end; ++k) {
                 if (!holds<WINDOWS>(p.axis[2], k, e.at[2])) continue;
-                const Held window = held(p, grad_row + k * p.grad_stride[4], other_row + k * p.other_stride[4], true, [&](bool include_pad) {
+                const auto kept = [&](bool include_pad) {
                     return (long long)counted<WINDOWS>(p.axis[0], i, include_pad) *
                            counted<WINDOWS>(p.axis[1], j, include_pad) * counted<WINDOWS>(p.axis[2], k, include_pad);
-                });
-                add(sum, p, window, flat, value);
+                };
+                const GRAD* const dy = grad_row + k * p.grad_stride[4];
+                add(sum, p, held(p, dy, other_row + k * p.other_stride[4], true, kept), flat, value);
             }
         }
     }

@@ -8,6 +8,7 @@
 #define DILATED 1
 #define BINS 2       // adaptive
 #define WIDE_BINS 3  // adaptive, and size * out is past 31 bits
+#define WHOLE 4      // one window, which is the plane; for pool.cu a plane of one axis
 
 struct Window {
     int size, out;  // positions of the input and of the output
@@ -37,6 +38,8 @@ __device__ __forceinline__ Range piece(int i, int size, const Divisor& by) {
 // The input positions that output position `i` reduces.
 template <int KIND>
 __device__ __forceinline__ Range window(const Window& w, int i) {
+    const Range all = {0, w.size, 1};
+    if (KIND == WHOLE) return all;
     if (KIND >= BINS) return piece<KIND>(i, w.size, w.by_out);
     const int start = i * w.stride - w.before;
     Range range = {max(start, 0), min(start + w.extent, w.size), 1};
@@ -64,6 +67,8 @@ __device__ __forceinline__ int counted(const Window& w, int i, bool include_pad)
 // The output positions whose windows may hold input position `i`: all do where windows are not dilated.
 template <int KIND>
 __device__ __forceinline__ Range holders(const Window& w, int i) {
+    const Range one = {0, 1, 1};
+    if (KIND == WHOLE) return one;
     if (KIND >= BINS) return piece<KIND>(i, w.out, w.by_size);
     const int place = i + w.before, first = place - w.extent + 1;
     const Range range = {first > 0 ? divide(first - 1, w.by_stride) + 1 : 0, min(divide(place, w.by_stride) + 1, w.out), 1};
@@ -77,8 +82,8 @@ __device__ __forceinline__ bool holds(const Window& w, int o, int i) {
     return ahead == divide(ahead, w.by_dilation) * (int)w.by_dilation.divisor;
 }
 
-// Where windows are small strides along axes fit in 31 bits, counted in bytes, and so do those of channels and images, counted in
-// elements, which are not negative: one instruction finds an address.
+// Where windows are small, strides along axes fit in 31 bits, counted in bytes, and so do those of channels and images,
+// counted in elements, which are not negative: one instruction finds an address.
 template <typename T>
 __device__ __forceinline__ T* at(T* first, int position, long long stride) {
     return (T*)((char*)first + (long long)position * (int)(stride * (int)sizeof(T)));
