@@ -234,12 +234,26 @@ def numbers(*shape: int, dtype: str = "f4") -> Any:
     return ndarray(np.random.default_rng(sum(shape)).integers(-4, 5, shape).astype(dtype))
 
 
+def test_an_engine_that_keeps_its_transform_to_itself_is_passed_over(
+    library: cudnn.Library, device: Module, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By its name and the op: elsewhere, and on tensor cores, nothing was found wrong with it."""
+    monkeypatch.setattr(library, "offers", (cudnn.Offer("eng17_k25=0", frozenset(), 0), *library.offers))
+    for op, dtype, name in (
+        (Op.CONV_WEIGHT_GRAD, "f32", "tiled"),
+        (Op.CONV_WEIGHT_GRAD, "f16", "eng17_k25=0"),
+        (Op.CONV, "f32", "eng17_k25=0"),
+    ):
+        made = plan(parse(f"n2 c4x5x6 k6x3x3 s1 p1 {dtype}"), op, "cupy", "cudnn")
+        assert made.run.note.startswith(f"{name},")
+
+
 def test_it_runs_on_the_stream_in_the_pool_and_in_place(
     library: cudnn.Library, device: Module, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(device.cuda, "get_current_stream", lambda: SimpleNamespace(ptr=77))
     x, w, b = numbers(2, 3, 6, 7), numbers(4, 3, 3, 3), numbers(4)
-    out = device.empty((2, 4, 6, 7), "f4")
+    out = device.ndarray((2, 4, 6, 7), "f4")
     made = fc.conv2d(x, w, b, padding=1, algorithm="cudnn", out=out)
     assert made is out
     np.testing.assert_array_equal(out.host, fc.conv2d(x.host, w.host, b.host, padding=1, backend="im2col"))

@@ -299,7 +299,7 @@ def _phase(spec: ConvSpec, among: Sequence[Tile | WarpTile]) -> Choice:
     c_group, o_group = spec.in_channels // spec.groups, spec.out_channels // spec.groups
     taps = tiles(volume(spec.kernel_size), volume(spec.stride))
     shape = Shape(c_group, spec.batch * volume(spec.in_size), o_group * taps, spec.groups)
-    choice = choose(shape, among, types_of(spec).sums, None, most_parts=1)
+    choice = choose(shape, among, types_of(spec).sums, None, counts=(1,))
     return choice._replace(seconds=max(choice.seconds, spec.nbytes(Op.CONV_INPUT_GRAD) / BANDWIDTH))
 
 
@@ -315,7 +315,7 @@ def _packed_view(spec: ConvSpec, channels_last: bool) -> View:
 def _products(given: Phased) -> Steps:
     """The launches of every phase, as products on CUDA cores."""
     for shape, places in _places(given):
-        choice = choose(shape, tiles_of(given.types.sums), given.types.sums, None, most_parts=1)
+        choice = choose(shape, tiles_of(given.types.sums), given.types.sums, None, counts=(1,))
         yield from product(shape, given.types, choice, lanes=int(given.dy.channels_last), **places).launches
 
 
@@ -324,7 +324,7 @@ def _tensor_products(given: Phased, split: bool) -> Steps:
     for shape, places in _places(given):
         among = warp_tiles_of(given.types.stored, split)
         choice, lanes = (
-            choose(shape, among, given.types.sums, None, most_parts=1),
+            choose(shape, among, given.types.sums, None, counts=(1,)),
             int(given.dy.channels_last),
         )
         yield from tensor_product(

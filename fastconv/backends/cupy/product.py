@@ -78,8 +78,9 @@ BUSY_WARPS = 16
 # Blocks that keep it busy: two on each multiprocessor.
 BLOCKS = 2 * PROCESSORS
 
-# Parts of k: at most so many, and none so short that storing and adding its sums costs more than it saves.
-MOST_PARTS = 16
+# Into how many parts k may be cut, none so short that storing and adding its sums costs more than it saves. The weight
+# gradient of a first layer has two tiles and a sum of a million products.
+PARTS = (*range(1, 17), 20, 24, 32, 40, 48, 64, 80, 96, 128)
 LEAST_PART = 128
 
 # Kernels of more elements along their axes together have no bit for each.
@@ -243,7 +244,7 @@ def tiles_of(sums: str) -> tuple[Tile, ...]:
     """
     if DTYPES[sums].itemsize == 8:
         return (Tile(64, 64, 4, 0.7e11),)
-    return Tile(128, 128, 8, 1.27e11), Tile(128, 64, 8, 1.15e11), Tile(64, 64, 8, 1.02e11)
+    return Tile(128, 128, 8, 1.25e11), Tile(128, 64, 8, 1.13e11), Tile(64, 64, 8, 1.03e11)
 
 
 def warp_tiles_of(stored: str, split: bool = False) -> tuple[WarpTile, ...]:
@@ -254,19 +255,23 @@ def warp_tiles_of(stored: str, split: bool = False) -> tuple[WarpTile, ...]:
     32 bytes where 64 take 191 registers of 255.
     """
     if split:
-        return WarpTile(64, 128, 4, 1.17e11), WarpTile(64, 64, 4, 1.15e11)
+        return WarpTile(64, 128, 4, 1.17e11), WarpTile(64, 64, 4, 1.25e11)
     speed = 1.16e12 if DTYPES[stored].itemsize == 2 else 0.6e12
-    return WarpTile(128, 128, 3, speed), WarpTile(128, 64, 4, 0.9 * speed), WarpTile(64, 64, 4, 0.7 * speed)
+    return WarpTile(128, 128, 3, speed), WarpTile(128, 64, 4, 0.94 * speed), WarpTile(64, 64, 4, 0.71 * speed)
 
 
 def choose(
-    shape: Shape, among: Sequence[Tile | WarpTile], sums: str, limit: int | None, most_parts: int = MOST_PARTS
+    shape: Shape,
+    among: Sequence[Tile | WarpTile],
+    sums: str,
+    limit: int | None,
+    counts: Sequence[int] = PARTS,
 ) -> Choice:
     """The tile and the parts of k that are estimated to take least; `limit` bytes hold the parts' sums."""
     one = workspace_of(shape, 2, sums) // 2
     found = []
     for tile in among:
-        for parts in range(1, most_parts + 1):
+        for parts in counts:
             if parts > 1 and (shape.k // parts < LEAST_PART or (limit is not None and parts * one > limit)):
                 break
             traffic = (2 * parts + 1) * one / BANDWIDTH if parts > 1 else 0
