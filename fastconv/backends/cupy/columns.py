@@ -6,6 +6,7 @@ hold are written out, ``cupy.matmul`` multiplies them. A 1x1 kernel over an imag
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterator
 from dataclasses import replace
@@ -67,8 +68,9 @@ COLUMNS = np.dtype(
 # Columns held at a time. They pass through memory anyway: a larger chunk saves launches, and these are few at 256 MiB.
 TARGET_BYTES = 256 << 20
 
-# What columns cost beside the product: written once and read once by cuBLAS.
-PASSES = 2
+# Bytes of columns a second beside the product, on an H200: unfolded and read by cuBLAS, written by it and folded, unfolded and
+# read as the transposed matrix.
+UNFOLDED, FOLDED, TRANSPOSED = 0.64e12, 0.4e12, 0.45e12
 
 # Bytes `cupy.matmul` takes for a matrix that is multiplied by one that several share: pointers to both and to the result, and
 # as much again while it makes them.
@@ -78,6 +80,7 @@ POINTERS = 2 * 3 * 8
 # batch takes beside them: its pointers to matrices are made and copied.
 RATE = 35e12
 BATCH_SECONDS = 15e-6
+CUBLAS_TILE = 128
 
 
 def _columns(
@@ -320,9 +323,7 @@ def im2col(spec: ConvSpec, precision: str, workspace_limit: int | None) -> Run:
 
     return Run(
         call=OnDevice(build),
-        seconds=BATCH_SECONDS
-        + spec.flops() / RATE
-        + PASSES * (not pointwise) * spec.columns_nbytes / BANDWIDTH,
+        seconds=BATCH_SECONDS + spec.flops() / RATE + (not pointwise) * spec.columns_nbytes / UNFOLDED,
         shared=made.beside + (0 if pointwise else made.own),
         note="the image is its own columns" if pointwise else made.note(),
     )
@@ -369,7 +370,7 @@ def input_grad(spec: ConvSpec, precision: str, workspace_limit: int | None) -> R
 
     return Run(
         call=OnDevice(build),
-        seconds=BATCH_SECONDS + spec.flops() / RATE + PASSES * spec.columns_nbytes / BANDWIDTH,
+        seconds=BATCH_SECONDS + spec.flops() / RATE + spec.columns_nbytes / FOLDED,
         shared=made.own + made.beside,
         note=made.note(),
     )
@@ -385,11 +386,13 @@ def weight_grad(spec: ConvSpec, precision: str, workspace_limit: int | None) -> 
     # Sums of every image, and behind them columns of some.
     sums = spec.batch * weight * itemsize
     made = _Columned(spec, workspace_limit, sums, volume(spec.output_shape[1:]) * itemsize)
+    c_group, o_group = made.rows, spec.out_channels // spec.groups
+    # cuBLAS makes an image's small matrix of whole tiles.
+    filled = math.prod(tiles(size, CUBLAS_TILE) * CUBLAS_TILE / max(size, 1) for size in (c_group, o_group))
 
     @kept
     def build(x: View, dy: View, dw: View) -> Program:
         steps: list[Any] = []
-        c_group, o_group = made.rows, spec.out_channels // spec.groups
         for begin, some in portions(spec.batch, made.images):
             source = _at("from", 0, lifted(x.strides, 0), begin, spec.dtype)
             steps.append(_columns(spec, some, False, (spec.dtype,) * 3, source, made.place("to")))
@@ -411,7 +414,10 @@ def weight_grad(spec: ConvSpec, precision: str, workspace_limit: int | None) -> 
 
     return Run(
         call=OnDevice(build),
-        seconds=BATCH_SECONDS + spec.flops() / RATE + PASSES * (spec.columns_nbytes + sums) / BANDWIDTH,
+        seconds=BATCH_SECONDS
+        + filled * spec.flops() / RATE
+        + spec.columns_nbytes / TRANSPOSED
+        + 2 * sums / BANDWIDTH,
         shared=made.own + made.beside,
         note=made.note() + ", each image's sums apart",
     )

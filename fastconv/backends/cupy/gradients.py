@@ -44,7 +44,6 @@ from fastconv.backends.cupy.launch import WORKSPACE, Address, Kernel, Launch, Pr
 from fastconv.backends.cupy.pooling import BANDWIDTH
 from fastconv.backends.cupy.product import (
     VECTOR_BYTES,
-    Choice,
     Placed,
     Places,
     Shape,
@@ -77,6 +76,10 @@ PADDED = np.dtype(
     ],
     align=True,
 )
+
+
+# A weight gradient's product for a forward one as large: where a row of positions leads is looked for at every kernel element.
+ROWS_OF_POSITIONS = 1.3
 
 
 class Phase(NamedTuple):
@@ -281,7 +284,7 @@ def by_phases(
 @algorithm("implicit_gemm")
 def input_grad(spec: ConvSpec, precision: str, workspace_limit: int | None) -> Run:
     """Input gradient: in channels by positions of one phase, summed over out channels and the taps that meet them."""
-    seconds = _phase(spec, tiles_of(types_of(spec).sums)).seconds
+    seconds = _seconds(spec, tiles_of(types_of(spec).sums))
     return by_phases(spec, workspace_limit, _products, seconds, "")
 
 
@@ -289,18 +292,22 @@ def input_grad(spec: ConvSpec, precision: str, workspace_limit: int | None) -> R
 def input_grad_mma(spec: ConvSpec, precision: str, workspace_limit: int | None) -> Run:
     """The same on tensor cores; sums are float32."""
     split, error = on_tensor_cores(spec, precision)
-    seconds = _phase(spec, warp_tiles_of(spec.dtype, split)).seconds
+    seconds = _seconds(spec, warp_tiles_of(spec.dtype, split))
     launches = partial(_tensor_products, split=split)
     return by_phases(spec, workspace_limit, launches, seconds, "", error, packs=True)
 
 
-def _phase(spec: ConvSpec, among: Sequence[Tile | WarpTile]) -> Choice:
-    """All phases as one product, which is as long as they are together; its seconds, or those of its traffic."""
+def _seconds(spec: ConvSpec, among: Sequence[Tile | WarpTile]) -> float:
+    """Of all phases one after the other, or of their traffic."""
     c_group, o_group = spec.in_channels // spec.groups, spec.out_channels // spec.groups
-    taps = tiles(volume(spec.kernel_size), volume(spec.stride))
-    shape = Shape(c_group, spec.batch * volume(spec.in_size), o_group * taps, spec.groups)
-    choice = choose(shape, among, types_of(spec).sums, None, counts=(1,))
-    return choice._replace(seconds=max(choice.seconds, spec.nbytes(Op.CONV_INPUT_GRAD) / BANDWIDTH))
+    total = 0.0
+    for phase in itertools.product(*_along(spec)):
+        columns, taps = (
+            math.prod(sizes) for sizes in zip(*((p.axis.columns, p.axis.taps) for p in phase), strict=True)
+        )
+        shape = Shape(c_group, spec.batch * columns, o_group * taps, spec.groups)
+        total += choose(shape, among, types_of(spec).sums, None, counts=(1,)).seconds
+    return max(total, spec.nbytes(Op.CONV_INPUT_GRAD) / BANDWIDTH)
 
 
 def _packed_view(spec: ConvSpec, channels_last: bool) -> View:
@@ -435,7 +442,7 @@ def weight_grad(spec: ConvSpec, precision: str, workspace_limit: int | None) -> 
 
     return Run(
         call=OnDevice(build),
-        seconds=max(choice.seconds, spec.nbytes(Op.CONV_WEIGHT_GRAD) / BANDWIDTH),
+        seconds=max(ROWS_OF_POSITIONS * choice.seconds, spec.nbytes(Op.CONV_WEIGHT_GRAD) / BANDWIDTH),
         shared=choice.workspace(shape, types.sums),
         note=choice.note(shape),
     )
@@ -466,7 +473,7 @@ def weight_grad_mma(spec: ConvSpec, precision: str, workspace_limit: int | None)
 
     return Run(
         call=OnDevice(build),
-        seconds=max(choice.seconds, spec.nbytes(Op.CONV_WEIGHT_GRAD) / BANDWIDTH),
+        seconds=max(ROWS_OF_POSITIONS * choice.seconds, spec.nbytes(Op.CONV_WEIGHT_GRAD) / BANDWIDTH),
         shared=choice.workspace(shape, types.sums),
         note=choice.note(shape),
         error=error,

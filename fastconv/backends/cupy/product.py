@@ -244,7 +244,7 @@ def tiles_of(sums: str) -> tuple[Tile, ...]:
     """
     if DTYPES[sums].itemsize == 8:
         return (Tile(64, 64, 4, 0.7e11),)
-    return Tile(128, 128, 8, 1.25e11), Tile(128, 64, 8, 1.13e11), Tile(64, 64, 8, 1.03e11)
+    return Tile(128, 128, 8, 1.25e11), Tile(128, 64, 8, 1.13e11), Tile(64, 64, 8, 1.2e11)
 
 
 def warp_tiles_of(stored: str, split: bool = False) -> tuple[WarpTile, ...]:
@@ -255,7 +255,7 @@ def warp_tiles_of(stored: str, split: bool = False) -> tuple[WarpTile, ...]:
     32 bytes where 64 take 191 registers of 255.
     """
     if split:
-        return WarpTile(64, 128, 4, 1.17e11), WarpTile(64, 64, 4, 1.25e11)
+        return WarpTile(64, 128, 4, 1.27e11), WarpTile(64, 64, 4, 1.37e11)
     speed = 1.16e12 if DTYPES[stored].itemsize == 2 else 0.6e12
     return WarpTile(128, 128, 3, speed), WarpTile(128, 64, 4, 0.94 * speed), WarpTile(64, 64, 4, 0.71 * speed)
 

@@ -20,6 +20,12 @@
 #define TILE_K 8
 #define FOUND 64
 #define STEPS (FOUND / TILE_K)
+// Of a step's k: all eight at once spill 24 bytes on sm_100 and later.
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 1000
+#define UNROLLED 4
+#else
+#define UNROLLED TILE_K
+#endif
 #define QUADS (PER / 4)
 #define THREADS ((TILE_M / PER) * (TILE_N / PER))
 #define DENSE (TILE_M * TILE_K / THREADS)     // elements of each operand that one thread fetches a step
@@ -32,7 +38,7 @@ struct __align__(sizeof(OUT) < 4 ? 4 * sizeof(OUT) : 16) Four { OUT of[4]; };
 #define PITCH_M (TILE_M + 4)
 #define PITCH_N (TILE_N + 4)
 
-extern "C" __global__ void __launch_bounds__(THREADS, LANES || sizeof(IN) < 4 ? 1 : 2)
+extern "C" __global__ void __launch_bounds__(THREADS, LANES || !TAPS || sizeof(IN) < 4 ? 1 : 2)
     implicit_gemm(const __grid_constant__ GatheredProduct p) {
     __shared__ __align__(16) SUM dense_tile[2][TILE_K][PITCH_M];
     __shared__ __align__(16) SUM gathered_tile[2][TILE_K][PITCH_N];
@@ -116,7 +122,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, LANES || sizeof(IN) < 4 ? 
     for (unsigned step = 0; step < steps; ++step) {
         const int buffer = step % 2;
         if (step + 1 < steps) fetch(step + 1);
-#pragma unroll
+#pragma unroll UNROLLED
         for (int inner = 0; inner < TILE_K; ++inner) {
             Quad left[QUADS], right[QUADS];
 #pragma unroll
