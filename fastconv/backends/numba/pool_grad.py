@@ -12,6 +12,7 @@ import numpy as np
 from fastconv.backends import Planner, Run, Unsupported
 from fastconv.backends.numba import cost, jit, pooling, threads, unpooling, winograd
 from fastconv.backends.numba.geometry import Geometry, lift, shares
+from fastconv.backends.numba.kernels import match as matching
 from fastconv.backends.numba.kernels import spread as kernels
 from fastconv.backends.numba.kernels.scatter import ADD
 from fastconv.backends.numba.operands import ALIGNMENT, Array, address, computed, scratch, set_fields
@@ -21,6 +22,14 @@ from fastconv.spec import DTYPES, PoolSpec
 
 SPREAD = {shape: jit.Kernel(kernels.spread(*shape), jit.REAL) for shape in (*kernels.SHAPES, *kernels.LOOPED)}
 FILL = jit.Kernel(kernels.fill, jit.REAL)
+MATCH_TYPES = ("float32", "int32")
+MATCH = {shape: jit.Kernel(matching.match(*shape), MATCH_TYPES) for shape in matching.SHAPES}
+
+# Narrower rows' windows at one end meet what those at the other do.
+LEAST_WIDTH = 4
+
+# Cycles of a pair of rows, of two vectors of it by the size of the window, and of a plane.
+PAIR_CYCLES, MATCH_CYCLES, PLANE_CYCLES = 12, {2: 6, 3: 12}, 60
 
 # Cycles of a vector of a row: that is staged, that a tap adds; of an element without vectors.
 STAGED_CYCLES, TAP_CYCLES, ELEMENT_CYCLES = 6, 2, 3
@@ -53,6 +62,49 @@ def best(spec: PoolSpec, limit: int | None) -> Run:
     if not runs:
         raise Unsupported("no forward pool has scratch enough", workspace=min(needs))
     return min(runs, key=lambda run: run.seconds)
+
+
+def match(spec: PoolSpec, precision: str, workspace_limit: int | None) -> Run:
+    """Each element asks the windows that meet it whether it is their maximum: 2x2 and 3x3 at a stride of 2."""
+    if spec.mode != "max":
+        raise Unsupported(f"needs a max pool, got {spec.mode}")
+    if not spec.indices:
+        raise Unsupported("needs the indices of the maxima")
+    g, wide = pooling.geometry(spec), computed_sum(spec)
+    k, before = g.kernel[2], g.before[2]
+    if wide not in MATCH_TYPES:
+        raise Unsupported(f"needs sums of 32 bits, got {wide}")
+    if spec.output_size or not pooling.square(g, (k,), matching.STRIDE) or (k, before) not in MATCH:
+        raise Unsupported("needs windows of 2x2 without padding, or of 3x3, a stride of 2 and no dilation")
+    (_, h, w), (_, oh, ow), (_, before_h, _) = g.size, g.out, g.before
+    lanes = cost.lanes(wide)
+    half = lanes // 2
+    pairs, blocks = (h - 1 + before_h) // 2 + 1, -(-max(w, 2 * ow) // lanes)
+    # What vectors read and write behind a plane's last row is the next plane's.
+    read, written = blocks * half + 1 - ow, blocks * lanes - w
+    if min(w, h, ow) < LEAST_WIDTH or oh * ow < read or h * w < written or before_h > 1:
+        raise Unsupported(f"needs planes of {lanes} elements and rows of {LEAST_WIDTH} outputs")
+    rows = min(oh - -(-max(read, 0) // ow), (h + before_h - -(-max(written, 0) // w)) // 2)
+    windows = [(window.start, len(window)) for window in spec.windows(1)]
+    # Lanes that no output has are never wrong.
+    windows += [(0, -1)] * (blocks * half - ow)
+    firsts, counts = (np.repeat(np.array(column, np.int32), 2) for column in zip(*windows, strict=True))
+    # In place of a row: indices in the windows of the first row, and zeros.
+    no_indices = np.zeros(half * (blocks + 1) + 2, np.int64)
+    no_indices[1 : 1 + blocks * half] = firsts[::2]
+    no_y = np.zeros(lanes * (blocks + 1) + 2, wide)
+    template = np.zeros(1, matching.ARGUMENTS)
+    set_fields(
+        template, h=h, w=w, oh=oh, ow=ow, before_h=before_h, pairs=pairs, blocks=blocks,
+        edge=max(pairs - rows, 0), firsts=address(firsts), counts=address(counts),
+        no_indices=address(no_indices[1:]), no_y=address(no_y[1:]),
+    )  # fmt: skip
+    cycles = pairs * (PAIR_CYCLES + blocks * MATCH_CYCLES[k]) + PLANE_CYCLES
+    run = unpooling.by_indices(
+        spec, workspace_limit, MATCH[k, before], wide, spec.dtype, cycles=cycles, template=template
+    )
+    run.call.tables = firsts, counts, no_indices, no_y  # type: ignore[attr-defined]
+    return run
 
 
 def scatter(spec: PoolSpec, precision: str, workspace_limit: int | None) -> Run:
@@ -434,4 +486,4 @@ def fill(spec: PoolSpec, precision: str, workspace_limit: int | None) -> Run:
     )
 
 
-PLANNERS: tuple[Planner, ...] = (scatter, fill, spread)
+PLANNERS: tuple[Planner, ...] = (match, scatter, fill, spread)

@@ -28,10 +28,26 @@ INDEX_CYCLES, PLANE_CYCLES = 3, 60
 X, Y, INDICES, COUNT, WRONG = map(FIELD.__getitem__, ("x", "y", "indices", "planes", "wrong"))
 
 
-def by_indices(spec: PoolSpec, limit: int | None, kernel: jit.Kernel, wide: str, dtype: str) -> Run:
+def by_indices(
+    spec: PoolSpec,
+    limit: int | None,
+    kernel: jit.Kernel,
+    wide: str,
+    dtype: str,
+    *,
+    cycles: float = 0,
+    template: Array | None = None,
+) -> Run:
     """The run of a kernel between planes (x) and what their indices name (y), of `dtype` each.
 
     Operands are y, indices, x, and for a gather the other way round.
+
+    Parameters
+    ----------
+    cycles : float
+        Of a plane; without them each index is followed.
+    template : structured array of one
+        The kernel's arguments, if it has more than all: these come first.
     """
     plane, outputs = math.prod(spec.in_size), math.prod(spec.out_size)
     large, small = Part(plane, dtype, wide), Part(outputs, dtype, wide)
@@ -39,10 +55,10 @@ def by_indices(spec: PoolSpec, limit: int | None, kernel: jit.Kernel, wide: str,
     gathers = kernel is GATHER
     operands = (large, places, small) if gathers else (small, places, large)
     planes = planes_of(spec.batch, spec.channels, limit, *operands)
-    cycles = outputs * INDEX_CYCLES + PLANE_CYCLES
+    cycles = cycles or outputs * INDEX_CYCLES + PLANE_CYCLES
     each = max(cycles * cost.CYCLE, moved(sum(part.nbytes for part in operands), planes.planes))
     step = task(each, planes.planes)
-    template = np.zeros(1, kernels.ARGUMENTS)
+    template = np.zeros(1, kernels.ARGUMENTS) if template is None else template
     group = 1 if gathers else min(kernels.CHUNK // outputs, kernels.TOGETHER_BYTES // large.nbytes, step)
     set_fields(template, plane=plane, outputs=outputs, planes_step=step, group=max(group, 1))
     fields = template.view(np.int64)
