@@ -25,6 +25,9 @@ FILL = jit.Kernel(kernels.fill, jit.REAL)
 MATCH_TYPES = ("float32", "int32")
 MATCH = {shape: jit.Kernel(matching.match(*shape), MATCH_TYPES) for shape in matching.SHAPES}
 
+# What is walked down before the next column is, and stays in the L1 cache.
+WALKED_BYTES = 16 << 10
+
 # Narrower rows' windows at one end meet what those at the other do.
 LEAST_WIDTH = 4
 
@@ -84,26 +87,35 @@ def match(spec: PoolSpec, precision: str, workspace_limit: int | None) -> Run:
     read, written = blocks * half + 1 - ow, blocks * lanes - w
     if min(w, h, ow) < LEAST_WIDTH or oh * ow < read or h * w < written or before_h > 1:
         raise Unsupported(f"needs planes of {lanes} elements and rows of {LEAST_WIDTH} outputs")
-    rows = min(oh - -(-max(read, 0) // ow), (h + before_h - -(-max(written, 0) // w)) // 2)
+    edge = min(oh - -(-max(read, 0) // ow), (h + before_h - -(-max(written, 0) // w)) // 2)
     windows = [(window.start, len(window)) for window in spec.windows(1)]
-    # Lanes that no output has are never wrong.
-    windows += [(0, -1)] * (blocks * half - ow)
-    firsts, counts = (np.repeat(np.array(column, np.int32), 2) for column in zip(*windows, strict=True))
-    # In place of a row: indices in the windows of the first row, and zeros.
+    windows += [(0, -1)] * (blocks * half - ow)  # lanes that no output has are never wrong
+    firsts, counts = (np.repeat(column, 2) for column in zip(*windows, strict=True))
+    # Of a window's rows that are not there the nearest one counts; all of a row of windows that is not there begin at 0.
+    tops = np.arange(pairs)[:, None] * matching.STRIDE - before_h
+    starts = np.clip(tops + np.arange(k), 0, h - 1) * w
+    starts[oh:] = 0
+    # In place of such a row: indices in the windows of the first, and zeros.
     no_indices = np.zeros(half * (blocks + 1) + 2, np.int64)
     no_indices[1 : 1 + blocks * half] = firsts[::2]
-    no_y = np.zeros(lanes * (blocks + 1) + 2, wide)
+    no_y = np.zeros(half * (blocks + 1) + 2, wide)
+    tables = [
+        np.array(table, np.int32)
+        for table in (np.arange(blocks * lanes), firsts, counts, np.hstack([tops * w, starts]))
+    ]
     template = np.zeros(1, matching.ARGUMENTS)
     set_fields(
         template, h=h, w=w, oh=oh, ow=ow, before_h=before_h, pairs=pairs, blocks=blocks,
-        edge=max(pairs - rows, 0), firsts=address(firsts), counts=address(counts),
+        rows=max(WALKED_BYTES // (2 * w + 3 * ow) // 4, 1),
+        lead=min(matching.STRIDE, pairs), edge=max(edge, 0),
+        **dict(zip(("columns", "firsts", "counts", "starts"), map(address, tables), strict=True)),
         no_indices=address(no_indices[1:]), no_y=address(no_y[1:]),
     )  # fmt: skip
     cycles = pairs * (PAIR_CYCLES + blocks * MATCH_CYCLES[k]) + PLANE_CYCLES
     run = unpooling.by_indices(
         spec, workspace_limit, MATCH[k, before], wide, spec.dtype, cycles=cycles, template=template
     )
-    run.call.tables = firsts, counts, no_indices, no_y  # type: ignore[attr-defined]
+    run.call.tables = tables, no_indices, no_y  # type: ignore[attr-defined]
     return run
 
 
