@@ -30,6 +30,10 @@ WALKED_BYTES = 16 << 10
 
 # Narrower rows' windows at one end meet what those at the other do.
 LEAST_WIDTH = 4
+MATCH_FLAT = jit.Kernel(matching.flat, MATCH_TYPES)
+
+# Cycles of a vector of 3 x 3 windows at stride 1.
+FLAT_CYCLES = 22
 
 # Cycles of a pair of rows, of two vectors of it by the size of the window, and of a plane.
 PAIR_CYCLES, MATCH_CYCLES, PLANE_CYCLES = 12, {2: 6, 3: 12}, 60
@@ -77,6 +81,8 @@ def match(spec: PoolSpec, precision: str, workspace_limit: int | None) -> Run:
     k, before = g.kernel[2], g.before[2]
     if wide not in MATCH_TYPES:
         raise Unsupported(f"needs sums of 32 bits, got {wide}")
+    if pooling.square(g, (3,), 1) and g.out == g.size and g.before[1:] == (1, 1):
+        return match_flat(spec, g, wide, workspace_limit)
     if spec.output_size or not pooling.square(g, (k,), matching.STRIDE) or (k, before) not in MATCH:
         raise Unsupported("needs windows of 2x2 without padding, or of 3x3, a stride of 2 and no dilation")
     (_, h, w), (_, oh, ow), (_, before_h, _) = g.size, g.out, g.before
@@ -117,6 +123,17 @@ def match(spec: PoolSpec, precision: str, workspace_limit: int | None) -> Run:
     )
     run.call.tables = tables, no_indices, no_y  # type: ignore[attr-defined]
     return run
+
+
+def match_flat(spec: PoolSpec, g: Geometry, wide: str, limit: int | None) -> Run:
+    """All planes as one row: 3x3 at stride 1."""
+    (_, h, w), lanes = g.size, cost.lanes(wide)
+    if not 3 <= w <= matching.MOST_WIDTH or h * w < lanes:
+        raise Unsupported(f"needs planes of {lanes} elements and rows of 3 to {matching.MOST_WIDTH}")
+    template = np.zeros(1, matching.ARGUMENTS)
+    set_fields(template, w=w)
+    cycles = h * w / lanes * FLAT_CYCLES
+    return unpooling.by_indices(spec, limit, MATCH_FLAT, wide, spec.dtype, cycles=cycles, template=template)
 
 
 def scatter(spec: PoolSpec, precision: str, workspace_limit: int | None) -> Run:

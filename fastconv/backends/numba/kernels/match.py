@@ -28,7 +28,7 @@ import numpy as np
 from llvmlite import ir
 from numba import carray, from_dtype, types
 from numba.core import cgutils
-from numba.extending import intrinsic
+from numba.extending import intrinsic, register_jitable
 
 from .pool import MAX
 from .scatter import ADD, WRONG, fill
@@ -40,6 +40,7 @@ from .simd import (
     Element,
     const,
     first_lanes,
+    halves,
     host,
     lane_range,
     load,
@@ -52,7 +53,7 @@ from .simd import (
     splat,
     store,
 )
-from .windows import Kernel, of_planes
+from .windows import FLAT, Kernel, of_planes
 
 # The window and the padding before a row's first column, as networks have them, and which outputs a pair of columns asks:
 # from the pair's number to each.
@@ -63,6 +64,9 @@ STRIDE = 2
 # dx is asked for so many bytes ahead, as the processor does not know the way down the columns, indices half as many, dy a
 # quarter: 256 x 56 x 56 by 2 x 2 take 71 us, 79 with half of it, and 16 images of 512 x 28 x 28 1.05 ms, 1.15.
 AHEAD = 8 << 10
+
+# Elements of dx for which outputs are staged together, and the widest rows: on the stack, 20 KB.
+CHUNK, MOST_WIDTH = 2048, 256
 
 FIELDS = (
     f"{SCATTERED} "
@@ -76,6 +80,14 @@ FIELDS = (
 ARGUMENTS = np.dtype([(name, np.int64) for name in FIELDS.split()])
 RECORD = from_dtype(ARGUMENTS)
 FIELD = {name: at for at, name in enumerate(FIELDS.split())}
+
+
+def return_if_strange(m: Kernel, watched: Any, seen: Any, plane: Any) -> None:
+    """Return a plane if some index was not in its window, or not of 32 bits: `seen` has the bits of all."""
+    b, wide = m.b, ELEMENTS[types.int64]
+    small = b.icmp_unsigned("<", b.load(seen), splat(b, wide.vector, const(1 << 32)))
+    m.expect(watched, b.shuffle_vector(small, small, m.constants(i // 2 for i in range(m.e.lanes))))
+    m.return_if_wrong(watched, plane)
 
 
 class Pairs:
@@ -223,10 +235,7 @@ class Pairs:
         else:
             with loop(b, first, stop) as p:
                 walk(p, ahead(p), b.select(b.icmp_signed("==", p, last), edge, pairs))
-        upper = b.icmp_unsigned("<", b.load(self.seen), splat(b, self.wide.vector, const(1 << 32)))
-        halves = m.constants(i // 2 for i in range(self.e.lanes))
-        m.expect(self.watched, b.shuffle_vector(upper, upper, halves))
-        m.return_if_wrong(self.watched, first)
+        return_if_strange(m, self.watched, self.seen, first)
 
 
 @intrinsic(prefer_literal=True)
@@ -249,6 +258,165 @@ def match_planes(
     return types.int64(K, BEFORE, CAREFUL, T, *[types.int64] * 3), of_planes(name, e, MAX, body, 4)
 
 
+class Flat:
+    """``match_flat`` as it is written: 3 x 3 windows at stride 1 with a border of 1."""
+
+    def __init__(self, m: Kernel) -> None:
+        b, e = m.b, m.e
+        self.m, self.b, self.e, self.wide = m, b, e, ELEMENTS[types.int64]
+        self.plane, self.w = self.field("plane"), self.field("w")
+        self.size, self.width = m.spread(self.plane), m.spread(self.w)
+        self.lane = m.constants(range(e.lanes))
+        self.reach = b.add(self.w, const(1))
+        self.watched = m.watch()
+        self.seen = cgutils.alloca_once_value(b, ir.Constant(self.wide.vector, None))
+        # What a chunk asks: where each output's gradient goes, and the gradient.
+        elements = CHUNK + 2 * (MOST_WIDTH + 1) + 2 * e.lanes
+        self.to, self.values = (
+            cgutils.alloca_once(b, kind, size=elements) for kind in (I32, e.llvm)
+        )
+
+    field = Pairs.field
+
+    def stage(self, y: Any, indices: Any, begin: Any, end: Any, total: Any) -> None:
+        """Outputs from `begin` to `end`, and before and behind all there are outputs without an index."""
+        b, e, m, half = self.b, self.e, self.m, self.wide.lanes
+        int32 = ELEMENTS[types.int32]
+        position = b.add(m.spread(b.urem(b.add(begin, b.mul(self.plane, const(1 << 20))), self.plane)), self.lane)
+        state = cgutils.alloca_once_value(b, self.within(position))
+        above = m.spread(self.reach)
+
+        def vector(o: Any, careful: bool) -> None:
+            position, places = b.load(state), []
+            for r in range(2):
+                at = b.add(o, const(r * half))
+                pointer_ = b.gep(indices, [at])
+                if careful:
+                    there = lane_range(b, self.wide, b.neg(at), b.sub(total, at))
+                    places.append(masked_load(b, self.wide, pointer_, there))
+                else:
+                    places.append(load(b, self.wide, pointer_))
+                b.store(b.or_(b.load(self.seen), places[-1]), self.seen)
+            words = [b.bitcast(part, m.places) for part in places]
+            index, _ = halves(b, *words)
+            column = b.add(b.sub(index, position), above)
+            columns = [column]
+            for _ in range(2):
+                columns.append(b.sub(columns[-1], self.width))
+            least = reduce(lambda a, c: b.select(b.icmp_unsigned("<", a, c), a, c), columns)
+            good = b.and_(
+                b.icmp_unsigned("<", least, m.constants([3] * e.lanes)), b.icmp_unsigned("<", index, self.size)
+            )
+            to = b.add(index, b.sub(b.add(m.spread(o), self.lane), position))
+            if careful:
+                there = lane_range(b, e, b.neg(o), b.sub(total, o))
+                to = b.select(there, to, m.constants([-1] * e.lanes))
+                good = b.or_(good, b.xor(there, ir.Constant(there.type, [1] * e.lanes)))
+                value = masked_load(b, e, b.gep(y, [o]), there)
+            else:
+                value = load(b, e, b.gep(y, [o]))
+            m.expect(self.watched, good)
+            at = b.sub(o, begin)
+            store(b, int32, to, b.gep(self.to, [at]))
+            store(b, e, value, b.gep(self.values, [at]))
+            b.store(self.within(b.add(position, m.constants([e.lanes] * e.lanes))), state)
+
+        # Whole vectors between those that begin before all outputs and those that end behind them.
+        low = b.select(b.icmp_signed("<", begin, const(0)), b.add(begin, const(e.lanes)), begin)
+        low = b.select(b.icmp_signed("<", begin, const(0)), self.up(b.neg(begin), begin), begin)
+        high = b.add(begin, b.and_(b.sub(m.least(total, end), begin), const(-e.lanes)))
+        high = b.select(b.icmp_signed("<", high, low), low, high)
+        for first, last, careful in ((begin, low, True), (low, high, False), (high, end, True)):
+            with b.if_then(b.icmp_signed("<", first, last)), loop(b, first, last, const(e.lanes)) as o:
+                vector(o, careful)
+
+    def up(self, count: Any, begin: Any) -> Any:
+        """`begin` and `count`, rounded up to whole vectors."""
+        b, lanes = self.b, self.e.lanes
+        return b.add(begin, b.and_(b.add(count, const(lanes - 1)), const(-lanes)))
+
+    def within(self, position: Any) -> Any:
+        """Where vectors lie in their planes, which begins anew behind one."""
+        b = self.b
+        return b.select(b.icmp_signed(">=", position, self.size), b.sub(position, self.size), position)
+
+    def staged(self, at: Any) -> tuple[Any, Any]:
+        """Vectors of what is staged from place `at` on."""
+        b, int32 = self.b, ELEMENTS[types.int32]
+        return load(b, int32, b.gep(self.to, [at])), load(b, self.e, b.gep(self.values, [at]))
+
+    def beside(self, at: Any, held: list[Any]) -> list[tuple[Any, Any]]:
+        """The same from three places on, side by side.
+
+        Loads of 64 bytes cross a line each time, and eighteen of them took 18 cycles: they are made of the vector before
+        (`held`) and the next one. Those of 32 bytes do every other time, and AVX2 takes two instructions to shift.
+        """
+        b, lanes = self.b, self.e.lanes
+        if not held:
+            return [self.staged(b.add(at, const(column))) for column in range(FLAT)]
+        before, after = [b.load(part) for part in held], self.staged(b.add(at, const(lanes)))
+        for part, value in zip(held, after, strict=True):
+            b.store(value, part)
+        picks = [self.m.constants(range(column, column + lanes)) for column in range(FLAT)]
+        to, values = ([b.shuffle_vector(*pair, pick) for pick in picks] for pair in zip(before, after, strict=True))
+        return list(zip(to, values, strict=True))
+
+    def gather(self, dx: Any, begin: Any, end: Any, total: Any) -> None:
+        """Elements of dx from `begin` to `end`."""
+        b, e, m = self.b, self.e, self.m
+        add = b.fadd if e.real else b.add
+        rows = [b.mul(self.w, const(r)) for r in range(FLAT)]
+        held = [
+            [cgutils.alloca_once_value(b, part) for part in self.staged(row)] if host().masks else []
+            for row in rows
+        ]
+        with loop(b, begin, end, const(e.lanes)) as p:
+            place, result = b.add(m.spread(p), self.lane), ir.Constant(e.vector, None)
+            for row, parts in zip(rows, held, strict=True):
+                at = b.add(b.sub(p, begin), row)
+                for to, value in self.beside(at, parts):
+                    result = b.select(b.icmp_signed("==", to, place), add(result, value), result)
+            left = b.sub(total, p)
+            with b.if_else(b.icmp_signed(">=", left, const(e.lanes)), likely=True) as (whole, part):
+                with whole:
+                    store(b, e, result, b.gep(dx, [p]))
+                with part:
+                    masked_store(b, e, result, b.gep(dx, [p]), first_lanes(b, e, left), in_loop=True)
+
+    def write(self, first: Any, stop: Any) -> None:
+        """Some planes, as one row."""
+        b, m = self.b, self.m
+        skip, total = b.mul(first, self.plane), b.mul(b.sub(stop, first), self.plane)
+        dx, y = (b.gep(self.field(name, self.e.llvm), [skip]) for name in ("x", "y"))
+        indices = b.gep(self.field("indices", I64), [skip])
+        with loop(b, const(0), total, const(CHUNK)) as begin:
+            end = m.least(b.add(begin, const(CHUNK)), total)
+            self.stage(y, indices, b.sub(begin, self.reach), self.up(b.add(b.sub(end, begin), self.reach), begin), total)
+            self.gather(dx, begin, end, total)
+        return_if_strange(m, self.watched, self.seen, first)
+
+
+@intrinsic
+def match_flat(typing: Any, T: Any, arguments: Any, first: Any, stop: Any) -> Any:
+    """Some planes with windows of 3 x 3 at stride 1: `stop`, or `first` if an index was outside its output's window."""
+    e = ELEMENTS[T.instance_type]
+
+    def body(m: Kernel, first: Any, stop: Any) -> None:
+        Flat(m).write(first, stop)
+
+    return types.int64(T, *[types.int64] * 3), of_planes(f"match_{e.short}_flat_{host().name}", e, MAX, body, 1)
+
+
+@register_jitable
+def again(T, size, arguments, first, stop):  # type: ignore[no-untyped-def]
+    """Scatter planes with an index that was not looked for."""
+    a = carray(pointer(arguments, RECORD), 1)[0]
+    wrong = carray(pointer(arguments + 8 * WRONG, types.int64), 1)
+    for p in range(first, stop):
+        x, y = a.x + size * p * a.plane, a.y + size * p * a.outputs
+        wrong[0] |= fill(ADD, T, size, x, y, a.indices + 8 * p * a.outputs, a.plane, a.outputs)
+
+
 def match(k: int, before: int) -> Any:
     """A factory of tasks of a pool with k x k windows at a stride of 2: some planes."""
 
@@ -257,7 +425,6 @@ def match(k: int, before: int) -> Any:
 
         def work(worker, arguments):  # type: ignore[no-untyped-def]
             a = carray(pointer(arguments, RECORD), 1)[0]
-            wrong = carray(pointer(arguments + 8 * WRONG, types.int64), 1)
             while True:
                 task = next_task(arguments, worker)
                 if task >= a.stop:
@@ -266,11 +433,30 @@ def match(k: int, before: int) -> Any:
                 # With care last: the others' vectors reach into these rows.
                 good = match_planes(k, before, 0, T, arguments, first, stop)
                 good = min(good, match_planes(k, before, 1, T, arguments, first, stop))
-                for p in range(first if good < stop else stop, stop):
-                    x, y = a.x + size * p * a.plane, a.y + size * p * a.outputs
-                    wrong[0] |= fill(ADD, T, size, x, y, a.indices + 8 * p * a.outputs, a.plane, a.outputs)
+                if good < stop:
+                    again(T, size, arguments, first, stop)
 
         return work
 
     match_.__name__ = f"match_{k}_p{before}"
     return match_
+
+
+def flat(T: Any) -> Any:
+    """Tasks of a pool with 3 x 3 windows at stride 1: some planes."""
+    size = T.bitwidth // 8
+
+    def work(worker, arguments):  # type: ignore[no-untyped-def]
+        a = carray(pointer(arguments, RECORD), 1)[0]
+        while True:
+            task = next_task(arguments, worker)
+            if task >= a.stop:
+                return
+            first, stop = task * a.planes_step, min((task + 1) * a.planes_step, a.planes)
+            if match_flat(T, arguments, first, stop) < stop:
+                again(T, size, arguments, first, stop)
+
+    return work
+
+
+flat.__name__ = "match_flat"
