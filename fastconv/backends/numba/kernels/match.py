@@ -61,10 +61,6 @@ SHAPES = {(2, 0): (0,), (3, 0): (-1, 0), (3, 1): (0, 1)}
 
 STRIDE = 2
 
-# dx is asked for so many bytes ahead, as the processor does not know the way down the columns, indices half as many, dy a
-# quarter: 256 x 56 x 56 by 2 x 2 take 71 us, 79 with half of it, and 16 images of 512 x 28 x 28 1.05 ms, 1.15.
-AHEAD = 8 << 10
-
 # Elements of dx for which outputs are staged together, and the widest rows: on the stack, 20 KB.
 CHUNK, MOST_WIDTH = 2048, 256
 
@@ -75,7 +71,8 @@ FIELDS = (
     "lead edge "  # where care ends in a task's first plane, and where it begins in its last: pairs of rows
     "starts "  # a table of 32 bits: where a pair of rows begins, and where each row of its windows does
     "columns firsts counts "  # more: columns of dx; of the output of each the first column, and how many
-    "no_indices no_y"  # in place of rows of outputs that are not there
+    "no_indices no_y "  # in place of rows of outputs that are not there
+    "ahead"  # how far in front to ask for what is read and written, in bytes, or 0
 )
 ARGUMENTS = np.dtype([(name, np.int64) for name in FIELDS.split()])
 RECORD = from_dtype(ARGUMENTS)
@@ -100,7 +97,9 @@ class Pairs:
         self.watched = m.watch()
         self.seen = cgutils.alloca_once_value(b, ir.Constant(self.wide.vector, None))
         self.h, self.w, self.oh, self.ow = map(self.field, ("h", "w", "oh", "ow"))
-        self.before, self.blocks, self.rows = map(self.field, ("before_h", "blocks", "rows"))
+        self.before, self.blocks, self.rows, self.ahead = map(
+            self.field, ("before_h", "blocks", "rows", "ahead")
+        )
         self.starts, self.columns, self.firsts, self.counts = (
             self.field(name, I32) for name in ("starts", "columns", "firsts", "counts")
         )
@@ -187,7 +186,7 @@ class Pairs:
                         b.store(value, part)
                 place = b.add(place, column)
                 values = self.matched(above + here, place), self.matched(here, b.add(place, self.width))
-                top = b.sub(b.mul(q, const(STRIDE)), self.before)
+                top, written = b.sub(b.mul(q, const(STRIDE)), self.before), []
                 for r, value in enumerate(values):
                     r = b.add(top, const(r))
                     # Above the first row is none: what is written in its place is written again.
@@ -198,11 +197,14 @@ class Pairs:
                         masked_store(b, e, value, to, first_lanes(b, e, left), in_loop=True)
                     else:
                         store(b, e, value, to)
-                        prefetch(b, to, const(AHEAD), write=True)
+                    written.append(to)
                 if not self.careful:
-                    at = b.add(b.mul(q, ow), c0)
-                    prefetch(b, b.gep(indices, [at]), const(AHEAD // 2))
-                    prefetch(b, b.gep(y, [at]), const(AHEAD // 4))
+                    with b.if_then(b.icmp_signed(">", self.ahead, const(0)), likely=False):
+                        at = b.add(b.mul(q, ow), c0)
+                        prefetch(b, b.gep(indices, [at]), b.ashr(self.ahead, const(1)))
+                        prefetch(b, b.gep(y, [at]), b.ashr(self.ahead, const(2)))
+                        for to in written:
+                            prefetch(b, to, self.ahead, write=True)
 
         with loop(b, begin, end, self.rows) as q:
             last = m.least(b.add(q, self.rows), end)
@@ -264,7 +266,7 @@ class Flat:
     def __init__(self, m: Kernel) -> None:
         b, e = m.b, m.e
         self.m, self.b, self.e, self.wide = m, b, e, ELEMENTS[types.int64]
-        self.plane, self.w = self.field("plane"), self.field("w")
+        self.plane, self.w, self.ahead = map(self.field, ("plane", "w", "ahead"))
         self.size, self.width = m.spread(self.plane), m.spread(self.w)
         self.lane = m.constants(range(e.lanes))
         self.reach = b.add(self.w, const(1))
@@ -315,6 +317,10 @@ class Flat:
                 value = masked_load(b, e, b.gep(y, [o]), there)
             else:
                 value = load(b, e, b.gep(y, [o]))
+                with b.if_then(b.icmp_signed(">", self.ahead, const(0)), likely=False):
+                    prefetch(b, b.gep(y, [o]), b.ashr(self.ahead, const(1)))
+                    for line in (0, 64):
+                        prefetch(b, b.gep(indices, [o]), b.add(self.ahead, const(line)))
             m.expect(self.watched, good)
             at = b.sub(o, begin)
             store(b, int32, to, b.gep(self.to, [at]))
@@ -358,7 +364,8 @@ class Flat:
         for part, value in zip(held, after, strict=True):
             b.store(value, part)
         picks = [self.m.constants(range(column, column + lanes)) for column in range(FLAT)]
-        to, values = ([b.shuffle_vector(*pair, pick) for pick in picks] for pair in zip(before, after, strict=True))
+        to = [b.shuffle_vector(before[0], after[0], pick) for pick in picks]
+        values = [self.staged(b.add(at, const(column)))[1] for column in range(FLAT)]
         return list(zip(to, values, strict=True))
 
     def gather(self, dx: Any, begin: Any, end: Any, total: Any) -> None:
