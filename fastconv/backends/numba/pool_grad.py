@@ -1,4 +1,4 @@
-"""Gradients of pools, planned: scattered to the maxima, or spread over the windows."""
+"""Gradients of pools, planned: scattered to the maxima, or spread over the windows; ``matching`` has those that ask for them."""
 
 from __future__ import annotations
 
@@ -10,39 +10,17 @@ from functools import cache
 import numpy as np
 
 from fastconv.backends import Planner, Run, Unsupported
-from fastconv.backends.numba import cost, jit, pooling, threads, unpooling, winograd
+from fastconv.backends.numba import cost, jit, matching, pooling, threads, unpooling, winograd
 from fastconv.backends.numba.geometry import Geometry, lift, shares
-from fastconv.backends.numba.kernels import match as matching
 from fastconv.backends.numba.kernels import spread as kernels
 from fastconv.backends.numba.kernels.scatter import ADD
 from fastconv.backends.numba.operands import ALIGNMENT, Array, address, computed, scratch, set_fields
 from fastconv.backends.numba.pairs import Pairs
-from fastconv.backends.numba.planes import PIECE_BYTES, SHARED_CACHE, Part, moved, planes_of, task
+from fastconv.backends.numba.planes import PIECE_BYTES, Part, moved, planes_of, task
 from fastconv.spec import DTYPES, PoolSpec
 
 SPREAD = {shape: jit.Kernel(kernels.spread(*shape), jit.REAL) for shape in (*kernels.SHAPES, *kernels.LOOPED)}
 FILL = jit.Kernel(kernels.fill, jit.REAL)
-MATCH_TYPES = ("float32", "int32")
-MATCH = {shape: jit.Kernel(matching.match(*shape), MATCH_TYPES) for shape in matching.SHAPES}
-
-# What is walked down before the next column is, and stays in the L1 cache.
-WALKED_BYTES = 16 << 10
-
-# Narrower rows' windows at one end meet what those at the other do.
-LEAST_WIDTH = 4
-MATCH_FLAT = jit.Kernel(matching.flat, MATCH_TYPES)
-
-# Cycles of a vector of 3 x 3 windows at stride 1.
-FLAT_CYCLES = 22
-
-# What is read and written is asked for ahead, so many bytes at most, where it comes from beyond the L2 cache, and for ``flat``,
-# which goes along the memory, the shared one: 256 x 56 x 56 by 2x2 take 71 us, and 82 without; 16 images of 192 x 28 x 28 by
-# 3x3 1.26 ms, and 1.60. From a nearer cache it costs more than it brings: 832 x 14 x 14 would take 26 us, not 22.
-AHEAD = 8 << 10
-
-# Cycles of a pair of rows, of two vectors of it by the size of the window, and of a plane.
-PAIR_CYCLES, MATCH_CYCLES, PLANE_CYCLES = 12, {2: 6, 3: 12}, 60
-
 # Cycles of a vector of a row: that is staged, that a tap adds; of an element without vectors.
 STAGED_CYCLES, TAP_CYCLES, ELEMENT_CYCLES = 6, 2, 3
 
@@ -62,91 +40,18 @@ DX, DY, SCRATCH, COUNT = map(FIELD.__getitem__, ("dx", "dy", "scratch", "planes"
 # ---------------------------------------------------------------------------- maxima
 
 
-def best(spec: PoolSpec, limit: int | None) -> Run:
-    """The cheapest forward run."""
+def best(spec: PoolSpec, limit: int | None, planners: Sequence[Planner] = pooling.PLANNERS) -> Run:
+    """The cheapest run, of a forward pool unless other planners are given."""
     runs, needs = [], []
-    for planner in pooling.PLANNERS:
+    for planner in planners:
         try:
             runs.append(planner(spec, "default", limit))
         except Unsupported as refusal:
             if refusal.workspace is not None:
                 needs.append(refusal.workspace)
     if not runs:
-        raise Unsupported("no forward pool has scratch enough", workspace=min(needs))
+        raise Unsupported("none has scratch enough", workspace=min(needs))
     return min(runs, key=lambda run: run.seconds)
-
-
-def match(spec: PoolSpec, precision: str, workspace_limit: int | None) -> Run:
-    """Each element asks the windows that meet it whether it is their maximum: 2x2 and 3x3 at a stride of 2."""
-    if spec.mode != "max":
-        raise Unsupported(f"needs a max pool, got {spec.mode}")
-    if not spec.indices:
-        raise Unsupported("needs the indices of the maxima")
-    g, wide = pooling.geometry(spec), computed_sum(spec)
-    k, before = g.kernel[2], g.before[2]
-    if wide not in MATCH_TYPES:
-        raise Unsupported(f"needs sums of 32 bits, got {wide}")
-    if pooling.square(g, (3,), 1) and g.out == g.size and g.before[1:] == (1, 1):
-        return match_flat(spec, g, wide, workspace_limit)
-    if spec.output_size or not pooling.square(g, (k,), matching.STRIDE) or (k, before) not in MATCH:
-        raise Unsupported("needs windows of 2x2 without padding, or of 3x3, a stride of 2 and no dilation")
-    (_, h, w), (_, oh, ow), (_, before_h, _) = g.size, g.out, g.before
-    lanes = cost.lanes(wide)
-    half = lanes // 2
-    pairs, blocks = (h - 1 + before_h) // 2 + 1, -(-max(w, 2 * ow) // lanes)
-    # What vectors read and write behind a plane's last row is the next plane's.
-    read, written = blocks * half + 1 - ow, blocks * lanes - w
-    if min(w, h, ow) < LEAST_WIDTH or oh * ow < read or h * w < written or before_h > 1:
-        raise Unsupported(f"needs planes of {lanes} elements and rows of {LEAST_WIDTH} outputs")
-    edge = min(oh - -(-max(read, 0) // ow), (h + before_h - -(-max(written, 0) // w)) // 2)
-    windows = [(window.start, len(window)) for window in spec.windows(1)]
-    windows += [(0, -1)] * (blocks * half - ow)  # lanes that no output has are never wrong
-    firsts, counts = (np.repeat(column, 2) for column in zip(*windows, strict=True))
-    # Of a window's rows that are not there the nearest one counts; all of a row of windows that is not there begin at 0.
-    tops = np.arange(pairs)[:, None] * matching.STRIDE - before_h
-    starts = np.clip(tops + np.arange(k), 0, h - 1) * w
-    starts[oh:] = 0
-    # In place of such a row: indices in the windows of the first, and zeros.
-    no_indices = np.zeros(half * (blocks + 1) + 2, np.int64)
-    no_indices[1 : 1 + blocks * half] = firsts[::2]
-    no_y = np.zeros(half * (blocks + 1) + 2, wide)
-    tables = [
-        np.array(table, np.int32)
-        for table in (np.arange(blocks * lanes), firsts, counts, np.hstack([tops * w, starts]))
-    ]
-    template = np.zeros(1, matching.ARGUMENTS)
-    set_fields(
-        template, h=h, w=w, oh=oh, ow=ow, before_h=before_h, pairs=pairs, blocks=blocks,
-        rows=max(WALKED_BYTES // (2 * w + 3 * ow) // 4, 1),
-        lead=min(matching.STRIDE, pairs), edge=max(edge, 0),
-        **dict(zip(("columns", "firsts", "counts", "starts"), map(address, tables), strict=True)),
-        no_indices=address(no_indices[1:]), no_y=address(no_y[1:]), ahead=ahead(spec, wide, cost.FAR_BYTES),
-    )  # fmt: skip
-    cycles = pairs * (PAIR_CYCLES + blocks * MATCH_CYCLES[k]) + PLANE_CYCLES
-    run = unpooling.by_indices(
-        spec, workspace_limit, MATCH[k, before], wide, spec.dtype, cycles=cycles, template=template
-    )
-    run.call.tables = tables, no_indices, no_y  # type: ignore[attr-defined]
-    return run
-
-
-def ahead(spec: PoolSpec, wide: str, cache: int) -> int:
-    """How far in front to ask for what does not fit a cache."""
-    each = math.prod(spec.in_size) * DTYPES[wide].itemsize + math.prod(spec.out_size) * (
-        DTYPES[wide].itemsize + 8
-    )
-    return AHEAD if spec.batch * spec.channels * each > cache else 0
-
-
-def match_flat(spec: PoolSpec, g: Geometry, wide: str, limit: int | None) -> Run:
-    """All planes as one row: 3x3 at stride 1."""
-    (_, h, w), lanes = g.size, cost.lanes(wide)
-    if not 3 <= w <= matching.MOST_WIDTH or h * w < lanes:
-        raise Unsupported(f"needs planes of {lanes} elements and rows of 3 to {matching.MOST_WIDTH}")
-    template = np.zeros(1, matching.ARGUMENTS)
-    set_fields(template, w=w, ahead=ahead(spec, wide, SHARED_CACHE))
-    cycles = h * w / lanes * FLAT_CYCLES
-    return unpooling.by_indices(spec, limit, MATCH_FLAT, wide, spec.dtype, cycles=cycles, template=template)
 
 
 def scatter(spec: PoolSpec, precision: str, workspace_limit: int | None) -> Run:
@@ -155,13 +60,9 @@ def scatter(spec: PoolSpec, precision: str, workspace_limit: int | None) -> Run:
         raise Unsupported(f"needs a max pool, got {spec.mode}")
     if not spec.indices:
         return searched(spec, workspace_limit)
-    return unpooling.by_indices(spec, workspace_limit, unpooling.SCATTER[ADD], computed_sum(spec), spec.dtype)
-
-
-def computed_sum(spec: PoolSpec) -> str:
-    """The type a gradient's sums are formed in: that of 32 bits for integers of as many, or fewer, which wrap alike."""
-    row = DTYPES[spec.out_dtype]
-    return computed(spec.out_dtype) if row.kind == "f" or row.itemsize == 8 else "int32"
+    return unpooling.by_indices(
+        spec, workspace_limit, unpooling.SCATTER[ADD], matching.computed_sum(spec), spec.dtype
+    )
 
 
 def searched(spec: PoolSpec, limit: int | None) -> Run:
@@ -176,9 +77,9 @@ def searched(spec: PoolSpec, limit: int | None) -> Run:
         few, own = replace(forward, batch=1, channels=piece), piece * each
         left = None if limit is None else max(limit - own, 0)
         runs, needs = [], [0]
-        for make in (best, lambda spec, left: scatter(spec, "default", left)):
+        for planners in (pooling.PLANNERS, (matching.match, scatter)):
             try:
-                runs.append(make(few, left))
+                runs.append(best(few, left, planners))
             except Unsupported as refusal:
                 if refusal.workspace is None:
                     raise
@@ -528,4 +429,4 @@ def fill(spec: PoolSpec, precision: str, workspace_limit: int | None) -> Run:
     )
 
 
-PLANNERS: tuple[Planner, ...] = (match, scatter, fill, spread)
+PLANNERS: tuple[Planner, ...] = (matching.match, scatter, fill, spread)

@@ -1,22 +1,25 @@
-"""The gradient of a max pool by comparing: each element of a row asks the windows that meet it whether it is their maximum.
+"""The gradient of a max pool by comparing: each element asks the windows that meet it whether it is their maximum.
 
-Vectors lie along the rows of dx, for windows of 2 x 2 and 3 x 3 at a stride of 2. Two neighbouring columns, 2 m and
-2 m + 1, meet the same windows or one less, so every output's index and gradient is loaded twice over, side by side::
+::
 
     dx[p] = sum of (indices[o] == p ? dy[o] : 0) over the outputs o that may meet p, in their order
 
-An index of 64 bits need not be narrowed for that: its lower half over its upper half is the pair, one instruction, which
-a load takes in. No sum is read back from memory and nothing is cleared first. As ``scatter`` it was one element at a time,
-100 instructions for 16 outputs of 2 x 2, and here 45.
+No sum is read back from memory and nothing is cleared first: ``scatter`` takes one element at a time. What is not asked for is
+lost, so every index is looked at: it must lie in its output's own window. A pool's do; where one does not, the task's planes are
+scattered, which takes any index inside a plane and tells of one outside. Sums begin with 0.0 and are formed in the same
+order, so that both give the same bits.
 
-What is not asked for is lost, so every index is looked at: it must lie in its output's own window. A pool's do; where one
-does not, the plane is scattered again, which takes any index inside it and tells of one outside. Sums begin with 0.0 and
-are formed in the same order, so that both give the same bits.
+``Pairs`` is for windows of 2 x 2 and 3 x 3 at a stride of 2. Vectors lie along rows of dx, two rows at a time. Two
+neighbouring columns, 2 m and 2 m + 1, ask the same windows or one less, so every output is loaded twice over, side by side.
+An index of 64 bits need not be narrowed for that: its lower half over its upper half is the pair, one instruction, which a
+load takes in. Rows of outputs are followed in memory by others, and what a vector reads there matches nothing: a window at a
+row's other end is far away, or the plane is too narrow to be taken. What a vector writes behind its row is written again:
+the last vector of a row comes first, the others follow, and then the next rows. Only at the ends of a task are there masks
+(``CAREFUL``).
 
-Rows of outputs are followed in memory by others, and what a vector reads there matches nothing: a window at a row's other
-end is far away, or the plane is too narrow to be taken. What a vector writes behind its row is written again: the last
-vector of a row comes first, the others follow, and then the next row. Only at an end of the arrays, or of a task's last
-plane, are there masks (``CAREFUL``).
+``Flat`` is for 3 x 3 windows at stride 1 with a border of 1, whose results lie as their input does: all planes of a task are
+one long row. Indices are narrowed once for nine comparisons, to places in that row; what a vector asks beyond a row or a
+plane is another window, which matches where it has to. So there are no masks but at the ends.
 """
 
 from __future__ import annotations
@@ -37,7 +40,6 @@ from .simd import (
     ELEMENTS,
     I32,
     I64,
-    Element,
     const,
     first_lanes,
     halves,
@@ -79,6 +81,17 @@ RECORD = from_dtype(ARGUMENTS)
 FIELD = {name: at for at, name in enumerate(FIELDS.split())}
 
 
+def field(m: Kernel, name: str, kind: ir.Type | None = None) -> Any:
+    """A field of the arguments, or the address in it as a pointer to `kind`."""
+    value = m.b.load(m.b.gep(m.arguments, [const(FIELD[name])]))
+    return value if kind is None else m.b.inttoptr(value, kind.as_pointer())
+
+
+def least(m: Kernel, values: list[Any]) -> Any:
+    """The smallest of some vectors, lane by lane, as unsigned numbers."""
+    return reduce(lambda a, c: m.b.select(m.b.icmp_unsigned("<", a, c), a, c), values)
+
+
 def return_if_strange(m: Kernel, watched: Any, seen: Any, plane: Any) -> None:
     """Return a plane if some index was not in its window, or not of 32 bits: `seen` has the bits of all."""
     b, wide = m.b, ELEMENTS[types.int64]
@@ -96,25 +109,15 @@ class Pairs:
         self.wide = ELEMENTS[types.int64]  # with half as many lanes
         self.watched = m.watch()
         self.seen = cgutils.alloca_once_value(b, ir.Constant(self.wide.vector, None))
-        self.h, self.w, self.oh, self.ow = map(self.field, ("h", "w", "oh", "ow"))
-        self.before, self.blocks, self.rows, self.ahead = map(
-            self.field, ("before_h", "blocks", "rows", "ahead")
+        self.h, self.w, self.oh, self.ow = (field(m, name) for name in ("h", "w", "oh", "ow"))
+        self.before, self.blocks, self.rows, self.ahead = (
+            field(m, name) for name in ("before_h", "blocks", "rows", "ahead")
         )
         self.starts, self.columns, self.firsts, self.counts = (
-            self.field(name, I32) for name in ("starts", "columns", "firsts", "counts")
+            field(m, name, I32) for name in ("starts", "columns", "firsts", "counts")
         )
-        self.nothing = self.field("no_y", e.llvm), self.field("no_indices", I64)
+        self.nothing = field(m, "no_y", e.llvm), field(m, "no_indices", I64)
         self.width = m.spread(self.w)
-
-    def field(self, name: str, kind: ir.Type | None = None) -> Any:
-        """A field of the arguments, or the address in it as a pointer to `kind`."""
-        value = self.b.load(self.b.gep(self.m.arguments, [const(FIELD[name])]))
-        return value if kind is None else self.b.inttoptr(value, kind.as_pointer())
-
-    def least(self, values: list[Any]) -> Any:
-        """The smallest of some vectors, lane by lane, as unsigned numbers."""
-        b = self.b
-        return reduce(lambda a, c: b.select(b.icmp_unsigned("<", a, c), a, c), values)
 
     def twice(self, row: tuple[Any, ...], c: Any) -> tuple[Any, Any, Any]:
         """Outputs from column c on, half a vector: their indices, and each one's lower half and gradient twice."""
@@ -145,9 +148,9 @@ class Pairs:
         """Pairs of rows of plane p."""
         b, e, m, half, ow = self.b, self.e, self.m, self.wide.lanes, self.ow
         int32 = ELEMENTS[types.int32]
-        dx = b.gep(self.field("x", e.llvm), [b.mul(p, self.field("plane"))])
-        outputs = b.mul(p, self.field("outputs"))
-        y, indices = b.gep(self.field("y", e.llvm), [outputs]), b.gep(self.field("indices", I64), [outputs])
+        dx = b.gep(field(m, "x", e.llvm), [b.mul(p, field(m, "plane"))])
+        outputs = b.mul(p, field(m, "outputs"))
+        y, indices = b.gep(field(m, "y", e.llvm), [outputs]), b.gep(field(m, "indices", I64), [outputs])
 
         def row(i: Any) -> tuple[Any, ...]:
             there, at = b.icmp_unsigned("<", i, self.oh), b.mul(i, ow)
@@ -174,11 +177,13 @@ class Pairs:
             with loop(b, begin, end) as q:
                 asked = ask(q)
                 starts = b.gep(self.starts, [b.mul(q, const(1 + self.k))])
-                place, *others = (splat(b, m.places, b.load(b.gep(starts, [const(i)]))) for i in range(1 + self.k))
+                place, *others = (
+                    splat(b, m.places, b.load(b.gep(starts, [const(i)]))) for i in range(1 + self.k)
+                )
                 own, lower, _ = asked[self.offsets.index(0)]
                 b.store(b.or_(b.load(self.seen), own), self.seen)
                 inside = b.sub(lower, first)
-                inside = self.least([b.sub(inside, start) for start in others])
+                inside = least(m, [b.sub(inside, start) for start in others])
                 m.expect(self.watched, b.icmp_unsigned("<", inside, count))
                 above, here = [tuple(map(b.load, parts)) for parts in held], [part[1:] for part in asked]
                 for parts, now in zip(held, here, strict=False):
@@ -199,7 +204,7 @@ class Pairs:
                         store(b, e, value, to)
                     written.append(to)
                 if not self.careful:
-                    with b.if_then(b.icmp_signed(">", self.ahead, const(0)), likely=False):
+                    with b.if_then(b.icmp_signed(">", self.ahead, const(0))):
                         at = b.add(b.mul(q, ow), c0)
                         prefetch(b, b.gep(indices, [at]), b.ashr(self.ahead, const(1)))
                         prefetch(b, b.gep(y, [at]), b.ashr(self.ahead, const(2)))
@@ -215,7 +220,8 @@ class Pairs:
 
     def write(self, first: Any, stop: Any) -> None:
         """Some planes: those of their pairs that need care, or the others."""
-        b, m, pairs, lead, edge = self.b, self.m, *map(self.field, ("pairs", "lead", "edge"))
+        b, m = self.b, self.m
+        pairs, lead, edge = (field(m, name) for name in ("pairs", "lead", "edge"))
         last = b.sub(stop, const(1))
 
         def walk(p: Any, begin: Any, end: Any) -> None:
@@ -266,7 +272,7 @@ class Flat:
     def __init__(self, m: Kernel) -> None:
         b, e = m.b, m.e
         self.m, self.b, self.e, self.wide = m, b, e, ELEMENTS[types.int64]
-        self.plane, self.w, self.ahead = map(self.field, ("plane", "w", "ahead"))
+        self.plane, self.w, self.ahead = (field(m, name) for name in ("plane", "w", "ahead"))
         self.size, self.width = m.spread(self.plane), m.spread(self.w)
         self.lane = m.constants(range(e.lanes))
         self.reach = b.add(self.w, const(1))
@@ -274,17 +280,15 @@ class Flat:
         self.seen = cgutils.alloca_once_value(b, ir.Constant(self.wide.vector, None))
         # What a chunk asks: where each output's gradient goes, and the gradient.
         elements = CHUNK + 2 * (MOST_WIDTH + 1) + 2 * e.lanes
-        self.to, self.values = (
-            cgutils.alloca_once(b, kind, size=elements) for kind in (I32, e.llvm)
-        )
-
-    field = Pairs.field
+        self.to, self.values = (cgutils.alloca_once(b, kind, size=elements) for kind in (I32, e.llvm))
 
     def stage(self, y: Any, indices: Any, begin: Any, end: Any, total: Any) -> None:
         """Outputs from `begin` to `end`, and before and behind all there are outputs without an index."""
         b, e, m, half = self.b, self.e, self.m, self.wide.lanes
         int32 = ELEMENTS[types.int32]
-        position = b.add(m.spread(b.urem(b.add(begin, b.mul(self.plane, const(1 << 20))), self.plane)), self.lane)
+        position = b.add(
+            m.spread(b.urem(b.add(begin, b.mul(self.plane, const(1 << 20))), self.plane)), self.lane
+        )
         state = cgutils.alloca_once_value(b, self.within(position))
         above = m.spread(self.reach)
 
@@ -292,22 +296,22 @@ class Flat:
             position, places = b.load(state), []
             for r in range(2):
                 at = b.add(o, const(r * half))
-                pointer_ = b.gep(indices, [at])
+                source = b.gep(indices, [at])
                 if careful:
                     there = lane_range(b, self.wide, b.neg(at), b.sub(total, at))
-                    places.append(masked_load(b, self.wide, pointer_, there))
+                    places.append(masked_load(b, self.wide, source, there))
                 else:
-                    places.append(load(b, self.wide, pointer_))
+                    places.append(load(b, self.wide, source))
                 b.store(b.or_(b.load(self.seen), places[-1]), self.seen)
             words = [b.bitcast(part, m.places) for part in places]
             index, _ = halves(b, *words)
             column = b.add(b.sub(index, position), above)
             columns = [column]
-            for _ in range(2):
+            for _ in range(FLAT - 1):
                 columns.append(b.sub(columns[-1], self.width))
-            least = reduce(lambda a, c: b.select(b.icmp_unsigned("<", a, c), a, c), columns)
             good = b.and_(
-                b.icmp_unsigned("<", least, m.constants([3] * e.lanes)), b.icmp_unsigned("<", index, self.size)
+                b.icmp_unsigned("<", least(m, columns), m.constants([FLAT] * e.lanes)),
+                b.icmp_unsigned("<", index, self.size),
             )
             to = b.add(index, b.sub(b.add(m.spread(o), self.lane), position))
             if careful:
@@ -328,7 +332,6 @@ class Flat:
             b.store(self.within(b.add(position, m.constants([e.lanes] * e.lanes))), state)
 
         # Whole vectors between those that begin before all outputs and those that end behind them.
-        low = b.select(b.icmp_signed("<", begin, const(0)), b.add(begin, const(e.lanes)), begin)
         low = b.select(b.icmp_signed("<", begin, const(0)), self.up(b.neg(begin), begin), begin)
         high = b.add(begin, b.and_(b.sub(m.least(total, end), begin), const(-e.lanes)))
         high = b.select(b.icmp_signed("<", high, low), low, high)
@@ -394,11 +397,17 @@ class Flat:
         """Some planes, as one row."""
         b, m = self.b, self.m
         skip, total = b.mul(first, self.plane), b.mul(b.sub(stop, first), self.plane)
-        dx, y = (b.gep(self.field(name, self.e.llvm), [skip]) for name in ("x", "y"))
-        indices = b.gep(self.field("indices", I64), [skip])
+        dx, y = (b.gep(field(m, name, self.e.llvm), [skip]) for name in ("x", "y"))
+        indices = b.gep(field(m, "indices", I64), [skip])
         with loop(b, const(0), total, const(CHUNK)) as begin:
             end = m.least(b.add(begin, const(CHUNK)), total)
-            self.stage(y, indices, b.sub(begin, self.reach), self.up(b.add(b.sub(end, begin), self.reach), begin), total)
+            self.stage(
+                y,
+                indices,
+                b.sub(begin, self.reach),
+                self.up(b.add(b.sub(end, begin), self.reach), begin),
+                total,
+            )
             self.gather(dx, begin, end, total)
         return_if_strange(m, self.watched, self.seen, first)
 
@@ -411,7 +420,9 @@ def match_flat(typing: Any, T: Any, arguments: Any, first: Any, stop: Any) -> An
     def body(m: Kernel, first: Any, stop: Any) -> None:
         Flat(m).write(first, stop)
 
-    return types.int64(T, *[types.int64] * 3), of_planes(f"match_{e.short}_flat_{host().name}", e, MAX, body, 1)
+    return types.int64(T, *[types.int64] * 3), of_planes(
+        f"match_{e.short}_flat_{host().name}", e, MAX, body, 1
+    )
 
 
 @register_jitable
