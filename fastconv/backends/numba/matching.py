@@ -30,8 +30,10 @@ WALKED_BYTES = 16 << 10
 # 3x3 1.26 ms, and 1.60. From a nearer cache it costs more than it brings: 832 x 14 x 14 would take 26 us, not 22.
 AHEAD = 8 << 10
 
-# Cycles of two vectors of a pair of rows, by the size of the window; of one where all planes are a row; of a plane.
-PAIR_CYCLES, FLAT_CYCLES, PLANE_CYCLES = {2: 10, 3: 12}, 25, 30
+# Cycles of two vectors of a pair of rows, by the size of the window; of one where all planes are a row; of a plane. With
+# AVX2, half as wide and short of registers, two to four of an output are no fewer than ``scatter`` takes.
+PAIR_CYCLES = cost.here({2: 10, 3: 12}, {2: 14, 3: 19})
+FLAT_CYCLES, PLANE_CYCLES = cost.here(25, 43), 30
 
 
 def computed_sum(spec: PoolSpec) -> str:
