@@ -191,18 +191,19 @@ class Pairs:
                         b.store(value, part)
                 place = b.add(place, column)
                 values = self.matched(above + here, place), self.matched(here, b.add(place, self.width))
-                top, written = b.sub(b.mul(q, const(STRIDE)), self.before), []
-                for r, value in enumerate(values):
-                    r = b.add(top, const(r))
-                    # Above the first row is none: what is written in its place is written again.
-                    at = b.add(b.mul(b.select(b.icmp_signed("<", r, const(0)), const(0), r), self.w), w0)
-                    to = b.gep(dx, [at])
+                top = b.sub(b.mul(q, const(STRIDE)), self.before)
+                low = b.mul(top, self.w)
+                high = b.add(low, self.w)
+                # Above the first row is none: what is written in its place is written again.
+                low = b.select(b.icmp_signed("<", top, const(0)), high, low)
+                written = [b.gep(dx, [b.add(at, w0)]) for at in (low, high)]
+                for r, (value, to) in enumerate(zip(values, written, strict=True)):
                     if self.careful:
-                        left = b.select(b.icmp_unsigned("<", r, self.h), b.sub(self.w, w0), const(0))
+                        there = b.icmp_unsigned("<", b.add(top, const(r)), self.h)
+                        left = b.select(there, b.sub(self.w, w0), const(0))
                         masked_store(b, e, value, to, first_lanes(b, e, left), in_loop=True)
                     else:
                         store(b, e, value, to)
-                    written.append(to)
                 if not self.careful:
                     with b.if_then(b.icmp_signed(">", self.ahead, const(0))):
                         at = b.add(b.mul(q, ow), c0)
