@@ -25,11 +25,6 @@ LEAST_WIDTH = 4
 # What is walked down before the next column is, and stays in the L1 cache.
 WALKED_BYTES = 16 << 10
 
-# What is read and written is asked for ahead, so many bytes at most, where it comes from beyond the L2 cache, and for ``flat``,
-# which goes along the memory, the shared one: 256 x 56 x 56 by 2x2 take 71 us, and 82 without; 16 images of 192 x 28 x 28 by
-# 3x3 1.26 ms, and 1.60. From a nearer cache it costs more than it brings: 832 x 14 x 14 would take 26 us, not 22.
-AHEAD = 8 << 10
-
 # Cycles of two vectors of a pair of rows, by the size of the window; of one where all planes are a row; of a plane. With
 # AVX2, half as wide and short of registers, two to four of an output are no fewer than ``scatter`` takes.
 PAIR_CYCLES = cost.here({2: 10, 3: 12}, {2: 14, 3: 19})
@@ -88,7 +83,7 @@ def match(spec: PoolSpec, precision: str, workspace_limit: int | None) -> Run:
         rows=max(WALKED_BYTES // (2 * w + 3 * ow) // 4, 1),
         lead=min(kernels.STRIDE, pairs), edge=max(edge, 0),
         **dict(zip(("columns", "firsts", "counts", "starts"), map(address, tables), strict=True)),
-        no_indices=address(no_indices[1:]), no_y=address(no_y[1:]), ahead=ahead(spec, wide, cost.FAR_BYTES),
+        no_indices=address(no_indices[1:]), no_y=address(no_y[1:]), ahead=far(spec, wide, cost.FAR_BYTES),
     )  # fmt: skip
     cycles = pairs * blocks * PAIR_CYCLES[k] + PLANE_CYCLES
     run = unpooling.by_indices(
@@ -104,14 +99,18 @@ def flat(spec: PoolSpec, g: Geometry, wide: str, limit: int | None) -> Run:
     if not 3 <= w <= kernels.MOST_WIDTH or h * w < lanes:
         raise Unsupported(f"needs planes of {lanes} elements and rows of 3 to {kernels.MOST_WIDTH}")
     template = np.zeros(1, kernels.ARGUMENTS)
-    set_fields(template, w=w, ahead=ahead(spec, wide, SHARED_CACHE))
+    set_fields(template, w=w, ahead=far(spec, wide, SHARED_CACHE))
     cycles = h * w / lanes * FLAT_CYCLES
     return unpooling.by_indices(spec, limit, FLAT, wide, spec.dtype, cycles=cycles, template=template)
 
 
-def ahead(spec: PoolSpec, wide: str, cache: int) -> int:
-    """How far in front to ask for what does not fit a cache."""
-    each = math.prod(spec.in_size) * DTYPES[wide].itemsize + math.prod(spec.out_size) * (
-        DTYPES[wide].itemsize + 8
-    )
-    return AHEAD if spec.batch * spec.channels * each > cache else 0
+def far(spec: PoolSpec, wide: str, cache: int) -> bool:
+    """Whether what is read and written does not fit a cache.
+
+    Asked for ahead then: 256 x 56 x 56 by 2x2 take 71 us, and 82 without. ``flat`` goes along the memory, which a processor
+    does ahead by itself, but not fast enough beyond the shared cache: 16 images of 192 x 28 x 28 take 1.26 ms, and 1.60
+    without, but one of them would take 73 us, not 66.
+    """
+    itemsize = DTYPES[wide].itemsize
+    each = math.prod(spec.in_size) * itemsize + math.prod(spec.out_size) * (itemsize + 8)
+    return spec.batch * spec.channels * each > cache

@@ -63,6 +63,12 @@ SHAPES = {(2, 0): (0,), (3, 0): (-1, 0), (3, 1): (0, 1)}
 
 STRIDE = 2
 
+# What comes from beyond the L2 cache is asked for ahead (``FAR``): dx so many bytes, indices and dy as many outputs less. From
+# nearer it would cost more than it brings, even to ask whether: 832 x 14 x 14 would take 25 us, not 22.
+NEAR, FAR, CAREFUL = range(3)
+KINDS = ("near", "far", "careful")
+AHEAD = 8 << 10
+
 # Elements of dx for which outputs are staged together, and the widest rows: on the stack, 20 KB.
 CHUNK, MOST_WIDTH = 2048, 256
 
@@ -74,7 +80,7 @@ FIELDS = (
     "starts "  # a table of 32 bits: where a pair of rows begins, and where each row of its windows does
     "columns firsts counts "  # more: columns of dx; of the output of each the first column, and how many
     "no_indices no_y "  # in place of rows of outputs that are not there
-    "ahead"  # how far in front to ask for what is read and written, in bytes, or 0
+    "ahead"  # whether what is read and written is asked for ahead
 )
 ARGUMENTS = np.dtype([(name, np.int64) for name in FIELDS.split()])
 RECORD = from_dtype(ARGUMENTS)
@@ -103,16 +109,15 @@ def return_if_strange(m: Kernel, watched: Any, seen: Any, plane: Any) -> None:
 class Pairs:
     """``match_planes`` as it is written: windows of k x k, of which a pair of columns asks those at `offsets`."""
 
-    def __init__(self, m: Kernel, k: int, offsets: tuple[int, ...], careful: bool) -> None:
+    def __init__(self, m: Kernel, k: int, offsets: tuple[int, ...], kind: int) -> None:
         b, e = m.b, m.e
-        self.m, self.b, self.e, self.k, self.offsets, self.careful = m, b, e, k, offsets, careful
+        self.m, self.b, self.e, self.k, self.offsets = m, b, e, k, offsets
+        self.careful, self.far = kind == CAREFUL, kind == FAR
         self.wide = ELEMENTS[types.int64]  # with half as many lanes
         self.watched = m.watch()
         self.seen = cgutils.alloca_once_value(b, ir.Constant(self.wide.vector, None))
         self.h, self.w, self.oh, self.ow = (field(m, name) for name in ("h", "w", "oh", "ow"))
-        self.before, self.blocks, self.rows, self.ahead = (
-            field(m, name) for name in ("before_h", "blocks", "rows", "ahead")
-        )
+        self.before, self.blocks, self.rows = (field(m, name) for name in ("before_h", "blocks", "rows"))
         self.starts, self.columns, self.firsts, self.counts = (
             field(m, name, I32) for name in ("starts", "columns", "firsts", "counts")
         )
@@ -204,13 +209,12 @@ class Pairs:
                         masked_store(b, e, value, to, first_lanes(b, e, left), in_loop=True)
                     else:
                         store(b, e, value, to)
-                if not self.careful:
-                    with b.if_then(b.icmp_signed(">", self.ahead, const(0))):
-                        at = b.add(b.mul(q, ow), c0)
-                        prefetch(b, b.gep(indices, [at]), b.ashr(self.ahead, const(1)))
-                        prefetch(b, b.gep(y, [at]), b.ashr(self.ahead, const(2)))
-                        for to in written:
-                            prefetch(b, to, self.ahead, write=True)
+                if self.far:
+                    at = b.add(b.mul(q, ow), c0)
+                    prefetch(b, b.gep(indices, [at]), const(AHEAD // 2))
+                    prefetch(b, b.gep(y, [at]), const(AHEAD // 4))
+                    for to in written:
+                        prefetch(b, to, const(AHEAD), write=True)
 
         with loop(b, begin, end, self.rows) as q:
             last = m.least(b.add(q, self.rows), end)
@@ -249,22 +253,23 @@ class Pairs:
 
 @intrinsic(prefer_literal=True)
 def match_planes(
-    typing: Any, K: Any, BEFORE: Any, CAREFUL: Any, T: Any, arguments: Any, first: Any, stop: Any
+    typing: Any, K: Any, BEFORE: Any, KIND: Any, T: Any, arguments: Any, first: Any, stop: Any
 ) -> Any:
     """Some planes of a pool of ``SHAPES``: `stop`, or another number if an index was outside its output's window.
 
-    With ``CAREFUL`` the pairs of rows at either end of them, where no vector may reach beyond a row; else all others.
+    ``CAREFUL`` takes the pairs of rows at either end of them, where no vector may reach beyond a row; ``NEAR`` and ``FAR``
+    all others.
     """
-    if not all(isinstance(literal, types.IntegerLiteral) for literal in (K, BEFORE, CAREFUL)):
+    if not all(isinstance(literal, types.IntegerLiteral) for literal in (K, BEFORE, KIND)):
         return None
-    k, before, careful = (literal.literal_value for literal in (K, BEFORE, CAREFUL))
+    k, before, kind = (literal.literal_value for literal in (K, BEFORE, KIND))
     e = ELEMENTS[T.instance_type]
-    name = f"match_{e.short}_{k}x{k}_p{before}{'_careful' if careful else ''}_{host().name}"
+    name = f"match_{e.short}_{k}x{k}_p{before}_{KINDS[kind]}_{host().name}"
 
     def body(m: Kernel, first: Any, stop: Any) -> None:
-        Pairs(m, k, SHAPES[k, before], bool(careful)).write(first, stop)
+        Pairs(m, k, SHAPES[k, before], kind).write(first, stop)
 
-    return types.int64(K, BEFORE, CAREFUL, T, *[types.int64] * 3), of_planes(name, e, MAX, body, 4)
+    return types.int64(K, BEFORE, KIND, T, *[types.int64] * 3), of_planes(name, e, MAX, body, 4)
 
 
 class Flat:
@@ -322,10 +327,10 @@ class Flat:
                 value = masked_load(b, e, b.gep(y, [o]), there)
             else:
                 value = load(b, e, b.gep(y, [o]))
-                with b.if_then(b.icmp_signed(">", self.ahead, const(0)), likely=False):
-                    prefetch(b, b.gep(y, [o]), b.ashr(self.ahead, const(1)))
+                with b.if_then(b.icmp_unsigned("!=", self.ahead, const(0)), likely=False):
+                    prefetch(b, b.gep(y, [o]), const(AHEAD // 2))
                     for line in (0, 64):
-                        prefetch(b, b.gep(indices, [o]), b.add(self.ahead, const(line)))
+                        prefetch(b, b.gep(indices, [o]), const(AHEAD + line))
             m.expect(self.watched, good)
             at = b.sub(o, begin)
             store(b, int32, to, b.gep(self.to, [at]))
@@ -450,8 +455,11 @@ def match(k: int, before: int) -> Any:
                     return
                 first, stop = task * a.planes_step, min((task + 1) * a.planes_step, a.planes)
                 # With care last: the others' vectors reach into these rows.
-                good = match_planes(k, before, 0, T, arguments, first, stop)
-                good = min(good, match_planes(k, before, 1, T, arguments, first, stop))
+                if a.ahead:
+                    good = match_planes(k, before, FAR, T, arguments, first, stop)
+                else:
+                    good = match_planes(k, before, NEAR, T, arguments, first, stop)
+                good = min(good, match_planes(k, before, CAREFUL, T, arguments, first, stop))
                 if good < stop:
                     again(T, size, arguments, first, stop)
 
