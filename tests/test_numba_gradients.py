@@ -276,7 +276,9 @@ def test_what_is_compared_is_what_is_scattered(dtype: str, at_end: bool) -> None
             made.run.call(gradient, indices, result)
             np.testing.assert_array_equal(result, expected, str(spec))
             numbers = result == result  # of two NaN either may be the sum
-            np.testing.assert_array_equal(np.signbit(result[numbers]), np.signbit(expected[numbers]), str(spec))
+            np.testing.assert_array_equal(
+                np.signbit(result[numbers]), np.signbit(expected[numbers]), str(spec)
+            )
         done += 1
     assert done > 300
 

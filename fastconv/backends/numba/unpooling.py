@@ -11,7 +11,7 @@ from fastconv.backends import Run, check_indices
 from fastconv.backends.numba import cost, jit, threads
 from fastconv.backends.numba.kernels import scatter as kernels
 from fastconv.backends.numba.kernels.scatter import ADD, FIELD, PUT
-from fastconv.backends.numba.operands import Array, begun, set_fields
+from fastconv.backends.numba.operands import Array, set_fields
 from fastconv.backends.numba.planes import Part, moved, planes_of, task
 from fastconv.spec import DTYPES, PoolSpec
 
@@ -25,7 +25,7 @@ GATHER = jit.Kernel(kernels.gather, MOVED)
 # Cycles of an index that is followed, and of a plane, of which small ones are taken together.
 INDEX_CYCLES, PLANE_CYCLES = 2.7, 5
 
-COUNT, WRONG = FIELD["planes"], FIELD["wrong"]
+X, Y, INDICES, COUNT, WRONG = map(FIELD.__getitem__, ("x", "y", "indices", "planes", "wrong"))
 
 
 def by_indices(
@@ -62,10 +62,11 @@ def by_indices(
     group = 1 if gathers else min(kernels.CHUNK // outputs, kernels.TOGETHER_BYTES // large.nbytes, step)
     set_fields(template, plane=plane, outputs=outputs, planes_step=step, group=max(group, 1))
     fields = template.view(np.int64)
+    first, last = (X, Y) if gathers else (Y, X)
 
     def compute(at: Sequence[int], count: int) -> None:
-        operand, indices, result = at
-        a = begun(fields, *((operand, result) if gathers else (result, operand)), indices)
+        a = fields.copy()
+        a[first], a[INDICES], a[last] = at
         a[COUNT] = count
         tasks = -(-count // step)
         threads.launch(kernel.address(wide), a, tasks, threads.workers(tasks), count * each)
