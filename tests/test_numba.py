@@ -317,7 +317,7 @@ def test_narrower_vectors_give_the_same_answers(name: str, cpu: str, features: s
         from fastconv.backends import Unsupported, algorithms
         from fastconv.backends.numba.kernels.simd import host
         from fastconv.plan import plan
-        from fastconv.spec import parse
+        from fastconv.spec import Op, parse
         from tests import test_numba
         print(host().name, end=" ")
         if host().name == "avx2":
@@ -333,6 +333,9 @@ def test_narrower_vectors_give_the_same_answers(name: str, cpu: str, features: s
                     testing.assert_agrees(plan(spec, spec.ops[0], "numba", name))
                 except Unsupported:
                     pass
+        for window in ("k2x2 s2 p0", "k3x3 s2 p0", "k3x3 s2 p1", "k3x3 s1 p1"):
+            spec = parse(f"max n2 c9x13x37 {window} indices f32")
+            testing.assert_agrees(plan(spec, Op.POOL_INPUT_GRAD, "numba", "match"))
         print("agree")
     """
     made = run(code, NUMBA_CPU_NAME=cpu, NUMBA_CPU_FEATURES=features, NUMBA_CACHE_DIR=str(tmp_path))

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import sys
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -14,7 +16,7 @@ import fastconv as fc
 from fastconv import testing
 from fastconv.backends import Unsupported, algorithms
 from fastconv.plan import plan
-from fastconv.spec import ConvSpec, Op, parse
+from fastconv.spec import ConvSpec, Op, PoolSpec, parse
 
 OPS = (Op.CONV_INPUT_GRAD, Op.CONV_WEIGHT_GRAD)
 MOVING = (Op.UNFOLD, Op.FOLD, Op.POOL_INPUT_GRAD, Op.UNPOOL, Op.UNPOOL_INPUT_GRAD)
@@ -158,7 +160,7 @@ def test_what_moves_and_adds_stays_inside_its_operands(dtype: str, at_end: bool)
 
 @pytest.mark.parametrize("dtype", ["f32", "f16"])
 def test_threads_and_strides_do_not_change_a_bit_of_what_moves_and_adds(dtype: str) -> None:
-    problems = ("max n3 c40x33x37 k3x3 s2 p1 indices", "max n3 c40x33x37 k3x3 s1 p1", "avg n3 c40x33x37 k3x3 s2 p1", "lp3 n2 c9x20x21 k2x2 s2 p0",
+    problems = ("max n3 c40x33x37 k3x3 s2 p1 indices", "max n3 c140x33x37 k3x3 s1 p1 indices", "max n3 c340x14x14 k2x2 s2 p0 indices", "max n3 c40x33x37 k3x3 s1 p1", "avg n3 c40x33x37 k3x3 s2 p1", "lp3 n2 c9x20x21 k2x2 s2 p0",
                 "avg n3 c65x14x14 k2x2 s2 p0", "avg n2 c65x7x7 o1x1", "avg n2 c20x9x8 o4x3", "n3 c9x20x21 k4x3x3 s2 p1", "n3 c9x20x21 k4x3x3 s1 p1 reflect")  # fmt: skip
     before = fc.get_num_threads()
     try:
@@ -215,6 +217,117 @@ def test_an_index_outside_its_plane_is_refused_and_nothing_written(size: str, ba
     np.testing.assert_array_equal(
         made(np.rint(values), anywhere), plan(made.spec, op, "im2col")(np.rint(values), anywhere)
     )
+
+
+def matched() -> list[PoolSpec]:
+    """Windows of every kernel that compares, on planes around its edges: half a vector, one and more, by all parities."""
+    from fastconv.backends.numba.kernels.match import SHAPES, STRIDE
+
+    windows = [
+        f"k{k}x{k} s{STRIDE} p{rows}:{end}x{columns}:{end} {ceil}"
+        for k, columns in SHAPES
+        for rows, end in ((0, 0), (columns, columns), (k // 3, 0))
+        for ceil in ("", "ceil")
+    ]
+    found = []
+    for size in ("4x8", "8x8", "9x10", "6x14", "13x13", "15x16", "9x31", "16x32", "17x33", "5x67", "40x66"):
+        for window in (*dict.fromkeys(windows), "k3x3 s1 p1"):
+            for channels in (1, 3, 40):
+                spec = parse(f"max n1 c{channels}x{size} {window} indices f32")
+                assert isinstance(spec, PoolSpec)
+                found.append(spec)
+    return found
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="guard pages are made with Linux's mprotect")
+@pytest.mark.parametrize("at_end", [True, False], ids=["ends", "begins"])
+@pytest.mark.parametrize("dtype", ["float32", "int32"])
+def test_what_is_compared_is_what_is_scattered(dtype: str, at_end: bool) -> None:
+    """Bit by bit, whatever the gradient and wherever indices point, with nothing read or written beyond."""
+    from tests.guard import Guarded
+
+    random = np.random.default_rng(5)
+    done = 0
+    for few in matched():
+        spec = replace(few, dtype=dtype)
+        memory = Guarded(at_end)
+        try:
+            made = plan(spec, Op.POOL_INPUT_GRAD, "numba", "match")
+        except Unsupported:
+            continue
+        scatter = plan(spec, Op.POOL_INPUT_GRAD, "numba", "scatter")
+        x = random.integers(-3, 4, spec.input_shape).astype(dtype)
+        y, own = plan(spec, Op.POOL, "im2col")(x)
+        dy = random.standard_normal(y.shape).astype("float32")
+        dy[random.random(y.shape) < 0.3] = -0.0
+        for special in (np.inf, -np.inf, np.nan, 1e-45):
+            dy[random.random(y.shape) < 0.02] = special
+        dy = dy if dtype == "float32" else random.integers(-(2**31), 2**31, y.shape).astype(dtype)
+        plane = math.prod(spec.in_size)
+        strange = own.copy()
+        strange.flat[random.integers(own.size)] = random.integers(plane)
+        gradient, result, indices = (
+            memory.copy(array) for array in (dy, testing.poisoned(spec.shapes(Op.POOL_INPUT_GRAD)[-1]), own)
+        )
+        for case in (own, strange, random.integers(0, plane, own.shape)):
+            indices[...] = case
+            expected = np.empty_like(result)
+            scatter.run.call(gradient, indices, expected)
+            made.run.call(gradient, indices, result)
+            np.testing.assert_array_equal(result, expected, str(spec))
+            numbers = result == result  # of two NaN either may be the sum
+            np.testing.assert_array_equal(
+                np.signbit(result[numbers]), np.signbit(expected[numbers]), str(spec)
+            )
+        done += 1
+    assert done > 300
+
+
+@pytest.mark.parametrize(
+    "problem", ["n1 c3x20x36 k2x2 s2 p0", "n1 c3x20x36 k3x3 s2 p1", "n1 c3x20x36 k3x3 s1 p1"]
+)
+def test_every_index_that_no_window_has_is_found(problem: str) -> None:
+    """The whole plane for one output after the other, those at its edges first, among three planes."""
+    spec = parse(f"max {problem} indices f32")
+    assert isinstance(spec, PoolSpec)
+    made, scatter = (plan(spec, Op.POOL_INPUT_GRAD, "numba", algorithm) for algorithm in ("match", "scatter"))
+    x = np.zeros(spec.input_shape, "float32")
+    y, own = plan(spec, Op.POOL, "im2col")(x)
+    dy = np.arange(1, y.size + 1, dtype="float32").reshape(y.shape)
+    last = y[0, 0].size - 1
+    for output in (0, 1, spec.out_size[1] - 1, spec.out_size[1], last // 2, last - 1, last):
+        for plane in range(3):
+            indices = own.copy()
+            for place in range(math.prod(spec.in_size)):
+                indices[0, plane].flat[output] = place
+                np.testing.assert_array_equal(made(dy, indices), scatter(dy, indices))
+
+
+@pytest.mark.skipif(
+    not hasattr(os, "uname") or os.uname().machine != "x86_64", reason="reads x86-64 assembly"
+)
+@pytest.mark.parametrize("dtype", ["float32", "int32"])
+def test_comparing_loops_keep_their_vectors_in_registers(dtype: str) -> None:
+    from fastconv.backends.numba import matching
+    from fastconv.backends.numba.kernels.simd import host
+    from tests.test_numba import assembly
+    from tests.test_numba_pool import innermost
+
+    register = {"avx512": "zmm", "avx2": "ymm"}.get(host().name)
+    if register is None:
+        pytest.skip(f"no vectors to look for on {host().name}")
+    found = 0
+    for kernel in (*matching.PAIRS.values(), matching.FLAT):
+        text = assembly(kernel, dtype)
+        for body in re.findall(r"^match_\w+:.*?\.size", text, re.MULTILINE | re.DOTALL):
+            lines = body.splitlines()
+            loops = ["\n".join(loop) for loop in innermost(lines)]
+            compares = [loop for loop in loops if re.search(rf"vpcmpeqd.*%{register}", loop)]
+            assert compares, lines[0]
+            for loop in compares if register == "zmm" else ():  # AVX2 has half the registers
+                assert not re.search(r"vmov\w+\s+%[xyz]mm\d+, -?\d*\(%rsp\)", loop), (lines[0], loop)
+            found += 1
+    assert found == 3 * len(matching.PAIRS) + 1
 
 
 @pytest.mark.skipif(

@@ -3,7 +3,7 @@
 ``kernels`` holds what runs: micro-kernels as LLVM IR (``simd``, ``tile``) and loops over tasks. The modules beside it
 plan: ``implicit_gemm`` (any convolution, vectors along ``positions``), ``direct`` (any, vectors along output channels),
 ``depthwise``, ``winograd``, ``pooling``, ``unpooling``, ``columns``, and the gradients, ``input_grad``, ``weight_grad``,
-``winograd_grad``, ``pool_grad`` and ``pairs``. ``geometry`` and ``slabs`` say how images and padded copies of them lie, ``cost`` is what all
+``winograd_grad``, ``pool_grad``, ``matching`` and ``pairs``. ``geometry`` and ``slabs`` say how images and padded copies of them lie, ``cost`` is what all
 estimate by, ``operands`` and ``planes`` cast what kernels do not know, ``jit`` compiles and caches, ``threads`` runs tasks
 side by side.
 """

@@ -1,4 +1,4 @@
-"""Gradients of pools, planned: scattered to the maxima, or spread over the windows."""
+"""Gradients of pools, planned: scattered to the maxima, or spread over the windows; ``matching`` has those that ask for them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from functools import cache
 import numpy as np
 
 from fastconv.backends import Planner, Run, Unsupported
-from fastconv.backends.numba import cost, jit, pooling, threads, unpooling, winograd
+from fastconv.backends.numba import cost, jit, matching, pooling, threads, unpooling, winograd
 from fastconv.backends.numba.geometry import Geometry, lift, shares
 from fastconv.backends.numba.kernels import spread as kernels
 from fastconv.backends.numba.kernels.scatter import ADD
@@ -21,7 +21,6 @@ from fastconv.spec import DTYPES, PoolSpec
 
 SPREAD = {shape: jit.Kernel(kernels.spread(*shape), jit.REAL) for shape in (*kernels.SHAPES, *kernels.LOOPED)}
 FILL = jit.Kernel(kernels.fill, jit.REAL)
-
 # Cycles of a vector of a row: that is staged, that a tap adds; of an element without vectors.
 STAGED_CYCLES, TAP_CYCLES, ELEMENT_CYCLES = 6, 2, 3
 
@@ -41,17 +40,17 @@ DX, DY, SCRATCH, COUNT = map(FIELD.__getitem__, ("dx", "dy", "scratch", "planes"
 # ---------------------------------------------------------------------------- maxima
 
 
-def best(spec: PoolSpec, limit: int | None) -> Run:
-    """The cheapest forward run."""
+def best(spec: PoolSpec, limit: int | None, planners: Sequence[Planner] = pooling.PLANNERS) -> Run:
+    """The cheapest run, of a forward pool unless other planners are given."""
     runs, needs = [], []
-    for planner in pooling.PLANNERS:
+    for planner in planners:
         try:
             runs.append(planner(spec, "default", limit))
         except Unsupported as refusal:
             if refusal.workspace is not None:
                 needs.append(refusal.workspace)
     if not runs:
-        raise Unsupported("no forward pool has scratch enough", workspace=min(needs))
+        raise Unsupported("none has scratch enough", workspace=min(needs))
     return min(runs, key=lambda run: run.seconds)
 
 
@@ -61,13 +60,9 @@ def scatter(spec: PoolSpec, precision: str, workspace_limit: int | None) -> Run:
         raise Unsupported(f"needs a max pool, got {spec.mode}")
     if not spec.indices:
         return searched(spec, workspace_limit)
-    return unpooling.by_indices(spec, workspace_limit, unpooling.SCATTER[ADD], computed_sum(spec), spec.dtype)
-
-
-def computed_sum(spec: PoolSpec) -> str:
-    """The type a gradient's sums are formed in: that of 32 bits for integers of as many, or fewer, which wrap alike."""
-    row = DTYPES[spec.out_dtype]
-    return computed(spec.out_dtype) if row.kind == "f" or row.itemsize == 8 else "int32"
+    return unpooling.by_indices(
+        spec, workspace_limit, unpooling.SCATTER[ADD], matching.computed_sum(spec), spec.dtype
+    )
 
 
 def searched(spec: PoolSpec, limit: int | None) -> Run:
@@ -82,9 +77,9 @@ def searched(spec: PoolSpec, limit: int | None) -> Run:
         few, own = replace(forward, batch=1, channels=piece), piece * each
         left = None if limit is None else max(limit - own, 0)
         runs, needs = [], [0]
-        for make in (best, lambda spec, left: scatter(spec, "default", left)):
+        for planners in (pooling.PLANNERS, (matching.match, scatter)):
             try:
-                runs.append(make(few, left))
+                runs.append(best(few, left, planners))
             except Unsupported as refusal:
                 if refusal.workspace is None:
                     raise
@@ -434,4 +429,4 @@ def fill(spec: PoolSpec, precision: str, workspace_limit: int | None) -> Run:
     )
 
 
-PLANNERS: tuple[Planner, ...] = (scatter, fill, spread)
+PLANNERS: tuple[Planner, ...] = (matching.match, scatter, fill, spread)

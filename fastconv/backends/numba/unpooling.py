@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -22,16 +22,32 @@ MOVED = (*jit.COMPUTED, "int16", "int8")
 SCATTER = {ADD: jit.Kernel(kernels.scatter(ADD)), PUT: jit.Kernel(kernels.scatter(PUT), MOVED)}
 GATHER = jit.Kernel(kernels.gather, MOVED)
 
-# Cycles of an index that is followed, and of a plane.
-INDEX_CYCLES, PLANE_CYCLES = 3, 60
+# Cycles of an index that is followed, and of a plane, of which small ones are taken together.
+INDEX_CYCLES, PLANE_CYCLES = 2.7, 5
 
 X, Y, INDICES, COUNT, WRONG = map(FIELD.__getitem__, ("x", "y", "indices", "planes", "wrong"))
 
 
-def by_indices(spec: PoolSpec, limit: int | None, kernel: jit.Kernel, wide: str, dtype: str) -> Run:
+def by_indices(
+    spec: PoolSpec,
+    limit: int | None,
+    kernel: jit.Kernel,
+    wide: str,
+    dtype: str,
+    *,
+    cycles: float = 0,
+    template: Array | None = None,
+) -> Run:
     """The run of a kernel between planes (x) and what their indices name (y), of `dtype` each.
 
     Operands are y, indices, x, and for a gather the other way round.
+
+    Parameters
+    ----------
+    cycles : float
+        Of a plane; without them each index is followed.
+    template : structured array of one
+        The kernel's arguments, if it has more than all: these come first.
     """
     plane, outputs = math.prod(spec.in_size), math.prod(spec.out_size)
     large, small = Part(plane, dtype, wide), Part(outputs, dtype, wide)
@@ -39,18 +55,18 @@ def by_indices(spec: PoolSpec, limit: int | None, kernel: jit.Kernel, wide: str,
     gathers = kernel is GATHER
     operands = (large, places, small) if gathers else (small, places, large)
     planes = planes_of(spec.batch, spec.channels, limit, *operands)
-    cycles = outputs * INDEX_CYCLES + PLANE_CYCLES
+    cycles = cycles or outputs * INDEX_CYCLES + PLANE_CYCLES
     each = max(cycles * cost.CYCLE, moved(sum(part.nbytes for part in operands), planes.planes))
     step = task(each, planes.planes)
-    template = np.zeros(1, kernels.ARGUMENTS)
+    template = np.zeros(1, kernels.ARGUMENTS) if template is None else template
     group = 1 if gathers else min(kernels.CHUNK // outputs, kernels.TOGETHER_BYTES // large.nbytes, step)
     set_fields(template, plane=plane, outputs=outputs, planes_step=step, group=max(group, 1))
     fields = template.view(np.int64)
     first, last = (X, Y) if gathers else (Y, X)
 
-    def compute(at: object, count: int) -> None:
+    def compute(at: Sequence[int], count: int) -> None:
         a = fields.copy()
-        a[first], a[INDICES], a[last] = at  # type: ignore[misc]
+        a[first], a[INDICES], a[last] = at
         a[COUNT] = count
         tasks = -(-count // step)
         threads.launch(kernel.address(wide), a, tasks, threads.workers(tasks), count * each)

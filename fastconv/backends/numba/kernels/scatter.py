@@ -145,7 +145,7 @@ def _clear(T, x, size, begin, end):  # type: ignore[no-untyped-def]
 
 
 @register_jitable
-def _fill(op, T, size, x, y, indices, plane, outputs):  # type: ignore[no-untyped-def]
+def fill(op, T, size, x, y, indices, plane, outputs):  # type: ignore[no-untyped-def]
     """Fill one plane; 1 if an index points outside it, else 0."""
     line = 64 // size
     cleared = 0
@@ -195,7 +195,7 @@ def scatter(op: int) -> Any:
                         planes = min(a.group, stop - p)
                         wrong[0] |= _fill_together(op, T, size, x, y, indices, a.plane, a.outputs, planes)
                     else:
-                        wrong[0] |= _fill(op, T, size, x, y, indices, a.plane, a.outputs)
+                        wrong[0] |= fill(op, T, size, x, y, indices, a.plane, a.outputs)
 
         return work
 

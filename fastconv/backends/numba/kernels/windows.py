@@ -153,7 +153,7 @@ class Kernel(NamedTuple):
             self.b.ret(plane)
 
 
-def _call(name: str, e: Element, op: int, body: Callable[[Kernel, Any, Any], None], skip: int) -> Any:
+def of_planes(name: str, e: Element, op: int, body: Callable[[Kernel, Any, Any], None], skip: int) -> Any:
     """An intrinsic's code: a call of ``int64(arguments, first plane, stop)``, written once in a module by `body`."""
 
     def codegen(context: Any, builder: Any, signature: Any, values: Any) -> Any:
@@ -424,7 +424,7 @@ def reduce_rows(
         return None
     e, op, k, pair = ELEMENTS[T.instance_type], OP.literal_value, K.literal_value, bool(PAIR.literal_value)
     name = f"pool_{e.short}_{OPS[op]}_{k}x{k}{'_pair' if pair else ''}_{host().name}"
-    code = _call(name, e, op, lambda m, first, stop: _rows(m, first, stop, k, pair), 4)
+    code = of_planes(name, e, op, lambda m, first, stop: _rows(m, first, stop, k, pair), 4)
     return types.int64(OP, K, PAIR, T, *[types.int64] * 3), code
 
 
@@ -532,7 +532,7 @@ def reduce_flat(typing: Any, OP: Any, T: Any, arguments: Any, first: Any, stop: 
     if not isinstance(OP, types.IntegerLiteral):
         return None
     e, op = ELEMENTS[T.instance_type], OP.literal_value
-    code = _call(f"pool_{e.short}_{OPS[op]}_flat_{host().name}", e, op, _flat, 2)
+    code = of_planes(f"pool_{e.short}_{OPS[op]}_flat_{host().name}", e, op, _flat, 2)
     return types.int64(OP, T, *[types.int64] * 3), code
 
 
