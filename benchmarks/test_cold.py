@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -46,10 +47,12 @@ def test_host_side_of_a_warm_call_on_a_gpu(
     """From the public function to the launch, with a stand-in for CuPy; CuPy's own allocation and launch are left out."""
     module = Module()
     made: dict[Any, ndarray] = {}
-    module.empty = lambda shape, dtype: made.setdefault(shape, ndarray(np.empty(shape, dtype)))  # type: ignore[method-assign]
+    module.ndarray = lambda shape, dtype: made.setdefault(shape, ndarray(np.empty(shape, dtype)))  # type: ignore[assignment,misc]
+    module.cuda.driver.launchKernel = lambda *launch: None
     monkeypatch.setitem(sys.modules, "cupy", module)
     monkeypatch.setitem(_BACKENDS, "cupy", _Row("fastconv.backends.cupy", "cupy"))
-    monkeypatch.setattr(executor, "function", lambda kernel, shared: lambda *launch, shared_mem: None)
+    loaded = SimpleNamespace(kernel=SimpleNamespace(ptr=1))
+    monkeypatch.setattr(executor, "function", lambda kernel, shared: loaded)
     monkeypatch.setattr(api, "_memory", recall.Memory())
     plan.cache_clear()
     x, w = map(ndarray, testing.operands(spec, Op.CONV))
