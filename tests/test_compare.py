@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import json
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,14 @@ def test_every_backend_and_algorithm_has_a_row(run: Comparison) -> None:
     assert (str(parse(TINY[2])), "im2col", "pointwise") in found
     assert run.ok
     assert run.checked >= 2 * len(run.rows)
+
+
+@pytest.mark.parametrize("backend", ["numba", "cupy", "im2col"])
+def test_ways_to_convolve_are_told_apart_by_colour(backend: str) -> None:
+    """In one chart they stand beside each other."""
+    planners = importlib.import_module(f"fastconv.backends.{backend}").PLANNERS[Op.CONV]
+    colours = [report.colour(f"{backend}/{planner.__name__}") for planner in planners]
+    assert len(set(colours)) == len(colours)
 
 
 def test_rows_are_complete(run: Comparison) -> None:

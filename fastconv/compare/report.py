@@ -13,7 +13,7 @@ from rich.table import Table
 
 from fastconv.compare import Comparison, Row, Slower
 
-# Okabe and Ito's palette, and Tol's for numba, told apart by colour-blind readers; one for each way of computing.
+# Okabe and Ito's palette, and Tol's for numba and cupy, told apart by colour-blind readers; one for each way of computing.
 COLOURS = {
     "naive/loops": "#999999",
     "im2col/im2col": "#0072B2",
@@ -31,6 +31,12 @@ COLOURS = {
     "numba/rows": "#44AA99",
     "numba/taps": "#AA4499",
     "numba/cells": "#661100",
+    "cupy/implicit_gemm_mma": "#BB5566",
+    "cupy/implicit_gemm": "#004488",
+    "cupy/depthwise": "#999933",
+    "cupy/im2col": "#EE8866",
+    "cupy/cudnn": "#44BB99",
+    "cupy/windows": "#EEDD88",
 }
 OTHER_COLOURS = ("#D55E00", "#F0E442", "#CC79A7", "#009E73", "#E69F00", "#56B4E9", "#0072B2")
 
