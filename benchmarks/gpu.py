@@ -234,9 +234,8 @@ def cudnn(
     import cupy
 
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
-    torch.backends.cudnn.benchmark = (
-        not dtype
-    )  # of what is not timed, its fastest algorithm need not be looked for
+    # Of what is not timed, the float64 reference, its fastest algorithm need not be looked for.
+    torch.backends.cudnn.benchmark = not dtype
     order = torch.channels_last if channels_last else torch.contiguous_format
     tensors = [_tensor(array) for array in placed]
     if dtype:

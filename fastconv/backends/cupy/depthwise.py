@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
-from functools import partial
 
 import numpy as np
 
@@ -36,6 +34,7 @@ from fastconv.backends.cupy.launch import Kernel, Launch, Program, View, kept
 from fastconv.backends.cupy.pooling import BANDWIDTH
 from fastconv.backends.cupy.product import (
     BLOCKS,
+    VECTOR_BYTES,
     Placed,
     Shape,
     Types,
@@ -75,9 +74,6 @@ MOST_TAPS_OF_A_ROW = 7
 MOST_TAPS = 9
 MOST_STEP = 2
 
-# What one instruction reads or writes.
-VECTOR_BYTES = 16
-
 # A part of k that is shorter has less than eight products for each thread of a block.
 LEAST_PART = 2048
 
@@ -106,11 +102,11 @@ def _ahead(axes: Sequence[Axis], taps: Sequence[int]) -> tuple[list[Axis], int, 
     return turned, start, tuple(strides)
 
 
-def _at_once(dtype: str, aligned: bool, start: int, strides: Sequence[int], lengths: Sequence[int]) -> int:
+def _at_once(dtype: str, array: Placed, strides: Sequence[int], lengths: Sequence[int]) -> int:
     """Elements of a row that are read or written at once: a power of two that divides rows and where they begin."""
-    if not aligned or strides[-1] != 1:
+    if not array.aligned or strides[-1] != 1:
         return 1
-    return math.gcd(VECTOR_BYTES // DTYPES[dtype].itemsize, start, *strides[:-1], *lengths)
+    return math.gcd(VECTOR_BYTES // DTYPES[dtype].itemsize, array.start, *strides[:-1], *lengths)
 
 
 def _columns(types: Types, length: int, few: bool) -> int:
@@ -126,7 +122,6 @@ def _compiled_in(
     mode: str,
     gathered: Placed,
     strides: tuple[int, ...],
-    aligned: bool,
     others: Sequence[int],
 ) -> dict[str, int]:
     """What is compiled in of how outputs are summed; `strides` are the gathered array's, `others` all others."""
@@ -143,7 +138,7 @@ def _compiled_in(
     columns, width = _columns(types, wide.columns, few), 0
     rows = high.taps if few and 1 in (high.tap, high.taps) else 1
     if mode == "zeros" and strides[-1] == 1:
-        width = _at_once(types.stored, aligned, gathered.start, strides, (wide.size, columns * wide.step))
+        width = _at_once(types.stored, gathered, strides, (wide.size, columns * wide.step))
     return {
         "ROWS": TILE // high.step,
         "COLUMNS": columns,
@@ -167,13 +162,11 @@ def _launch(
     groups: int,
     gathered: Placed,
     gathered_strides: tuple[int, ...],
-    gathered_aligned: bool,
     weight: Placed,
     weight_channel: int,
     weight_taps: Sequence[int],
     result: Placed,
     result_strides: tuple[int, ...],
-    result_aligned: bool,
     bias: View | None,
     mode: str = "zeros",
 ) -> Iterator[Launch]:
@@ -187,10 +180,10 @@ def _launch(
         *taps,
         bias.strides[0] if bias else 0,
     )
-    compiled = _compiled_in(types, axes, channels, mode, gathered, gathered_strides, gathered_aligned, others)
+    compiled = _compiled_in(types, axes, channels, mode, gathered, gathered_strides, others)
     depth, high, wide = (axis.columns for axis in axes)
     columns = compiled["COLUMNS"]
-    stored = _at_once(types.out, result_aligned, result.start, result_strides, (wide, columns))
+    stored = _at_once(types.out, result, result_strides, (wide, columns))
     # Neighbouring threads have neighbours in memory to read, be they columns or channels.
     made, last = groups * result_channels, gathered_strides[1] == 1 != gathered_strides[-1]
     shape = (images, 1 if last else made, depth, tiles(high, compiled["ROWS"]), tiles(wide, columns))
@@ -253,15 +246,13 @@ def depthwise(spec: ConvSpec, precision: str, workspace_limit: int | None) -> Ru
             multiplier,
             forward_axes(spec),
             groups=spec.groups,
-            gathered=Placed(0, 0),
+            gathered=Placed(0, 0, aligned=x.aligned),
             gathered_strides=lifted(x.strides, 0),
-            gathered_aligned=x.aligned,
             weight=Placed(1, 0, row=ws[0], group=multiplier * ws[0]),
             weight_channel=0,
             weight_taps=ws[2:],
-            result=Placed(3, 0),
+            result=Placed(3, 0, aligned=y.aligned),
             result_strides=lifted(y.strides, 0),
-            result_aligned=y.aligned,
             bias=bias,
             mode=spec.padding_mode,
         )
@@ -275,20 +266,11 @@ def input_grad(spec: ConvSpec, precision: str, workspace_limit: int | None) -> R
     """Input gradient: each phase is a correlation too."""
     _check(spec)
     seconds = spec.nbytes(Op.CONV_INPUT_GRAD) / BANDWIDTH
-    odd, whole = (
-        by_phases(spec, workspace_limit, partial(_correlations, aligned=aligned), seconds, "tiles of ")
-        for aligned in (False, True)
-    )
-
-    def build(dy: View, w: View, bias: View | None, dx: View) -> Program:
-        made: OnDevice = (whole if dx.aligned else odd).call  # type: ignore[assignment]
-        return made.build(dy, w, bias, dx)
-
-    return replace(whole, call=OnDevice(build))
+    return by_phases(spec, workspace_limit, _correlations, seconds, "tiles of ")
 
 
-def _correlations(given: Phased, aligned: bool) -> Steps:
-    """The launches of every phase; `aligned`: whether the result begins a line of 16 bytes."""
+def _correlations(given: Phased) -> Steps:
+    """The launches of every phase."""
     multiplier = given.spec.out_channels // given.spec.groups
     ws = lifted(given.w.strides, 0)
     for part in given.parts():
@@ -301,13 +283,11 @@ def _correlations(given: Phased, aligned: bool) -> Steps:
             groups=given.spec.groups,
             gathered=given.source,
             gathered_strides=lifted(given.dy.strides, 0),
-            gathered_aligned=given.dy.aligned,
             weight=Placed(1, part.weight_start, group=multiplier * ws[0]),
             weight_channel=ws[0],
             weight_taps=part.weight_taps,
             result=given.target._replace(start=given.target.start + part.result_start),
             result_strides=(*given.strides[:2], *part.result_strides),
-            result_aligned=aligned,
             bias=given.bias,
         )
 

@@ -256,15 +256,15 @@ def by_phases(
                 w = _packed_view(spec, last)
                 weight = Placed(WORKSPACE, 0, group=c_group * w.strides[1])
                 whole = True, last and in_vectors(dy, vector)
-            target = Placed(3, 0, aligned=dx.aligned)
-            phased = Phased(spec, types, images, dy, w, Placed(0, 0), target, dxs, bias, weight, whole)
+            source, target = Placed(0, 0, aligned=dy.aligned), Placed(3, 0, aligned=dx.aligned)
+            phased = Phased(spec, types, images, dy, w, source, target, dxs, bias, weight, whole)
             return Program(
                 steps=(*packing, *phased.unmet(), *launches(phased)), workspace=packed if packing else 0
             )
         inner, scratch = c_strides(bare.input_shape), Placed(WORKSPACE, 0, aligned=True)
         steps: list[Launch] = []
         for begin, some in portions(spec.batch, images):
-            source = Placed(0, begin * dys[0])
+            source = Placed(0, begin * dys[0], aligned=dy.aligned)
             padded_types = types._replace(out=types.sums)
             phased = Phased(bare, padded_types, some, dy, w, source, scratch, inner, None, weight)
             steps += [*phased.unmet(), *launches(phased), _folded(spec, some, inner, bias, begin, dxs)]
@@ -330,10 +330,8 @@ def _tensor_products(given: Phased, split: bool) -> Steps:
     """The launches of every phase, as products on tensor cores."""
     for shape, places in _places(given):
         among = warp_tiles_of(given.types.stored, split)
-        choice, lanes = (
-            choose(shape, among, given.types.sums, None, counts=(1,)),
-            int(given.dy.channels_last),
-        )
+        choice = choose(shape, among, given.types.sums, None, counts=(1,))
+        lanes = int(given.dy.channels_last)
         yield from tensor_product(
             shape, given.types, choice, lanes=lanes, whole=given.whole, split=split, **places
         ).launches

@@ -21,6 +21,7 @@ from fastconv.spec import DTYPES, PoolSpec
 
 SPREAD = {shape: jit.Kernel(kernels.spread(*shape), jit.REAL) for shape in (*kernels.SHAPES, *kernels.LOOPED)}
 FILL = jit.Kernel(kernels.fill, jit.REAL)
+
 # Cycles of a vector of a row: that is staged, that a tap adds; of an element without vectors.
 STAGED_CYCLES, TAP_CYCLES, ELEMENT_CYCLES = 6, 2, 3
 

@@ -87,12 +87,6 @@ RECORD = from_dtype(ARGUMENTS)
 FIELD = {name: at for at, name in enumerate(FIELDS.split())}
 
 
-def field(m: Kernel, name: str, kind: ir.Type | None = None) -> Any:
-    """A field of the arguments, or the address in it as a pointer to `kind`."""
-    value = m.b.load(m.b.gep(m.arguments, [const(FIELD[name])]))
-    return value if kind is None else m.b.inttoptr(value, kind.as_pointer())
-
-
 def least(m: Kernel, values: list[Any]) -> Any:
     """The smallest of some vectors, lane by lane, as unsigned numbers."""
     return reduce(lambda a, c: m.b.select(m.b.icmp_unsigned("<", a, c), a, c), values)
@@ -116,12 +110,12 @@ class Pairs:
         self.wide = ELEMENTS[types.int64]  # with half as many lanes
         self.watched = m.watch()
         self.seen = cgutils.alloca_once_value(b, ir.Constant(self.wide.vector, None))
-        self.h, self.w, self.oh, self.ow = (field(m, name) for name in ("h", "w", "oh", "ow"))
-        self.before, self.blocks, self.rows = (field(m, name) for name in ("before_h", "blocks", "rows"))
+        self.h, self.w, self.oh, self.ow = (m.field(name) for name in ("h", "w", "oh", "ow"))
+        self.before, self.blocks, self.rows = (m.field(name) for name in ("before_h", "blocks", "rows"))
         self.starts, self.columns, self.firsts, self.counts = (
-            field(m, name, I32) for name in ("starts", "columns", "firsts", "counts")
+            m.field(name, I32) for name in ("starts", "columns", "firsts", "counts")
         )
-        self.nothing = field(m, "no_y", e.llvm), field(m, "no_indices", I64)
+        self.nothing = m.field("no_y", e.llvm), m.field("no_indices", I64)
         self.width = m.spread(self.w)
 
     def twice(self, row: tuple[Any, ...], c: Any) -> tuple[Any, Any, Any]:
@@ -153,9 +147,9 @@ class Pairs:
         """Pairs of rows of plane p."""
         b, e, m, half, ow = self.b, self.e, self.m, self.wide.lanes, self.ow
         int32 = ELEMENTS[types.int32]
-        dx = b.gep(field(m, "x", e.llvm), [b.mul(p, field(m, "plane"))])
-        outputs = b.mul(p, field(m, "outputs"))
-        y, indices = b.gep(field(m, "y", e.llvm), [outputs]), b.gep(field(m, "indices", I64), [outputs])
+        dx = b.gep(m.field("x", e.llvm), [b.mul(p, m.field("plane"))])
+        outputs = b.mul(p, m.field("outputs"))
+        y, indices = b.gep(m.field("y", e.llvm), [outputs]), b.gep(m.field("indices", I64), [outputs])
 
         def row(i: Any) -> tuple[Any, ...]:
             there, at = b.icmp_unsigned("<", i, self.oh), b.mul(i, ow)
@@ -226,7 +220,7 @@ class Pairs:
     def write(self, first: Any, stop: Any) -> None:
         """Some planes: those of their pairs that need care, or the others."""
         b, m = self.b, self.m
-        pairs, lead, edge = (field(m, name) for name in ("pairs", "lead", "edge"))
+        pairs, lead, edge = (m.field(name) for name in ("pairs", "lead", "edge"))
         last = b.sub(stop, const(1))
 
         def walk(p: Any, begin: Any, end: Any) -> None:
@@ -269,7 +263,7 @@ def match_planes(
     def body(m: Kernel, first: Any, stop: Any) -> None:
         Pairs(m, k, SHAPES[k, before], kind).write(first, stop)
 
-    return types.int64(K, BEFORE, KIND, T, *[types.int64] * 3), of_planes(name, e, MAX, body, 4)
+    return types.int64(K, BEFORE, KIND, T, *[types.int64] * 3), of_planes(name, e, MAX, body, 4, FIELD)
 
 
 class Flat:
@@ -278,7 +272,7 @@ class Flat:
     def __init__(self, m: Kernel) -> None:
         b, e = m.b, m.e
         self.m, self.b, self.e, self.wide = m, b, e, ELEMENTS[types.int64]
-        self.plane, self.w, self.ahead = (field(m, name) for name in ("plane", "w", "ahead"))
+        self.plane, self.w, self.ahead = (m.field(name) for name in ("plane", "w", "ahead"))
         self.size, self.width = m.spread(self.plane), m.spread(self.w)
         self.lane = m.constants(range(e.lanes))
         self.reach = b.add(self.w, const(1))
@@ -403,8 +397,8 @@ class Flat:
         """Some planes, as one row."""
         b, m = self.b, self.m
         skip, total = b.mul(first, self.plane), b.mul(b.sub(stop, first), self.plane)
-        dx, y = (b.gep(field(m, name, self.e.llvm), [skip]) for name in ("x", "y"))
-        indices = b.gep(field(m, "indices", I64), [skip])
+        dx, y = (b.gep(m.field(name, self.e.llvm), [skip]) for name in ("x", "y"))
+        indices = b.gep(m.field("indices", I64), [skip])
         with loop(b, const(0), total, const(CHUNK)) as begin:
             end = m.least(b.add(begin, const(CHUNK)), total)
             self.stage(
@@ -427,7 +421,7 @@ def match_flat(typing: Any, T: Any, arguments: Any, first: Any, stop: Any) -> An
         Flat(m).write(first, stop)
 
     return types.int64(T, *[types.int64] * 3), of_planes(
-        f"match_{e.short}_flat_{host().name}", e, MAX, body, 1
+        f"match_{e.short}_flat_{host().name}", e, MAX, body, 1, FIELD
     )
 
 
@@ -441,8 +435,8 @@ def again(T, size, arguments, first, stop):  # type: ignore[no-untyped-def]
         wrong[0] |= fill(ADD, T, size, x, y, a.indices + 8 * p * a.outputs, a.plane, a.outputs)
 
 
-def match(k: int, before: int) -> Any:
-    """A factory of tasks of a pool with k x k windows at a stride of 2: some planes."""
+def tasks(name: str, compare: Any) -> Any:
+    """A factory of tasks: some planes are compared, and scattered where `compare` returns less than their end."""
 
     def match_(T: Any) -> Any:
         size = T.bitwidth // 8
@@ -454,36 +448,34 @@ def match(k: int, before: int) -> Any:
                 if task >= a.stop:
                     return
                 first, stop = task * a.planes_step, min((task + 1) * a.planes_step, a.planes)
-                # With care last: the others' vectors reach into these rows.
-                if a.ahead:
-                    good = match_planes(k, before, FAR, T, arguments, first, stop)
-                else:
-                    good = match_planes(k, before, NEAR, T, arguments, first, stop)
-                good = min(good, match_planes(k, before, CAREFUL, T, arguments, first, stop))
-                if good < stop:
+                if compare(T, arguments, first, stop) < stop:
                     again(T, size, arguments, first, stop)
 
         return work
 
-    match_.__name__ = f"match_{k}_p{before}"
+    match_.__name__ = f"match_{name}"
     return match_
 
 
-def flat(T: Any) -> Any:
-    """Tasks of a pool with 3 x 3 windows at stride 1: some planes."""
-    size = T.bitwidth // 8
+def match(k: int, before: int) -> Any:
+    """Tasks of a pool with k x k windows at a stride of 2."""
 
-    def work(worker, arguments):  # type: ignore[no-untyped-def]
-        a = carray(pointer(arguments, RECORD), 1)[0]
-        while True:
-            task = next_task(arguments, worker)
-            if task >= a.stop:
-                return
-            first, stop = task * a.planes_step, min((task + 1) * a.planes_step, a.planes)
-            if match_flat(T, arguments, first, stop) < stop:
-                again(T, size, arguments, first, stop)
+    @register_jitable
+    def compare(T, arguments, first, stop):  # type: ignore[no-untyped-def]
+        # With care last: the others' vectors reach into these rows.
+        if carray(pointer(arguments, RECORD), 1)[0].ahead:
+            good = match_planes(k, before, FAR, T, arguments, first, stop)
+        else:
+            good = match_planes(k, before, NEAR, T, arguments, first, stop)
+        return min(good, match_planes(k, before, CAREFUL, T, arguments, first, stop))
 
-    return work
+    return tasks(f"{k}_p{before}", compare)
 
 
-flat.__name__ = "match_flat"
+@register_jitable
+def _compare_flat(T, arguments, first, stop):  # type: ignore[no-untyped-def]
+    return match_flat(T, arguments, first, stop)
+
+
+# Tasks of a pool with 3 x 3 windows at stride 1.
+flat = tasks("flat", _compare_flat)

@@ -17,7 +17,7 @@ as fast where planes come from the shared cache or from memory.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial, reduce
 from typing import Any, NamedTuple
 
@@ -66,10 +66,11 @@ class Kernel(NamedTuple):
     arguments: Any
     e: Element
     op: int
+    fields: Mapping[str, int]  # places of the arguments, by their names
 
     def field(self, name: str, kind: ir.Type | None = None) -> Any:
         """A field of the arguments, or the address in it as a pointer to `kind`."""
-        value = self.b.load(self.b.gep(self.arguments, [const(FIELD[name])]))
+        value = self.b.load(self.b.gep(self.arguments, [const(self.fields[name])]))
         return value if kind is None else self.b.inttoptr(value, kind.as_pointer())
 
     @property
@@ -153,7 +154,14 @@ class Kernel(NamedTuple):
             self.b.ret(plane)
 
 
-def of_planes(name: str, e: Element, op: int, body: Callable[[Kernel, Any, Any], None], skip: int) -> Any:
+def of_planes(
+    name: str,
+    e: Element,
+    op: int,
+    body: Callable[[Kernel, Any, Any], None],
+    skip: int,
+    fields: Mapping[str, int] = FIELD,
+) -> Any:
     """An intrinsic's code: a call of ``int64(arguments, first plane, stop)``, written once in a module by `body`."""
 
     def codegen(context: Any, builder: Any, signature: Any, values: Any) -> Any:
@@ -165,7 +173,7 @@ def of_planes(name: str, e: Element, op: int, body: Callable[[Kernel, Any, Any],
             function.attributes.add("noinline")
             arguments, first, stop = function.args
             inner = ir.IRBuilder(function.append_basic_block("entry"))
-            body(Kernel(inner, arguments, e, op), first, stop)
+            body(Kernel(inner, arguments, e, op, fields), first, stop)
             inner.ret(stop)
         address, first, stop = values[skip:]
         return builder.call(function, [builder.inttoptr(address, I64.as_pointer()), first, stop])
