@@ -49,6 +49,14 @@ EDGES = [
 ]  # fmt: skip
 DTYPES = ("f32", "f64", "s32", "s64")
 
+# Rows that fill cache lines, whatever their elements.
+PAST = [
+    "n2 c5x4x16 k9x1x1 s1 p0", "n2 c70x5x32 k40x1x1 s1 p0", "n1 c3x5x32 k17x3x3 s1 p1", "n2 c4x6x64 k10x3x3 s2 p1",
+    "n2 c32x8x16 k33x3x3 s1 p1", "n2 c5x9x48 k5x3x3 s1 p1 g5", "n2 c3x12x64 k3x3x3 s2 p1 g3", "n2 c4x9x32 k6x1x1 s2 p0",
+    "n1 c2x3x4x16 k3x3x3x3 s1 p1", "max n2 c3x40x64 k2x2 s2 p0 indices", "max n2 c3x24x32 k3x3 s2 p1 indices",
+    "avg n2 c3x24x64 k2x2 s2 p0",
+]  # fmt: skip
+
 
 @pytest.mark.skipif(sys.platform != "linux", reason="guard pages are made with Linux's mprotect")
 @pytest.mark.parametrize("at_end", [True, False], ids=["ends", "begins"])
@@ -83,6 +91,41 @@ def test_kernels_stay_inside_their_operands(channels_last: bool, dtype: str, at_
                 allowed = 1e-6 * scale if exact else 2 * made.run.error * scale
                 difference = np.abs(result.astype(float) - answer.astype(float)).max(initial=0)
                 assert difference <= allowed, (str(spec), algorithm, difference)
+
+
+@pytest.mark.parametrize("beyond", [0, 1], ids=["lines", "across"])
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("problem", PAST)
+def test_results_past_the_caches_are_the_same(
+    problem: str, dtype: str, beyond: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Results whose rows fill cache lines, and lie so or not, as if they were large."""
+    from fastconv.backends.numba import cost
+
+    monkeypatch.setattr(cost, "PAST_BYTES", 0)
+    assert cost.is_past(16, 16, "float32") == (host().width == 64)
+    assert not cost.is_past(16, 24, "float32")
+    spec = parse(f"{problem} {dtype}")
+    for op in spec.ops:
+        given = testing.operands(spec, op, "integers")
+        expected = testing.reference(spec, op, given)
+        shapes = spec.shapes(op)[len(given) :]
+        for algorithm in algorithms("numba", op):
+            try:
+                made = plan.__wrapped__(spec, op, "numba", algorithm)  # planned anew
+            except Unsupported:
+                continue
+            results = []
+            for shape in shapes:
+                like = testing.poisoned(shape)
+                room = testing.poisoned(shape._replace(shape=(like.size + 64,)))
+                begin = -room.ctypes.data % 64 // room.itemsize + beyond
+                results.append(room[begin : begin + like.size].reshape(like.shape))
+            made(*given, out=results[0] if len(results) == 1 else tuple(results))
+            answers = expected if isinstance(expected, tuple) else (expected,)
+            for result, answer in zip(results, answers, strict=True):
+                _, detail = testing.compare(result, answer, testing.tolerance(made, given))
+                assert not detail, (algorithm, op, detail)
 
 
 @pytest.mark.parametrize("rows", [1, 3])
@@ -215,7 +258,7 @@ def check_tiles(dtype: str) -> None:
             loop = loop_of(text, kernel.name, "vfmadd", products)
             fmas = [line for line in loop if re.search(rf"vfmadd\d+{suffix}\b", line) and register in line]
             assert len(fmas) == products, (kernel.name, len(fmas))
-            spills = [line for line in loop if re.search(r"vmov\w+\s+%[xyz]mm\d+, .*\(%r[sb]p", line)]
+            spills = [line for line in loop if re.search(r"vmov\w+\s+%[xyz]mm\d+, .*\(%r[sb]p\)", line)]
             assert not spills, (kernel.name, spills)
             checked += 1
     lanes = {"float32": isa.width // 4, "float64": isa.width // 8}[dtype]
@@ -238,6 +281,21 @@ def test_every_tile_is_vector_fmas_without_spills(dtype: str) -> None:
 
 
 @on_x86
+def test_lines_are_filled_past_the_caches() -> None:
+    """By every kernel that writes large results: LLVM may make one plain store of two in the branches of a choice."""
+    from fastconv.backends.numba import depthwise, direct, input_grad, matching, pairs, positions, winograd
+
+    if host().width != 64:
+        pytest.skip(f"no vector of {host().name} fills a line")
+    kernels = (
+        positions.FLAT, positions.SLAB, *direct.DIRECT.values(), winograd.PRODUCTS[0], depthwise.KERNEL,
+        input_grad.WEAVE, *pairs.KERNELS.values(), *matching.PAIRS.values(),
+    )  # fmt: skip
+    for kernel in kernels:
+        assert re.search(r"vmovnt\w+\s+%zmm", assembly(kernel, "float32")), kernel.__name__
+
+
+@on_x86
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_depthwise_taps_keep_their_vectors_in_registers(dtype: str) -> None:
     from fastconv.backends.numba import depthwise
@@ -253,7 +311,7 @@ def test_depthwise_taps_keep_their_vectors_in_registers(dtype: str) -> None:
         name, *lines = body.splitlines()
         fmas = sum(bool(re.search(r"vfmadd\d+p[sd]\b.*%zmm", line)) for line in lines)
         assert fmas == (9 * ROWS if "_3x3_" in name else TOGETHER), name
-        assert not [line for line in lines if re.search(r"vmov\w+\s+%[xyz]mm\d+, .*\(%r[sb]p", line)], name
+        assert not [line for line in lines if re.search(r"vmov\w+\s+%[xyz]mm\d+, .*\(%r[sb]p\)", line)], name
 
 
 @on_x86
@@ -279,7 +337,9 @@ def test_gradients_of_depthwise_layers_keep_their_vectors_in_registers(dtype: st
             loop = loop_of(text, f"{name}_{host().name}", "vfmadd", least=9)
             fmas = [line for line in loop if re.search(r"vfmadd\d+p[sd]\b", line) and register in line]
             assert len(fmas) == 9, (name, len(fmas))
-            assert not [line for line in loop if re.search(r"vmov\w+\s+%[xyz]mm\d+, .*\(%r[sb]p", line)], name
+            assert not [line for line in loop if re.search(r"vmov\w+\s+%[xyz]mm\d+, .*\(%r[sb]p\)", line)], (
+                name
+            )
 
 
 # ---------------------------------------------------------------------------- other processes

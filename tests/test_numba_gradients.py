@@ -327,7 +327,7 @@ def test_comparing_loops_keep_their_vectors_in_registers(dtype: str) -> None:
             for loop in compares if register == "zmm" else ():  # AVX2 has half the registers
                 assert not re.search(r"vmov\w+\s+%[xyz]mm\d+, -?\d*\(%rsp\)", loop), (lines[0], loop)
             found += 1
-    assert found == 3 * len(matching.PAIRS) + 1
+    assert found == 4 * len(matching.PAIRS) + 1  # near, far, past the caches, careful
 
 
 @pytest.mark.skipif(

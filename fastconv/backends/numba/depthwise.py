@@ -152,7 +152,7 @@ def caller(spec: ConvSpec, g: Geometry) -> tuple[Callable[..., None], int, float
         "o": spec.out_channels, "per_group": g.o, "taps": g.taps, "groups": groups,
         "slots_step": slots.nbytes // groups, "masks_step": masks.nbytes // groups,
         "o_step": o_step, "o_tasks": o_tasks, "stride": g.stride[2],
-        "rows_held": held, "row": g.size[2], "row_out": g.out[2],
+        "rows_held": held, "row": g.size[2], "row_out": g.out[2], "past": cost.is_past(math.prod(spec.output_shape), g.out[2], spec.out_dtype),
     }  # fmt: skip
     set_fields(template, **values)
     fields = template.view(np.int64)

@@ -219,6 +219,7 @@ def run(spec: ConvSpec, limit: int | None, packed: bool, turned: Turned | None =
         y_n=spec.out_channels * plane_out, y_c=plane_out, w_group=some * g.K, v_stop=some,
         out_h=g.out[1], out_w=g.out[2], o_step=cut.o_step, o_tasks=o_tasks, positions=plane_out, p_step=cut.p_step, p_tasks=p_tasks,
         k_block=part_terms(g), fetched=g.is_pointwise and math.prod(g.size) * itemsize >= FETCHED_BYTES, bias_at=bias_at, sums_at=sums_at, scratch_size=nbytes,
+        past=cost.is_past(math.prod(spec.output_shape), plane_out, spec.out_dtype),
         offsets=address(found.offsets), step_d=found.steps[0], step_h=found.steps[1], step_w=found.steps[2],
     )  # fmt: skip
     pack_kernel, pack_cycles, c_block, taps_at = PACK, PACK_CYCLES, 1, None

@@ -185,6 +185,7 @@ def weaver(
         planes=planes, channels=spec.in_channels, step=step, d=size[0], h=size[1], w=size[2],
         stride_d=len(which[0]), stride_h=len(which[1]), stride_w=stride[2],
         phases_h=len(lifted[1]), phases_w=len(lifted[2]), whole=sum(counts[2]) == size[2],
+        past=cost.is_past(spec.batch * spec.in_channels * plane, size[2], spec.dtype),
     )  # fmt: skip
     tasks, fields = -(-planes // step), template.view(np.int64)
 

@@ -11,7 +11,6 @@ from fastconv.backends.numba import cost, jit, pooling, unpooling
 from fastconv.backends.numba.geometry import Geometry
 from fastconv.backends.numba.kernels import match as kernels
 from fastconv.backends.numba.operands import address, computed, set_fields
-from fastconv.backends.numba.planes import SHARED_CACHE
 from fastconv.spec import DTYPES, PoolSpec
 
 # Sums of 32 bits: an index is found in the lower half of its 64.
@@ -28,7 +27,7 @@ WALKED_BYTES = 16 << 10
 # Larger operands are asked for ahead: 16 images of 512 x 28 x 28 by 2x2 take 0.83 ms, and 1.37 without, 64 x 112 x 112 by 3x3
 # 87 us and 94; but 832 x 14 x 14 would take 25, not 22. ``flat`` goes along the memory, where a processor looks ahead by
 # itself, but not enough beyond the shared cache: 16 images of 192 x 28 x 28 take 1.25 ms, and 1.42 without.
-FAR_BYTES, FAR_BYTES_FLAT = 4 << 20, SHARED_CACHE
+FAR_BYTES, FAR_BYTES_FLAT = 4 << 20, cost.SHARED_CACHE
 
 # Cycles of two vectors of a pair of rows, by the size of the window; of one where all planes are a row; of a plane. With
 # AVX2, half as wide and short of registers, two to four of an output are no fewer than ``scatter`` takes.
@@ -89,6 +88,7 @@ def match(spec: PoolSpec, precision: str, workspace_limit: int | None) -> Run:
         lead=min(kernels.STRIDE, pairs), edge=max(edge, 0),
         **dict(zip(("columns", "firsts", "counts", "starts"), map(address, tables), strict=True)),
         no_indices=address(no_indices[1:]), no_y=address(no_y[1:]), ahead=far(spec, wide, FAR_BYTES),
+        past=cost.is_past(spec.batch * spec.channels * h * w, w, wide) and blocks * lanes == w,
     )  # fmt: skip
     cycles = pairs * blocks * PAIR_CYCLES[k] + PLANE_CYCLES
     run = unpooling.by_indices(

@@ -21,9 +21,10 @@ PAGE_BYTES = 2 << 20
 # lie, is up to a tenth faster, a pool a quarter. Below, 1 us for it is more.
 ALIGNED_BYTES = 64 << 10
 
-# From here on the C library asks the system for each array anew: pages that must be cleared, 4.0 ms for 51 MB which
-# take 1.3 to write. So that much memory of dropped results is kept, marked as free: the system takes it when it is short.
-MAPPED_BYTES = 32 << 20
+# From 32 MB on the C library asks the system for each array anew, and smaller ones it gives back too where a network drops
+# several: pages that must be cleared, 4.0 ms for 51 MB which take 1.3 to write. So that much memory of dropped results is
+# kept, marked as free: the system takes it when it is short.
+MAPPED_BYTES = 8 << 20
 KEPT_BYTES = 256 << 20
 
 _kept: deque[mmap.mmap] = deque()

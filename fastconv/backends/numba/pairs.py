@@ -54,7 +54,7 @@ class Pairs:
         template = np.zeros(1, kernels.ARGUMENTS)
         set_fields(
             template, zeros=address(self.zeros), step=self.step, channels=channels, h=h, width=width, oh=oh, ow=ow,
-            before_h=g.before[1], before_w=g.before[2], blocks=blocks,
+            before_h=g.before[1], before_w=g.before[2], blocks=blocks, past=cost.is_past(count * h * width, width, dtype),
         )  # fmt: skip
         self.fields = template.view(np.int64)
 

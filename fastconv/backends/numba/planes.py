@@ -19,7 +19,7 @@ PIECE_BYTES = 512 << 10
 TASK_SECONDS = 10e-6
 
 # What fits the shared cache is read and written at this rate by one core.
-SHARED_CACHE, CACHED_BYTES = 16 << 20, 4e10
+CACHED_BYTES = 4e10
 
 
 class Part(NamedTuple):
@@ -132,7 +132,7 @@ def planes_of(batch: int, channels: int, limit: int | None, *parts: Part) -> Pla
 
 def moved(nbytes: int, count: int) -> float:
     """Seconds to read and write so many bytes for each of `count` planes, for one of them."""
-    return nbytes / (CACHED_BYTES if nbytes * count < SHARED_CACHE else cost.BYTES)
+    return nbytes / (CACHED_BYTES if nbytes * count < cost.SHARED_CACHE else cost.BYTES)
 
 
 def task(seconds: float, count: int) -> int:

@@ -34,7 +34,7 @@ PIECE_BYTES = 512 << 10
 TASK_SECONDS = 10e-6
 
 # What fits the shared cache is read and written at this rate by one core.
-SHARED_CACHE, CACHED_BYTES = 16 << 20, 8e10
+CACHED_BYTES = 8e10
 
 # Rows of outputs are taken so many at a time that what they read stays in the L1 cache from strip to strip. As many
 # bytes are asked for ahead, fewer for small planes: 2048 planes of 112 x 112 take 3.7 ms, and 5.2 without.
@@ -136,7 +136,7 @@ def run(
     plane, plane_out = math.prod(spec.in_size), math.prod(spec.out_size)
     planes = spec.batch * spec.channels
     moved = (plane + plane_out) * itemsize + 8 * plane_out * spec.indices
-    rate = CACHED_BYTES if planes * moved < SHARED_CACHE else cost.BYTES
+    rate = CACHED_BYTES if planes * moved < cost.SHARED_CACHE else cost.BYTES
     channel = max(cycles * cost.CYCLE * cost.SLOWER[wide], moved / rate)
     group = more.get("group", 1)
     step = -(-min(max(int(TASK_SECONDS / channel), 1), max(planes, 1)) // group) * group

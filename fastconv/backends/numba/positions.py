@@ -336,6 +336,7 @@ def plan_flat(
         last_masked=g.is_pointwise, positions=math.prod(row.out), vectors=vectors, left=left, v_step=v_step, v_tasks=v_tasks,
         x_n=spec.groups * g.c * plane, x_group=g.c * plane, x_c=plane,
         scratch_size=nbytes, offsets=address(offsets), masks=address(masks) if masks.size else 0,
+        past=cost.is_past(math.prod(spec.output_shape), math.prod(g.out), spec.out_dtype),
         weights_stay=math.prod(spec.weight_shape) > int(a["o_tasks"][0]) * spec.in_channels * plane,
     )  # fmt: skip
     tasks = v_tasks * int(a["o_tasks"][0] * a["group_tasks"][0])
@@ -425,13 +426,14 @@ def plan_slab(spec: ConvSpec, limit: int | None, packed: bool) -> Planned:
     room = None if limit is None else limit - nbytes - copied - ALIGNMENT
     panel, more = panel_fields(False, g, itemsize, cut.o_step, nbytes, room)
     nbytes += more
+    past = cost.is_past(math.prod(spec.output_shape), g.out[2], spec.out_dtype)
     a = np.zeros(1, kernels.ARGUMENTS)
     set_fields(a, **common(spec, g, cut, packed=packed), **held.fields)
     set_fields(
         a, **panel, scratch_size=nbytes, slots_at=slab, stage_at=stage_at, offsets=address(offsets),
         o_block=max(WEIGHT_BYTES // (g.K * itemsize) // NS, 1) * NS,
         box_d=box[0], box_h=box[1], box_w=box[2], boxes_d=counts[0], boxes_h=counts[1], boxes_w=counts[2],
-        fetched=g.K <= FETCHED_K and math.prod(spec.output_shape) * itemsize > FETCHED_BYTES,
+        fetched=g.K <= FETCHED_K and math.prod(spec.output_shape) * itemsize > FETCHED_BYTES and not past, past=past,
     )  # fmt: skip
     tasks = math.prod(counts) * int(a["o_tasks"][0] * a["group_tasks"][0])
     return Planned(a, (offsets, *held.tables), nbytes, tasks, cut.seconds, copied, cut.copied or spec.batch)

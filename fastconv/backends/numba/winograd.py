@@ -239,7 +239,7 @@ def plan_form(spec: ConvSpec, cut: Layout, packed: bool, limit: int | None, turn
         "tiles_w": cut.tiles_w, "tiles": cut.tiles_h * cut.tiles_w,
         "v_step": cut.v_step, "u_step": cut.u_step, "m_step": cut.m_step, "pitch": cut.c_round, "room": tiles,
         "rows_step": rows_step, "c_tasks": c_tasks, "t_step": t_step, "t_tasks": t_tasks, "part": cut.part,
-        "block": cut.block, "packed": packed, "turned": address(places) if turn else 0,
+        "block": cut.block, "past": cost.is_past(math.prod(spec.output_shape), out[2], spec.out_dtype), "packed": packed, "turned": address(places) if turn else 0,
     }  # fmt: skip
     set_fields(template, **values)
     fields = template.view(np.int64)

@@ -11,6 +11,7 @@ one group of vectors.
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import numpy as np
@@ -37,6 +38,7 @@ from .simd import (
     pointer,
     splat,
     store,
+    store_all,
 )
 
 # Vectors that are summed side by side: an FMA takes 4 cycles and two begin in each.
@@ -57,6 +59,7 @@ FIELDS = (
     "groups slots_step masks_step "  # groups of vectors, and what each has of the tables, in bytes
     "o_step o_tasks "  # output channels of a task, tasks of an image
     "stride "  # 1 or 2
+    "past "  # whether results go past the caches, which they would fill
     "rows_held row row_out"  # rows of 3 x 3 taps a vector holds, or 0; elements from row to row, in input and output
 )
 ARGUMENTS = np.dtype([(name, np.int64) for name in FIELDS.split()])
@@ -191,13 +194,13 @@ def _emit_rows(
     element, words = e.llvm.as_pointer(), I32.as_pointer()
     signature = ir.FunctionType(
         ir.VoidType(),
-        # x, row, slots, masks, w, y, row_out, bias, zeros
-        [element, I64, I64.as_pointer(), words, element, element, I64, element, element],
+        # x, row, slots, masks, w, y, row_out, bias, zeros, past
+        [element, I64, I64.as_pointer(), words, element, element, I64, element, element, I64],
     )
     function = ir.Function(module, signature, name)
     function.linkage = "internal"
     function.attributes.add("noinline")
-    x, row, slots, masks, w, y, row_out, bias, zeros = function.args
+    x, row, slots, masks, w, y, row_out, bias, zeros, past = function.args
     b = ir.IRBuilder(function.append_basic_block("entry"))
     begin, y_at, mask = (b.load(b.gep(slots, [const(field)])) for field in range(SLOT))
     begin = b.gep(x, [begin])
@@ -225,18 +228,23 @@ def _emit_rows(
                 for kw in range(3):
                     sums[r] = multiply_add(b, e, columns[kw], weights[3 * kh + kw], sums[r])
     add, offset = (b.fadd if e.real else b.add), splat(b, e.vector, b.load(bias))
-    for r, value in enumerate(add(total, offset) for total in sums):
-        for part in range(1 + pair):
-            lane, place = part * (e.lanes // 2), r + part * ROWS
-            to = b.gep(y, [b.add(y_at, b.sub(b.mul(row_out, const(place)), const(lane)))])
-            if pair:  # no branch: LLVM would put the row's sums behind it, and spill what they are of
-                there = b.trunc(b.lshr(mask, const(32 + place)), ir.IntType(1))
-                lanes = b.select(there, b.shl(mask, const(lane)), const(0))
-                masked_store(b, e, value, to, lanes)
-            elif masked and r == ROWS - 1:
-                masked_store(b, e, value, to, b.and_(mask, const((1 << e.lanes) - 1)))
-            else:
-                store(b, e, value, to)
+    values = [add(total, offset) for total in sums]
+
+    def place(row: int, lane: int = 0) -> Any:
+        return b.gep(y, [b.add(y_at, b.sub(b.mul(row_out, const(row)), const(lane)))])
+
+    if pair:
+        for r, part in itertools.product(range(ROWS), range(2)):
+            row, lane = r + part * ROWS, part * (e.lanes // 2)
+            # No branch: LLVM would put the row's sums behind it, and spill what they are of.
+            there = b.trunc(b.lshr(mask, const(32 + row)), ir.IntType(1))
+            lanes = b.select(there, b.shl(mask, const(lane)), const(0))
+            masked_store(b, e, values[r], place(row, lane), lanes)
+    else:
+        whole = [(value, place(r)) for r, value in enumerate(values)]
+        store_all(b, e, whole[: ROWS - masked], past, y, y_at, row_out)
+        for value, to in whole[ROWS - masked :]:
+            masked_store(b, e, value, to, b.and_(mask, const((1 << e.lanes) - 1)))
     b.ret_void()
     return function
 
@@ -244,7 +252,7 @@ def _emit_rows(
 @intrinsic(prefer_literal=True)
 def sum_rows(
     typing: Any, S: Any, MASKED: Any, PAIR: Any, T: Any,
-    x: Any, row: Any, slots: Any, masks: Any, w: Any, y: Any, row_out: Any, bias: Any, zeros: Any,
+    x: Any, row: Any, slots: Any, masks: Any, w: Any, y: Any, row_out: Any, bias: Any, zeros: Any, past: Any,
 ) -> Any:  # fmt: skip
     """Call the micro-kernel of 3 x 3 taps and stride S for elements of type T; every pointer is an address.
 
@@ -266,7 +274,7 @@ def sum_rows(
         builder.call(function, arguments)
         return context.get_dummy_value()
 
-    return types.void(S, MASKED, PAIR, T, *[types.int64] * 9), codegen
+    return types.void(S, MASKED, PAIR, T, *[types.int64] * 10), codegen
 
 
 def depthwise(T: Any) -> Any:
@@ -296,19 +304,57 @@ def depthwise(T: Any) -> Any:
                     slots, masks = a.slots + v * a.slots_step, a.masks + v * a.masks_step
                     if a.rows_held == 2:
                         if a.stride == 1:
-                            sum_rows(1, 1, 1, T, x, a.row, slots, masks, w, y, a.row_out, bias, a.offsets)
+                            sum_rows(
+                                1, 1, 1, T, x, a.row, slots, masks, w, y, a.row_out, bias, a.offsets, a.past
+                            )
                         else:
-                            sum_rows(2, 1, 1, T, x, a.row, slots, masks, w, y, a.row_out, bias, a.offsets)
+                            sum_rows(
+                                2, 1, 1, T, x, a.row, slots, masks, w, y, a.row_out, bias, a.offsets, a.past
+                            )
                     elif a.rows_held:
                         if a.stride == 1:
                             if inner[v]:
-                                sum_rows(1, 0, 0, T, x, a.row, slots, masks, w, y, a.row_out, bias, a.offsets)
+                                sum_rows(
+                                    1,
+                                    0,
+                                    0,
+                                    T,
+                                    x,
+                                    a.row,
+                                    slots,
+                                    masks,
+                                    w,
+                                    y,
+                                    a.row_out,
+                                    bias,
+                                    a.offsets,
+                                    a.past,
+                                )
                             else:
-                                sum_rows(1, 1, 0, T, x, a.row, slots, masks, w, y, a.row_out, bias, a.offsets)
+                                sum_rows(
+                                    1,
+                                    1,
+                                    0,
+                                    T,
+                                    x,
+                                    a.row,
+                                    slots,
+                                    masks,
+                                    w,
+                                    y,
+                                    a.row_out,
+                                    bias,
+                                    a.offsets,
+                                    a.past,
+                                )
                         elif inner[v]:
-                            sum_rows(2, 0, 0, T, x, a.row, slots, masks, w, y, a.row_out, bias, a.offsets)
+                            sum_rows(
+                                2, 0, 0, T, x, a.row, slots, masks, w, y, a.row_out, bias, a.offsets, a.past
+                            )
                         else:
-                            sum_rows(2, 1, 0, T, x, a.row, slots, masks, w, y, a.row_out, bias, a.offsets)
+                            sum_rows(
+                                2, 1, 0, T, x, a.row, slots, masks, w, y, a.row_out, bias, a.offsets, a.past
+                            )
                     elif a.stride == 1:
                         if inner[v]:
                             sum_taps(1, 0, T, a.taps, x, a.offsets, slots, masks, w, y, bias)

@@ -43,6 +43,7 @@ from .simd import (
     pointer,
     splat,
     store,
+    store_all,
     transpose,
     turn_block,
     unrolled,
@@ -176,14 +177,14 @@ def tiles(
 
 
 @intrinsic
-def write_turned(typing: Any, T: Any, y: Any, step: Any, d: Any, rows: Any, count: Any) -> Any:
+def write_turned(typing: Any, T: Any, y: Any, step: Any, d: Any, rows: Any, count: Any, past: Any) -> Any:
     """``y[i * step + p]`` becomes lane i of vector p of `d`, for i < rows and p < count.
 
     A loop of its own over square blocks: to call ``store_transposed`` for each took twice as long.
     """
     e = ELEMENTS[T.instance_type]
 
-    def body(b: ir.IRBuilder, y: Any, step: Any, d: Any, rows: Any, count: Any) -> None:
+    def body(b: ir.IRBuilder, y: Any, step: Any, d: Any, rows: Any, count: Any, past: Any) -> None:
         places = [b.gep(y, [b.mul(const(i), step)]) for i in range(e.lanes)]
         whole = b.select(b.icmp_signed(">=", rows, const(e.lanes)), b.and_(count, const(-e.lanes)), const(0))
 
@@ -195,8 +196,8 @@ def write_turned(typing: Any, T: Any, y: Any, step: Any, d: Any, rows: Any, coun
             b.if_then(b.icmp_signed(">", whole, const(0)), likely=True),
             loop(b, const(0), whole, const(e.lanes)) as p,
         ):
-            for vector, place in zip(turned(p), places, strict=True):
-                store(b, e, vector, b.gep(place, [p]))
+            vectors = [(v, b.gep(place, [p])) for v, place in zip(turned(p), places, strict=True)]
+            store_all(b, e, vectors, past, y, step)
         with (
             b.if_then(b.icmp_signed("<", whole, count)),
             loop(b, whole, count, const(e.lanes)) as p,
@@ -206,7 +207,7 @@ def write_turned(typing: Any, T: Any, y: Any, step: Any, d: Any, rows: Any, coun
                 masked_store(b, e, vector, b.gep(place, [p]), first_lanes(b, e, stop))
 
     name = f"write_turned_{e.short}_{host().name}"
-    return types.void(T, *[types.int64] * 5), out_of_line(name, "pipii", 1, e, body)
+    return types.void(T, *[types.int64] * 6), out_of_line(name, "pipiii", 1, e, body)
 
 
 @register_jitable
@@ -301,7 +302,7 @@ def tasks(most: int) -> Any:
                 at_y = a.y + size * (n * a.y_n + g * a.o * a.y_c + p0)
                 for v in range(v0, v1):
                     at_v, rows = at_sums + size * step * (v - v0), min(lanes, a.o - v * lanes)
-                    write_turned(T, at_y + size * v * lanes * a.y_c, a.y_c, at_v, rows, count)
+                    write_turned(T, at_y + size * v * lanes * a.y_c, a.y_c, at_v, rows, count, a.past)
 
         return work
 

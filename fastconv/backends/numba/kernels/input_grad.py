@@ -24,6 +24,7 @@ from .simd import (
     pick,
     pointer,
     store,
+    store_all,
     turn_block,
     woven,
 )
@@ -49,7 +50,8 @@ WEAVE_FIELDS = (
     "counts_d counts_h counts_w begins "  # tables: positions of each phase; where its planes begin
     "planes channels step "  # planes in all, of an image, of a task
     "d h w stride_d stride_h stride_w phases_h phases_w "  # of the result
-    "whole"  # whether every element of a row belongs to some phase
+    "whole "  # whether every element of a row belongs to some phase
+    "past"  # whether the result goes past the caches, which it would fill
 )
 WEAVE = np.dtype([(name, np.int64) for name in WEAVE_FIELDS.split()])
 WEAVE_RECORD = from_dtype(WEAVE)
@@ -94,18 +96,19 @@ def turn(T: Any) -> Any:
 
 
 @intrinsic
-def alternate(typing: Any, T: Any, y: Any, even: Any, odd: Any, count: Any) -> Any:
+def alternate(typing: Any, T: Any, y: Any, even: Any, odd: Any, count: Any, past: Any) -> Any:
     """``y[2 * i] = even[i]`` and ``y[2 * i + 1] = odd[i]`` for `count` elements in all."""
     e = ELEMENTS[T.instance_type]
 
-    def body(b: ir.IRBuilder, y: Any, even: Any, odd: Any, count: Any) -> None:
+    def body(b: ir.IRBuilder, y: Any, even: Any, odd: Any, count: Any, past: Any) -> None:
         with loop(b, const(0), count, const(2 * e.lanes)) as at:
             left, half = b.sub(count, at), b.lshr(at, const(1))
             sources, to = [b.gep(x, [half]) for x in (even, odd)], b.gep(y, [at])
             with b.if_else(b.icmp_signed(">=", left, const(2 * e.lanes))) as (whole, part):
                 with whole:
-                    for r, value in enumerate(woven(b, *[load(b, e, x) for x in sources])):
-                        store(b, e, value, b.gep(to, [const(r * e.lanes)]))
+                    made = woven(b, *[load(b, e, x) for x in sources])
+                    vectors = [(value, b.gep(to, [const(r * e.lanes)])) for r, value in enumerate(made)]
+                    store_all(b, e, vectors, past, to)
                 with part:
                     odds = b.ashr(left, const(1))
                     stops = b.sub(left, odds), odds
@@ -123,7 +126,7 @@ def alternate(typing: Any, T: Any, y: Any, even: Any, odd: Any, count: Any) -> A
                             masked_store(b, e, first, to, first_lanes(b, e, left))
 
     name = f"alternate_{e.short}_{host().name}"
-    return types.void(T, *[types.int64] * 4), out_of_line(name, "pppi", 1, e, body)
+    return types.void(T, *[types.int64] * 5), out_of_line(name, "pppii", 1, e, body)
 
 
 def weave(T: Any) -> Any:
@@ -174,7 +177,7 @@ def weave(T: Any) -> Any:
                             if first_w[0]:
                                 at, other = other, at
                             y = a.y + size * ((p * a.d + d) * a.h + h) * a.w
-                            alternate(T, y, a.x + size * at, a.x + size * other, a.w)
+                            alternate(T, y, a.x + size * at, a.x + size * other, a.w, a.past)
                             continue
                         for k in range(a.phases_w):
                             n = counts_w[k]

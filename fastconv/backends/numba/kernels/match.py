@@ -40,6 +40,7 @@ from .simd import (
     ELEMENTS,
     I32,
     I64,
+    LINE_BYTES,
     const,
     first_lanes,
     halves,
@@ -54,6 +55,7 @@ from .simd import (
     prefetch,
     splat,
     store,
+    store_past,
 )
 from .windows import FLAT, Kernel, of_planes
 
@@ -64,9 +66,9 @@ SHAPES = {(2, 0): (0,), (3, 0): (-1, 0), (3, 1): (0, 1)}
 STRIDE = 2
 
 # What comes from far is asked for ahead: dx so many bytes, indices half as many, dy a quarter. A kernel of its own, for near
-# even the question whether to ask takes a tenth of the time.
-NEAR, FAR, CAREFUL = range(3)
-KINDS = ("near", "far", "careful")
+# even the question whether to ask takes a tenth of the time. So is one that writes dx past the caches.
+NEAR, FAR, PAST, CAREFUL = range(4)
+KINDS = ("near", "far", "past", "careful")
 AHEAD = 8 << 10
 
 # Elements of dx for which outputs are staged together, and the widest rows: on the stack, 20 KB.
@@ -80,7 +82,8 @@ FIELDS = (
     "starts "  # a table of 32 bits: where a pair of rows begins, and where each row of its windows does
     "columns firsts counts "  # more: columns of dx; of the output of each the first column, and how many
     "no_indices no_y "  # in place of rows of outputs that are not there
-    "ahead"  # whether what is read and written is asked for ahead
+    "ahead "  # whether what is read and written is asked for ahead
+    "past"  # whether the result goes past the caches, which it would fill
 )
 ARGUMENTS = np.dtype([(name, np.int64) for name in FIELDS.split()])
 RECORD = from_dtype(ARGUMENTS)
@@ -106,7 +109,7 @@ class Pairs:
     def __init__(self, m: Kernel, k: int, offsets: tuple[int, ...], kind: int) -> None:
         b, e = m.b, m.e
         self.m, self.b, self.e, self.k, self.offsets = m, b, e, k, offsets
-        self.careful, self.far = kind == CAREFUL, kind == FAR
+        self.kind = kind
         self.wide = ELEMENTS[types.int64]  # with half as many lanes
         self.watched = m.watch()
         self.seen = cgutils.alloca_once_value(b, ir.Constant(self.wide.vector, None))
@@ -122,7 +125,7 @@ class Pairs:
         """Outputs from column c on, half a vector: their indices, and each one's lower half and gradient twice."""
         b, e, half = self.b, self.e, self.wide.lanes
         to_y, to_indices = (b.gep(at, [c]) for at in row)
-        if self.careful:
+        if self.kind == CAREFUL:
             low, high = b.neg(c), self.m.least(b.sub(self.ow, c), const(half))
             places = masked_load(b, self.wide, to_indices, lane_range(b, self.wide, low, high))
             values = masked_load(b, e, to_y, lane_range(b, e, low, high))
@@ -197,17 +200,19 @@ class Pairs:
                 low = b.select(b.icmp_signed("<", top, const(0)), high, low)
                 written = [b.gep(dx, [b.add(at, w0)]) for at in (low, high)]
                 for r, (value, to) in enumerate(zip(values, written, strict=True)):
-                    if self.careful:
+                    if self.kind == CAREFUL:
                         there = b.icmp_unsigned("<", b.add(top, const(r)), self.h)
                         left = b.select(there, b.sub(self.w, w0), const(0))
                         masked_store(b, e, value, to, first_lanes(b, e, left), in_loop=True)
+                    elif self.kind == PAST:
+                        store_past(b, e, value, to)
                     else:
                         store(b, e, value, to)
-                if self.far:
+                if self.kind in (FAR, PAST):
                     at = b.add(b.mul(q, ow), c0)
                     prefetch(b, b.gep(indices, [at]), const(AHEAD // 2))
                     prefetch(b, b.gep(y, [at]), const(AHEAD // 4))
-                    for to in written:
+                    for to in written if self.kind == FAR else ():
                         prefetch(b, to, const(AHEAD), write=True)
 
         with loop(b, begin, end, self.rows) as q:
@@ -230,7 +235,7 @@ class Pairs:
         def ahead(p: Any) -> Any:
             return b.select(b.icmp_signed("==", p, first), lead, const(0))
 
-        if self.careful:
+        if self.kind == CAREFUL:
             with loop(b, const(0), const(2)) as part:
                 head = b.icmp_signed("==", part, const(0))
                 behind = b.sub(pairs, m.least(b.sub(pairs, edge), b.sub(pairs, ahead(last))))
@@ -251,8 +256,8 @@ def match_planes(
 ) -> Any:
     """Some planes of a pool of ``SHAPES``: `stop`, or another number if an index was outside its output's window.
 
-    ``CAREFUL`` takes the pairs of rows at either end of them, where no vector may reach beyond a row; ``NEAR`` and ``FAR``
-    all others.
+    ``CAREFUL`` takes the pairs of rows at either end of them, where no vector may reach beyond a row; the other
+    kinds all others.
     """
     if not all(isinstance(literal, types.IntegerLiteral) for literal in (K, BEFORE, KIND)):
         return None
@@ -462,8 +467,11 @@ def match(k: int, before: int) -> Any:
 
     @register_jitable
     def compare(T, arguments, first, stop):  # type: ignore[no-untyped-def]
+        a = carray(pointer(arguments, RECORD), 1)[0]
         # With care last: the others' vectors reach into these rows.
-        if carray(pointer(arguments, RECORD), 1)[0].ahead:
+        if a.past and a.x % LINE_BYTES == 0:
+            good = match_planes(k, before, PAST, T, arguments, first, stop)
+        elif a.ahead:
             good = match_planes(k, before, FAR, T, arguments, first, stop)
         else:
             good = match_planes(k, before, NEAR, T, arguments, first, stop)

@@ -37,7 +37,7 @@ from .simd import (
     out_of_line,
     pointer,
     splat,
-    store,
+    store_all,
     woven,
 )
 
@@ -47,7 +47,8 @@ FIELDS = (
     "planes step channels "  # planes in all, of a task; weights of so many channels follow one another
     "h width oh ow "  # rows and columns of the input, and of the output
     "before_h before_w "  # padding
-    "blocks"  # vectors of a row of the output's gradient that a row's pairs take
+    "blocks "  # vectors of a row of the output's gradient that a row's pairs take
+    "past"  # whether results go past the caches, which they would fill
 )
 ARGUMENTS = np.dtype([(name, np.int64) for name in FIELDS.split()])
 RECORD = from_dtype(ARGUMENTS)
@@ -57,6 +58,7 @@ RECORD = from_dtype(ARGUMENTS)
 def pair_rows(
     typing: Any, K: Any, WEIGHTED: Any, ODD: Any, MASKED: Any, T: Any,
     dx: Any, dy: Any, w: Any, bias: Any, zeros: Any, h: Any, width: Any, oh: Any, ow: Any, before: Any, first: Any, room: Any,
+    past: Any,
 ) -> Any:  # fmt: skip
     """A column of vectors: all rows of a plane, for the pairs whose lower vectors begin at column `first` of dy.
 
@@ -84,7 +86,7 @@ def pair_rows(
 
     def body(
         b: ir.IRBuilder, dx: Any, dy: Any, w: Any, bias: Any, zeros: Any, h: Any, width: Any, oh: Any, ow: Any, before: Any,
-        first: Any, room: Any,
+        first: Any, room: Any, past: Any,
     ) -> None:  # fmt: skip
         weights = [splat(b, e.vector, b.load(b.gep(w, [const(t)]))) for t in range(k * k if weighted else 1)]
         offset = splat(b, e.vector, b.load(bias))
@@ -108,8 +110,8 @@ def pair_rows(
                 made = woven(b, *((second, even) if odd else (even, second)))
                 with b.if_else(b.icmp_signed(">=", left, const(2 * e.lanes)), likely=True) as (whole, part):
                     with whole:
-                        for r, value in enumerate(made):
-                            store(b, e, value, b.gep(to, [const(r * e.lanes)]))
+                        vectors = [(value, b.gep(to, [const(r * e.lanes)])) for r, value in enumerate(made)]
+                        store_all(b, e, vectors, past, dx, at)
                     with part:
                         for r, value in enumerate(made):
                             skip = const(r * e.lanes)
@@ -164,7 +166,7 @@ def pair_rows(
 
     kind = f"{k}{'' if weighted else '_mean'}{'_odd' if odd else ''}{'_masked' if masked else ''}"
     name = f"pair_rows_{e.short}_{kind}_{host().name}"
-    return types.void(*literals, T, *[types.int64] * 12), out_of_line(name, "pppppiiiiiii", 5, e, body)
+    return types.void(*literals, T, *[types.int64] * 13), out_of_line(name, "pppppiiiiiiii", 5, e, body)
 
 
 def pairs(k: int, weighted: int) -> Any:
@@ -196,22 +198,22 @@ def pairs(k: int, weighted: int) -> Any:
                             if inner:
                                 pair_rows(
                                     k, weighted, 1, 0, T, dx, dy, w, bias, a.zeros, a.h, a.width, a.oh, a.ow, a.before_h,
-                                    first, room,
+                                    first, room, a.past,
                                 )  # fmt: skip
                             else:
                                 pair_rows(
                                     k, weighted, 1, 1, T, dx, dy, w, bias, a.zeros, a.h, a.width, a.oh, a.ow, a.before_h,
-                                    first, room,
+                                    first, room, a.past,
                                 )  # fmt: skip
                         elif inner:
                             pair_rows(
                                 k, weighted, 0, 0, T, dx, dy, w, bias, a.zeros, a.h, a.width, a.oh, a.ow, a.before_h, first,
-                                room,
+                                room, a.past,
                             )  # fmt: skip
                         else:
                             pair_rows(
                                 k, weighted, 0, 1, T, dx, dy, w, bias, a.zeros, a.h, a.width, a.oh, a.ow, a.before_h, first,
-                                room,
+                                room, a.past,
                             )  # fmt: skip
 
         return work

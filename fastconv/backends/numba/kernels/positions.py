@@ -75,6 +75,7 @@ FIELDS = (
     "v_first v_stop "  # direct: which vectors of output channels have their weights packed
     "bias_at sums_at "  # direct: where a worker's bias and its sums begin
     "fetched "  # whether what is written is fetched: it lies beyond the cache, and sums are short
+    "past "  # whether results go past the caches, which they would fill
     "borders "  # whether padding holds elements of the input (all modes but zeros)
 )
 # What lies before a panel: slots of its vectors, and before these a length and a place for each row it is made of.
@@ -172,7 +173,7 @@ def fill_pixels(T, size, lanes, a, c0, c1, to, x, row, missing, maps, phases, st
                     fetch(pixel + 2 * lanes * a.stride_w * size * a.x_w)
                     copy_phases(T, 1, stage + size * lanes * p, 0, 1, pixel, 0, there)
                 store_transposed(
-                    T, to + size * (c * a.pitch_c + k * a.phase_w + i), a.pitch_c, stage, channels, pixels
+                    T, to + size * (c * a.pitch_c + k * a.phase_w + i), a.pitch_c, stage, channels, pixels, 0
                 )
 
 
@@ -329,13 +330,14 @@ def sum_panel(T, NS, size, lanes, a, mv, c0, count, at_panel, y, w, w_row, bias,
                 t, end = 0, end + size * a.pitch_c
         left -= share
         rows = min(NS, o1 - o)
-        fetch_rows(y + size * (o * a.y_c + at_y0), size * a.y_c, width, rows)
+        if not a.past:
+            fetch_rows(y + size * (o * a.y_c + at_y0), size * a.y_c, width, rows)
         at_w, to = w + size * ((o - o0) // NS) * w_row, y + size * o * a.y_c
-        b = bias + size * o if bias and last else 0
+        b, past = bias + size * o if bias and last else 0, a.past if last else 0
         if a.w_k == 1:
-            tile_in_a_row(NS, 1, T, mv, terms, at_panel, slots, at_w, a.w_j, to, a.y_c, rows, b, c0 > 0)
+            tile_in_a_row(NS, 1, T, mv, terms, at_panel, slots, at_w, a.w_j, to, a.y_c, rows, b, c0 > 0, past)
         else:
-            tile_in_a_row(NS, NS, T, mv, terms, at_panel, slots, at_w, 1, to, a.y_c, rows, b, c0 > 0)
+            tile_in_a_row(NS, NS, T, mv, terms, at_panel, slots, at_w, 1, to, a.y_c, rows, b, c0 > 0, past)
 
 
 def copy(T: Any) -> Any:
@@ -458,7 +460,7 @@ def slab(T: Any) -> Any:
                                     ahead += size * a.y_c
                             tile(
                                 NS, BY_OFFSETS, T, min(count - m, VECTORS), a.c, a.taps, a.pitch_c, at_slab, a.offsets, 0,
-                                at_slots + 8 * SLOT * m, w, a.w_j, a.w_k, to, a.y_c, rows, b, 0,
+                                at_slots + 8 * SLOT * m, w, a.w_j, a.w_k, to, a.y_c, rows, b, 0, a.past,
                             )  # fmt: skip
 
     return work
@@ -597,12 +599,12 @@ def flat(T: Any) -> Any:
                         if a.masks:
                             tile(
                                 NS, MASKED, T, mv, a.c, a.taps, a.pitch_c, at_x, a.offsets, masks,
-                                at_slots, w, a.w_j, a.w_k, to, a.y_c, rows, b, 0,
+                                at_slots, w, a.w_j, a.w_k, to, a.y_c, rows, b, 0, a.past,
                             )  # fmt: skip
                         else:
                             tile(
                                 NS, BY_OFFSETS, T, mv, a.c, a.taps, a.pitch_c, at_x, a.offsets, 0,
-                                at_slots, w, a.w_j, a.w_k, to, a.y_c, rows, b, 0,
+                                at_slots, w, a.w_j, a.w_k, to, a.y_c, rows, b, 0, a.past,
                             )  # fmt: skip
 
     return work

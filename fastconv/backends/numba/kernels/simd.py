@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import cache
+from functools import cache, reduce
 from typing import Any, NamedTuple
 
 from llvmlite import ir
@@ -33,6 +33,10 @@ AVX512 = Isa("avx512", 64, 32, True)
 AVX2 = Isa("avx2", 32, 16, False)
 NEON = Isa("neon", 16, 32, False)
 PORTABLE = Isa("portable", 16, 16, False)
+
+
+# Bytes of a cache line, which one vector of AVX-512 fills.
+LINE_BYTES = 64
 
 
 @cache
@@ -248,6 +252,46 @@ def store(builder: ir.IRBuilder, e: Element, value: Any, pointer: Any) -> None:
     builder.store(value, builder.bitcast(pointer, e.vector.as_pointer())).align = e.size
 
 
+def store_past(builder: ir.IRBuilder, e: Element, value: Any, pointer: Any) -> None:
+    """A vector that fills a line, past the caches: the line is not fetched before, as it is for any other store.
+
+    A locked addition, which taking the next task is, waits for it.
+    """
+    written = builder.store(value, builder.bitcast(pointer, e.vector.as_pointer()))
+    written.align = LINE_BYTES
+    written.set_metadata("nontemporal", builder.module.add_metadata([ir.Constant(I32, 1)]))
+
+
+def store_all(
+    builder: ir.IRBuilder, e: Element, vectors: list[tuple[Any, Any]], past: Any, *parts: Any
+) -> None:
+    """Each vector to its place: past the caches where `past` is not 0 and no vector crosses a line.
+
+    The `parts` are numbers that all places are sums of, in elements but for a pointer among them.
+    """
+
+    def all_by(put: Callable[[ir.IRBuilder, Element, Any, Any], None]) -> None:
+        for value, place in vectors:
+            put(builder, e, value, place)
+
+    if host().width != LINE_BYTES:
+        all_by(store)
+        return
+    offsets = [
+        builder.ptrtoint(part, I64)
+        if isinstance(part.type, ir.PointerType)
+        else builder.mul(part, const(e.size))
+        for part in parts
+    ]
+    within = builder.and_(reduce(builder.or_, offsets), const(LINE_BYTES - 1))
+    whole = builder.icmp_unsigned("==", within, const(0))
+    with builder.if_else(builder.and_(builder.icmp_unsigned("!=", past, const(0)), whole)) as (far, near):
+        with far:
+            all_by(store_past)
+        with near:
+            all_by(store)
+
+
 def own_function(
     module: ir.Module, name: str, kinds: list[ir.Type], body: Callable[..., None]
 ) -> ir.Function:
@@ -449,25 +493,26 @@ def turn_block(typing: Any, T: Any, to: Any, to_step: Any, x: Any, step: Any) ->
 
 
 @intrinsic
-def store_transposed(typing: Any, T: Any, y: Any, step: Any, d: Any, rows: Any, count: Any) -> Any:
+def store_transposed(
+    typing: Any, T: Any, y: Any, step: Any, d: Any, rows: Any, count: Any, past: Any
+) -> Any:  # fmt: skip
     """A square block: ``y[i * step + j]`` becomes lane i of vector j of `d`, for i < rows and j < count."""
     e = ELEMENTS[T.instance_type]
 
-    def body(b: ir.IRBuilder, y: Any, step: Any, d: Any, rows: Any, count: Any) -> None:
+    def body(b: ir.IRBuilder, y: Any, step: Any, d: Any, rows: Any, count: Any, past: Any) -> None:
         vectors = transpose(b, [load(b, e, b.gep(d, [const(j * e.lanes)])) for j in range(e.lanes)])
         places = [b.gep(y, [b.mul(const(i), step)]) for i in range(e.lanes)]
         every = b.and_(*(b.icmp_signed(">=", bound, const(e.lanes)) for bound in (rows, count)))
         with b.if_else(every, likely=True) as (whole, part):
             with whole:
-                for vector, place in zip(vectors, places, strict=True):
-                    store(b, e, vector, place)
+                store_all(b, e, list(zip(vectors, places, strict=True)), past, y, step)
             with part:
                 for i, (vector, place) in enumerate(zip(vectors, places, strict=True)):
                     stop = b.select(b.icmp_signed("<", const(i), rows), count, const(0))
                     masked_store(b, e, vector, place, first_lanes(b, e, stop))
 
     name = f"store_transposed_{e.short}_{host().name}"
-    return types.void(T, *[types.int64] * 5), out_of_line(name, "pipii", 1, e, body)
+    return types.void(T, *[types.int64] * 6), out_of_line(name, "pipiii", 1, e, body)
 
 
 @intrinsic

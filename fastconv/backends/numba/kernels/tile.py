@@ -63,6 +63,7 @@ from .simd import (
     prefetch,
     splat,
     store,
+    store_all,
     sum_lanes,
     unrolled,
 )
@@ -114,7 +115,7 @@ class MicroKernel(NamedTuple):
         if self.reads == OF_CHANNELS:
             return ["K", "x", "offsets", "at", "count", "w", "bias", "y", "step", "more"]
         found = "K x" if self.reads == IN_A_ROW else "C taps xc x offsets masks"
-        return f"{found} slots w wj{'' if self.wk else ' wk'} y ldy rows bias more".split()
+        return f"{found} slots w wj{'' if self.wk else ' wk'} y ldy rows bias more past".split()
 
 
 def scalars(isa: Isa) -> int:
@@ -324,10 +325,13 @@ def _write(b: ir.IRBuilder, e: Element, a: SimpleNamespace, row: list[Any], resu
     with b.if_else(functools.reduce(b.and_, whole), likely=True) as (plain, parts):
         with plain:
             at = [b.gep(a.y, [b.mul(a.ldy, r)]) for r in row]
-            for m, values in enumerate(results):
-                y0 = _slot(b, a.slots, m)[0]
-                for place, value in zip(at, values, strict=True):
-                    store(b, e, value, b.gep(place, [y0]))
+            begins = [_slot(b, a.slots, m)[0] for m in range(len(results))]
+            vectors = [
+                (value, b.gep(place, [y0]))
+                for values, y0 in zip(results, begins, strict=True)
+                for value, place in zip(values, at, strict=True)
+            ]
+            store_all(b, e, vectors, a.past, a.y, a.ldy, *begins)
         with parts:
             _write_parts(b, e, a, row, results)
 
@@ -391,7 +395,7 @@ def of_vectors(builder: ir.IRBuilder, mv: Any, arguments: Any, emitted: Callable
 def tile(
     typing: Any, NS: Any, READS: Any, T: Any, mv: Any,
     C: Any, taps: Any, xc: Any, x: Any, offsets: Any, masks: Any, slots: Any,
-    w: Any, wj: Any, wk: Any, y: Any, ldy: Any, rows: Any, bias: Any, more: Any,
+    w: Any, wj: Any, wk: Any, y: Any, ldy: Any, rows: Any, bias: Any, more: Any, past: Any,
 ) -> Any:  # fmt: skip
     """Call the micro-kernel of mv (1 to ``VECTORS``) x NS for elements of type T; every pointer is an address."""
     if not all(isinstance(literal, types.IntegerLiteral) for literal in (NS, READS)):
@@ -404,13 +408,13 @@ def tile(
         )
         return context.get_dummy_value()
 
-    return types.void(NS, READS, T, *[types.int64] * 16), codegen
+    return types.void(NS, READS, T, *[types.int64] * 17), codegen
 
 
 @intrinsic(prefer_literal=True)
 def tile_in_a_row(
     typing: Any, NS: Any, WK: Any, T: Any, mv: Any,
-    K: Any, x: Any, slots: Any, w: Any, wj: Any, y: Any, ldy: Any, rows: Any, bias: Any, more: Any,
+    K: Any, x: Any, slots: Any, w: Any, wj: Any, y: Any, ldy: Any, rows: Any, bias: Any, more: Any, past: Any,
 ) -> Any:  # fmt: skip
     """The same for K terms of a panel, whose weights lie WK elements apart."""
     if not all(isinstance(literal, types.IntegerLiteral) for literal in (NS, WK)):
@@ -426,7 +430,7 @@ def tile_in_a_row(
         )
         return context.get_dummy_value()
 
-    return types.void(NS, WK, T, *[types.int64] * 11), codegen
+    return types.void(NS, WK, T, *[types.int64] * 12), codegen
 
 
 @intrinsic(prefer_literal=True)

@@ -253,14 +253,16 @@ def add_products(  # type: ignore[no-untyped-def]
         if a.panel:
             if packed:
                 tile_in_a_row(
-                    NS, lanes, T, mv, images * count, at_panel, at_slots, w, 1, to, step, rows, 0, 0
+                    NS, lanes, T, mv, images * count, at_panel, at_slots, w, 1, to, step, rows, 0, 0, 0
                 )
             else:
-                tile_in_a_row(NS, 1, T, mv, images * count, at_panel, at_slots, w, wj, to, step, rows, 0, 0)
+                tile_in_a_row(
+                    NS, 1, T, mv, images * count, at_panel, at_slots, w, wj, to, step, rows, 0, 0, 0
+                )
         else:
             tile(
                 NS, BY_OFFSETS, T, mv, images, count, image, x, a.offsets + 4 * q, 0,
-                at_slots, w, wj, wk, to, step, rows, 0, 0,
+                at_slots, w, wj, wk, to, step, rows, 0, 0, 0,
             )  # fmt: skip
         if fresh:
             continue

@@ -327,6 +327,7 @@ FIELDS = (
     "block "  # output channels of a task
     "packed "  # whether the weights are transformed already
     "turned "  # of weights that are to be turned: where a vector of each tap lies among those of an input channel, else 0
+    "past "  # whether results go past the caches, which they would fill
     "spoiled"  # set where a result is not finite
 )
 ARGUMENTS = np.dtype([(name, np.int64) for name in FIELDS.split()])
@@ -512,7 +513,7 @@ def products(F: int) -> Any:
                             tile_in_a_row(
                                 NS, 1, T, vectors, a.c_round, u + size * f * a.u_step, at_slots,
                                 a.v + size * (f * a.v_step + t * a.c_round), a.c_round,
-                                at_m + size * (f * a.m_step + (t - p0) * block), block, min(NS, p1 - t), 0, 0,
+                                at_m + size * (f * a.m_step + (t - p0) * block), block, min(NS, p1 - t), 0, 0, 0,
                             )  # fmt: skip
                     t = p0
                     while t < p1:
@@ -531,7 +532,7 @@ def products(F: int) -> Any:
                             for i in range(min(mh, a.oh - th * mh)):
                                 store_transposed(
                                     T, a.y + size * (to + (th * mh + i) * a.ow), a.y_c,
-                                    at_stage + i * lanes * lanes * size, channels, min(run * mw, a.ow - tw * mw),
+                                    at_stage + i * lanes * lanes * size, channels, min(run * mw, a.ow - tw * mw), a.past,
                                 )  # fmt: skip
                         t += run
             note_spoiled(a, check, lanes)

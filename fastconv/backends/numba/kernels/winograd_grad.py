@@ -72,7 +72,7 @@ def products(F: int) -> Any:
                         dy = a.dy + size * (f * a.dy_step + o // WK * WK * a.room + o % WK)
                         tile_in_a_row(
                             NS, WK, T, min(a.vectors - p, VECTORS), a.count, x, at_slots, dy, 1,
-                            to + size * (o - o0) * PITCH, PITCH, min(NS, a.o - o), 0, 0,
+                            to + size * (o - o0) * PITCH, PITCH, min(NS, a.o - o), 0, 0, 0,
                         )  # fmt: skip
                     if a.more:
                         sums = carray(pointer(at_sums, T), (o1 - o0) * PITCH)
@@ -113,7 +113,7 @@ def results(F: int) -> Any:
                     to = a.w + size * (o * a.c + v * lanes) * taps
                     for t in range(0, taps, lanes):
                         store_transposed(
-                            T, to + size * t, taps, at_stage + size * t * lanes, a.c - v * lanes, taps - t
+                            T, to + size * t, taps, at_stage + size * t * lanes, a.c - v * lanes, taps - t, 0
                         )
             note_spoiled(a, check, lanes)
 
