@@ -52,7 +52,7 @@ DTYPES = ("f32", "f64", "s32", "s64")
 # Rows that fill cache lines, whatever their elements.
 PAST = [
     "n2 c5x4x16 k9x1x1 s1 p0", "n2 c70x5x32 k40x1x1 s1 p0", "n1 c3x5x32 k17x3x3 s1 p1", "n2 c4x6x64 k10x3x3 s2 p1",
-    "n2 c32x8x16 k33x3x3 s1 p1", "n2 c5x9x48 k5x3x3 s1 p1 g5", "n2 c3x12x64 k3x3x3 s2 p1 g3", "n2 c4x9x32 k6x1x1 s2 p0",
+    "n1 c17x8x16 k9x3x3 s1 p1", "n2 c5x9x48 k5x3x3 s1 p1 g5", "n2 c3x12x64 k3x3x3 s2 p1 g3", "n2 c4x9x32 k6x1x1 s2 p0",
     "n1 c2x3x4x16 k3x3x3x3 s1 p1", "max n2 c3x40x64 k2x2 s2 p0 indices", "max n2 c3x24x32 k3x3 s2 p1 indices",
     "avg n2 c3x24x64 k2x2 s2 p0",
 ]  # fmt: skip

@@ -259,13 +259,15 @@ def run(spec: ConvSpec, limit: int | None, packed: bool, turned: Turned | None =
         slabs.set_strides(a, x, spec)
         if there is not None:
             a[OFFSETS], a[STEPS] = address(there.offsets), there.steps
-        a[GIVEN], ready = address(w), packed
-        for count in slabs.in_rounds(a, spec, x, y, images, at if images else 0, workers):
+        if not packed:
+            a[GIVEN] = address(w)
+        ready = packed
+        for count in slabs.in_rounds(a, spec, x, y, images or spec.batch, at if images else 0, workers):
             for first in range(0, vectors, some):
-                stop = min(first + some, vectors)
+                stop, tasks_o = min(first + some, vectors), o_tasks
                 if some < vectors:
                     a[V_FIRST], a[V_STOP], a[W_GROUP] = first, stop, (stop - first) * g.K
-                    a[O_TASKS] = -(-(stop - first) // cut.o_step)
+                    a[O_TASKS] = tasks_o = -(-(stop - first) // cut.o_step)
                 if not ready:
                     tasks = spec.groups * (stop - first if turned is None else -(-g.c // c_block))
                     packing = cost.moving(row * (stop - first))
@@ -274,7 +276,7 @@ def run(spec: ConvSpec, limit: int | None, packed: bool, turned: Turned | None =
                 threads.launch(
                     DIRECT[cut.most].address(spec.dtype),
                     a,
-                    each * int(a[O_TASKS]) * count,
+                    each * tasks_o * count,
                     workers,
                     share * count * (stop - first),
                 )

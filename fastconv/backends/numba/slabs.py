@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -128,22 +128,29 @@ def set_strides(a: Array, x: Array, spec: ConvSpec) -> None:
 
 def in_rounds(
     a: Array, spec: ConvSpec, x: Array, y: Array, images: int, copied: int, workers: int
-) -> Iterator[int]:
-    """Set a kernel's arguments for so many images at a time (all, if 0), and say how many there are.
+) -> Iterable[int]:
+    """Set a kernel's arguments for so many images at a time, and say how many there are.
 
-    Where `copied` is an address they have been copied there before.
+    Where `copied` is an address they have been copied there before; else all are taken at once, for which no generator is
+    made: that would take 0.4 us of the 7 of a short call.
     """
+    if not copied:
+        return (images,) if spec.batch else ()
+    return _copied_in_rounds(a, spec, x, y, images, copied, workers)
+
+
+def _copied_in_rounds(
+    a: Array, spec: ConvSpec, x: Array, y: Array, images: int, copied: int, workers: int
+) -> Iterator[int]:
     batch, c_tasks = int(a[BATCH]), int(a[C_TASKS])
-    images = images or batch
-    for n in range(0, batch, max(images, 1)):
+    for n in range(0, batch, images):
         if n:
             a[X] += x.strides[0] * images
             a[Y] += y.strides[0] * images
         a[BATCH] = count = min(images, batch - n)
-        if copied:
-            a[COPIED] = copied
-            seconds = cost.moving(count * int(a[COPIED_N]) * x.itemsize)
-            threads.launch(COPY.address(spec.dtype), a, c_tasks * count, workers, seconds)
+        a[COPIED] = copied
+        seconds = cost.moving(count * int(a[COPIED_N]) * x.itemsize)
+        threads.launch(COPY.address(spec.dtype), a, c_tasks * count, workers, seconds)
         yield count
 
 

@@ -266,6 +266,10 @@ def launch(kernel: int, arguments: np.ndarray[Any, Any], tasks: int, workers: in
     at = address(arguments)
     if seconds:
         workers = min(workers, 1 + int(seconds / SHARE_SECONDS))
+    if workers == 1 and seconds <= 2 * PATIENCE:
+        put_range(arguments, 0, tasks)
+        _serial()(kernel, 0, at)
+        return
     share = tasks if seconds <= 2 * PATIENCE else max(int(tasks * PATIENCE / seconds), 4 * workers)
     done = 0
     while done < tasks:

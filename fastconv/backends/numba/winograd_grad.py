@@ -14,7 +14,7 @@ from fastconv.backends.numba.kernels import winograd as tile_kernels
 from fastconv.backends.numba.kernels import winograd_grad as kernels
 from fastconv.backends.numba.kernels.positions import SLOTS_BYTES
 from fastconv.backends.numba.kernels.simd import host
-from fastconv.backends.numba.kernels.tile import VECTORS
+from fastconv.backends.numba.kernels.tile import ADD, VECTORS
 from fastconv.backends.numba.operands import ALIGNMENT, Array, address, begun, set_fields, setter
 from fastconv.backends.numba.winograd import (
     FIELD,
@@ -100,8 +100,7 @@ def scratch_bytes(spec: ConvSpec, f: int) -> int:
     columns = ceil(spec.out_size[-1], form.mw) * form.mw + form.rw - 1
     slab = form.n[0] * (columns + lanes)
     taps = 1 + round_up(form.rh * form.rw, lanes)
-    sums = min(round_up(spec.out_channels, kernels.block(lanes)), TASK_CHANNELS) * VECTORS
-    return round_up(max(slab, sums, taps) * host().width, 64) + SLOTS_BYTES
+    return round_up(max(slab, taps) * host().width, 64) + SLOTS_BYTES
 
 
 def seconds(spec: ConvSpec, cut: Layout) -> float:
@@ -184,7 +183,7 @@ def plan_form(spec: ConvSpec, cut: Layout, limit: int | None) -> Run:
                 vectors = rows * cut.tiles_w * int(tiles[FIELD["c_tasks"]])
                 cycles = vectors * form.products * INPUT_CYCLES
                 threads.launch(transform, tiles, tasks, workers, cycles * cost.CYCLE)
-            put(a, count=rows * cut.tiles_w, more=row > 0)
+            put(a, count=rows * cut.tiles_w, more=ADD * (row > 0))
             threads.launch(
                 PRODUCTS[cut.form].address(spec.dtype),
                 a,

@@ -523,12 +523,15 @@ def flat(T: Any) -> Any:
                 at_w = a.w + size * g * a.w_group
                 at_bias = a.bias + size * g * a.o if a.bias else 0
                 if v1 == a.vectors and a.left:
-                    gather(T, size, lanes, a, at_column, at_x, offsets)
+                    column = at_x  # a single position's are one already
+                    if a.y_c > 1:
+                        column = at_column
+                        gather(T, size, lanes, a, column, at_x, offsets)
                     for o in range(o0, o1, NS):
                         b = at_bias + size * o if at_bias else 0
                         for p in range(0, a.left, 2):
                             dots(
-                                NS, T, a.K, at_column + size * p * a.K, a.K, at_w + size * o * a.K, a.K,
+                                NS, T, a.K, column + size * p * a.K, a.K, at_w + size * o * a.K, a.K,
                                 at_y + size * (o * a.y_c + a.vectors * lanes + p), a.y_c, min(NS, o1 - o), b,
                                 a.left - p,
                             )  # fmt: skip

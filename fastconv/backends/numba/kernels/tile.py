@@ -13,8 +13,9 @@ rows of the output:
 
     slot[m] = (x, y0, mask0, y1, mask1)       all in elements, relative to x and y
 
-With `more` the sums go on from what y holds, to the same bits as if they had never been stored: so a long sum is cut
-into parts whose vectors fit the L1 cache. :func:`panel` copies such a part, to be read in a row.
+Where `more` is ``GO_ON`` the sums go on from what y holds, to the same bits as if they had never been stored: so a long
+sum is cut into parts whose vectors fit the L1 cache. :func:`panel` copies such a part, to be read in a row. Where it is
+``ADD`` what y holds is added to them at last: thousands of terms, summed in parts of their own, are rounded less.
 
 Edges belong inside: with rows < NS the surplus scalars read the last row's weights again and are written there again;
 masked-out lanes are never written. A tile that reads MASKED reads no lane that its masks leave out, and takes zero
@@ -73,6 +74,9 @@ VECTORS = 3
 
 # Numbers of a slot.
 SLOT = 5
+
+# What becomes of what y holds.
+REPLACE, GO_ON, ADD = range(3)
 
 # How a tile finds what it reads.
 BY_OFFSETS, MASKED, IN_A_ROW, OF_CHANNELS = 0, 1, 2, 3
@@ -152,14 +156,15 @@ def emit(module: ir.Module, kernel: MicroKernel) -> ir.Function:
     function.linkage = "internal"
     function.attributes.add("noinline")
     a = SimpleNamespace(**dict(zip(kernel.arguments, function.args, strict=True)))
-    entry, resume, begin, biased, done = (
-        function.append_basic_block(label) for label in ("entry", "resume", "begin", "biased", "done")
+    entry, resume, begin, biased, done, add_to, ready = (
+        function.append_basic_block(label)
+        for label in ("entry", "resume", "begin", "biased", "done", "add_to", "ready")
     )
 
     b = ir.IRBuilder(entry)
     row = _rows(b, a.rows, ns)
     weights = [b.gep(a.w, [b.mul(a.wj, r)]) for r in row]
-    b.cbranch(b.icmp_unsigned("!=", a.more, const(0)), resume, begin)
+    b.cbranch(b.icmp_unsigned("==", a.more, const(GO_ON)), resume, begin)
 
     b = ir.IRBuilder(resume)
     begun = [_resume(b, e, a, m, row) for m in range(mv)]
@@ -177,19 +182,26 @@ def emit(module: ir.Module, kernel: MicroKernel) -> ir.Function:
     over = b.block
     b.cbranch(b.icmp_unsigned("!=", b.ptrtoint(a.bias, I64), const(0)), biased, done)
     b = ir.IRBuilder(biased)
-    add = b.fadd if e.real else b.add
     offsets_j = [splat(b, e.vector, b.load(b.gep(a.bias, [row[j]]))) for j in range(ns)]
-    shifted = [[add(after[m][j], offsets_j[j]) for j in range(ns)] for m in range(mv)]
+    shifted = [
+        [_sum(b, e, value, offset) for value, offset in zip(line, offsets_j, strict=True)] for line in after
+    ]
     b.branch(done)
 
     b = ir.IRBuilder(done)
-    results = []
-    for m in range(mv):
-        results.append([b.phi(e.vector) for _ in range(ns)])
-        for j in range(ns):
-            results[m][j].add_incoming(after[m][j], over)
-            results[m][j].add_incoming(shifted[m][j], biased)
-    _write(b, e, a, row, results)
+    results = _either(b, (over, after), (biased, shifted))
+    b.cbranch(b.icmp_unsigned("==", a.more, const(ADD)), add_to, ready)
+
+    b = ir.IRBuilder(add_to)
+    held = [_resume(b, e, a, m, row) for m in range(mv)]
+    totals = [
+        [_sum(b, e, *pair) for pair in zip(*lines, strict=True)] for lines in zip(held, results, strict=True)
+    ]
+    added = b.block
+    b.branch(ready)
+
+    b = ir.IRBuilder(ready)
+    _write(b, e, a, row, _either(b, (done, results), (added, totals)))
     b.ret_void()
     return function
 
@@ -201,6 +213,18 @@ def _rows(b: ir.IRBuilder, rows: Any, ns: int) -> list[Any]:
 
 
 Grid = list[list[Any]]
+
+
+def _sum(b: ir.IRBuilder, e: Element, value: Any, other: Any) -> Any:
+    return b.fadd(value, other) if e.real else b.add(value, other)
+
+
+def _either(b: ir.IRBuilder, *ways: tuple[ir.Block, Grid]) -> Grid:
+    """What each of the ways that lead here has made."""
+    phis = [[b.phi(value.type) for value in line] for line in ways[0][1]]
+    for block, values in ways:
+        _go_on(phis, values, block)
+    return phis
 
 
 def _carried(b: ir.IRBuilder, before: ir.Block, sums: Grid) -> Grid:

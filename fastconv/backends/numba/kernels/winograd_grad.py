@@ -16,7 +16,6 @@ from typing import Any
 import numpy as np
 from numba import carray, from_dtype, types
 
-from .positions import SLOTS_BYTES
 from .simd import host, next_task, pointer, store_transposed
 from .tile import SLOT, VECTORS, scalars, tile_in_a_row
 from .winograd import FORMS, fill_whole_slots, note_spoiled, transform_sums
@@ -55,7 +54,6 @@ def products(F: int) -> Any:
         def work(worker, arguments):  # type: ignore[no-untyped-def]
             a = carray(pointer(arguments, RECORD), 1)[0]
             at_slots = a.scratch + worker * a.scratch_size
-            at_round = at_slots + SLOTS_BYTES
             slots = carray(pointer(at_slots, types.int64), (VECTORS, SLOT))
             fill_whole_slots(slots, lanes)
             while True:
@@ -67,18 +65,12 @@ def products(F: int) -> Any:
                 for p in range(0, a.vectors, VECTORS):
                     x = a.x + size * (f * a.x_step + p * lanes * a.room)
                     at_sums = a.sums + size * (f * a.sums_step + (p * a.o + o0 * VECTORS) * lanes)
-                    to = at_round if a.more else at_sums
                     for o in range(o0, o1, NS):
                         dy = a.dy + size * (f * a.dy_step + o // WK * WK * a.room + o % WK)
                         tile_in_a_row(
                             NS, WK, T, min(a.vectors - p, VECTORS), a.count, x, at_slots, dy, 1,
-                            to + size * (o - o0) * PITCH, PITCH, min(NS, a.o - o), 0, 0, 0,
+                            at_sums + size * (o - o0) * PITCH, PITCH, min(NS, a.o - o), 0, a.more, 0,
                         )  # fmt: skip
-                    if a.more:
-                        sums = carray(pointer(at_sums, T), (o1 - o0) * PITCH)
-                        found = carray(pointer(at_round, T), (o1 - o0) * PITCH)
-                        for i in range((o1 - o0) * PITCH):
-                            sums[i] += found[i]
 
         return work
 
