@@ -3,7 +3,7 @@
 ``kernels`` holds what runs: micro-kernels as LLVM IR (``simd``, ``tile``) and loops over tasks. The modules beside it
 plan: ``implicit_gemm`` (any convolution, vectors along ``positions``), ``direct`` (any, vectors along output channels),
 ``depthwise``, ``winograd``, ``pooling``, ``unpooling``, ``columns``, and the gradients, ``input_grad``, ``weight_grad``,
-``winograd_grad``, ``pool_grad``, ``matching`` and ``pairs``. ``geometry`` and ``slabs`` say how images and padded copies of them lie, ``cost`` is what all
+``direct_grad``, ``winograd_grad``, ``pool_grad``, ``matching`` and ``pairs``. ``geometry`` and ``slabs`` say how images and padded copies of them lie, ``cost`` is what all
 estimate by, ``operands`` and ``planes`` cast what kernels do not know, ``jit`` compiles and caches, ``threads`` runs tasks
 side by side.
 """
@@ -16,6 +16,7 @@ from fastconv.backends.numba import (
     columns,
     depthwise,
     direct,
+    direct_grad,
     implicit_gemm,
     input_grad,
     pool_grad,
@@ -40,7 +41,12 @@ FORWARD: tuple[Planner, ...] = (
 PLANNERS: dict[Op, tuple[Planner, ...]] = {
     Op.CONV: FORWARD,
     Op.CONV_INPUT_GRAD: tuple(map(input_grad.input_grad, FORWARD)),
-    Op.CONV_WEIGHT_GRAD: (weight_grad.depthwise, winograd_grad.winograd, weight_grad.implicit_gemm),
+    Op.CONV_WEIGHT_GRAD: (
+        weight_grad.depthwise,
+        winograd_grad.winograd,
+        direct_grad.weights,
+        weight_grad.implicit_gemm,
+    ),
     Op.UNFOLD: (columns.unfold,),
     Op.FOLD: (columns.fold,),
     Op.POOL: pooling.PLANNERS,

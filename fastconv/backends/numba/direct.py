@@ -164,6 +164,15 @@ def table(channels: Array, taps: Array) -> Array:
     return offsets.astype(np.int32)
 
 
+def worker(cut: Cut, dtype: str) -> tuple[int, int, int]:
+    """Where a worker's bias and its sums begin in its scratch, and how many bytes that has."""
+    room = cut.p_step + cut.most
+    bias_at = -(-8 * room // 64) * 64
+    sums_at = bias_at + cut.o_step * host().width
+    nbytes = max(sums_at + cut.o_step * host().width * room, cost.lanes(dtype) * host().width)
+    return bias_at, sums_at, -(-nbytes // 64) * 64
+
+
 def run(spec: ConvSpec, limit: int | None, packed: bool, turned: Turned | None = None) -> Run:
     """The run of weights as they are given, packed, or as they are to be turned."""
     g = geometry(spec)
@@ -200,10 +209,7 @@ def run(spec: ConvSpec, limit: int | None, packed: bool, turned: Turned | None =
         rounds = max(-(-spec.batch // images), 1)
         seconds += slabs.copy_seconds(spec, whole, whole.out, spec.in_channels) * spec.batch
         seconds += rounds * cost.CALL_SECONDS
-    room = cut.p_step + cut.most
-    bias_at = -(-8 * room // 64) * 64
-    sums_at = bias_at + cut.o_step * host().width
-    nbytes = -(-max(sums_at + cut.o_step * host().width * room, lanes * host().width) // 64) * 64
+    bias_at, sums_at, nbytes = worker(cut, spec.dtype)
     # Vectors of channels whose weights are packed at a time.
     row = spec.groups * host().width * g.K
     some = vectors if packed else min(cut.o_step * max(PACKED_BYTES // (cut.o_step * row), 1), vectors)

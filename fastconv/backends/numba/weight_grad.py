@@ -69,6 +69,9 @@ HELD_BYTES, SUMS_BYTES = 192 << 10, 32 << 10
 TASK_CHANNELS = 128
 TASKS = 16
 
+# What panels and blocks of sums take beside products and copies.
+BESIDE = 1.15
+
 # Cycles to copy one vector of channels; of taps, which are gathered first.
 SPREAD_CYCLES, COLUMN_CYCLES = 6, 8
 
@@ -364,7 +367,7 @@ def plan_sums(spec: ConvSpec, precision: str, limit: int | None) -> Run:
     note = f"vectors of {what}; {count} image{'s' * (count != 1)} x {'x'.join(map(str, box))} positions at a time"
     return Run(
         call=call,
-        seconds=cut.seconds + rounds * 2 * cost.CALL_SECONDS + cost.traffic(2 * sums_room * itemsize),
+        seconds=BESIDE * cut.seconds + rounds * 2 * cost.CALL_SECONDS + cost.moving(2 * sums_room * itemsize),
         workspace=per_worker,
         at_once=at_once,
         shared=shared,

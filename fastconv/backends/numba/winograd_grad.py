@@ -114,7 +114,10 @@ def seconds(spec: ConvSpec, cut: Layout) -> float:
     cycles = tiles * places * (cut.vectors + o_vectors) * INPUT_CYCLES
     cycles += places * cut.vectors * spec.out_channels * WEIGHT_CYCLES
     moved = 2 * cut.rounds * cut.sums_bytes + cut.shared
-    return work + cycles * cost.CYCLE + cost.traffic(moved) + cut.rounds * 3 * cost.TASK_SECONDS * TASKS
+    moving = cost.traffic(moved) + cost.moving(
+        cut.sums_bytes
+    )  # sums are turned to a result that lies in new pages
+    return work + cycles * cost.CYCLE + moving + cut.rounds * 3 * cost.TASK_SECONDS * TASKS
 
 
 def plan_form(spec: ConvSpec, cut: Layout, limit: int | None) -> Run:
