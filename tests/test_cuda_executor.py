@@ -135,17 +135,21 @@ def test_a_call_like_an_earlier_one_goes_straight_to_its_kernel(
 
 
 def test_a_gradient_with_its_channels_last_is_read_where_it_lies(device: Module) -> None:
-    """In 16 bits, by whole vectors; any other order is brought into C order first, and so is float32."""
+    """In 16 bits, by whole vectors; any other order is brought into C order first, and so is float32.
+
+    From C order it is turned again, in scratch.
+    """
     w, dy = (np.rint(4 * random(*shape)).astype("f2") for shape in ((16, 3, 3, 3), (2, 16, 5, 6)))
     expected = fc.grad.conv2d_input((2, 3, 7, 8), w, dy, backend="naive")
     last = np.moveaxis(np.moveaxis(dy, 1, -1).copy(), -1, 1)
     across = dy.transpose(3, 2, 1, 0).copy().transpose(3, 2, 1, 0)
-    for given, whole in ((across, 0), (last, 1)):
+    for given, turned in ((across, True), (last, False)):
         executor._loaded.clear()
         made = fc.grad.conv2d_input((2, 3, 7, 8), ndarray(w), ndarray(given))
         np.testing.assert_array_equal(made.host, expected)
-        kernels = [kernel for _, kernel in executor._loaded if kernel.name == "implicit_gemm_mma"]
-        assert [dict(kernel.defines)["GATHERED_WHOLE"] for kernel in kernels] == [whole]
+        kernels = {kernel.name: dict(kernel.defines) for _, kernel in executor._loaded}
+        assert kernels["implicit_gemm_mma"]["GATHERED_WHOLE"] == 1
+        assert ("channels_last" in kernels) == turned
     both(lambda dy, w, **k: fc.grad.conv2d_input((2, 3, 7, 8), w, dy, **k), last.astype("f4"), w.astype("f4"))
 
 

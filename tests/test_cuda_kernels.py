@@ -20,8 +20,8 @@ from fastconv.backends.cupy import (
     product,
 )
 from fastconv.backends.cupy import compile as compiler
-from fastconv.backends.cupy.implicit_gemm_mma import PACKED_WEIGHT
 from fastconv.backends.cupy.launch import Kernel
+from fastconv.backends.cupy.packing import PACKED_WEIGHT, TURNED_IMAGES
 from fastconv.spec import parse
 from tests import cuda_budget, emulator
 
@@ -89,6 +89,7 @@ LAYOUTS = [
     (pooling.WINDOW, "windows.cuh", "Window"),
     (product.GATHERED_PRODUCT, "product.cuh", "GatheredProduct"),
     (PACKED_WEIGHT, "pack_weight.cu", "PackedWeight"),
+    (TURNED_IMAGES, "channels_last.cu", "TurnedImages"),
     (product.PARTIAL_SUMS, "sum_parts.cu", "PartialSums"),
     (gradients.PADDED, "fold_padding.cu", "Padded"),
     (columns.COLUMNS, "unfold.cu", "Columns"),

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from fastconv.backends import _BACKENDS, TF32_ERROR, Unsupported, _Row
-from fastconv.backends.cupy import product
+from fastconv.backends.cupy import packing, product
 from fastconv.backends.cupy.implicit_gemm_mma import SPLIT_ERROR
 from fastconv.backends.cupy.product import WarpTile
 from fastconv.plan import MAX_ERROR, Plan, plan
@@ -116,6 +116,68 @@ def test_agrees_with_the_definition(problem: str, op: Op, name: str) -> None:
             assert not detail, f"{order.__name__}, {kind}: off by {error}, {detail}"
 
 
+TURNED = "of images in C order a copy with channels last"
+
+
+def reversed_columns(x: Any) -> Any:
+    return x[..., ::-1].copy()[..., ::-1]
+
+
+@pytest.mark.parametrize("name", ["f16", "bf16"])
+@pytest.mark.parametrize(
+    "problem",
+    [
+        "n2 c8x6x7 k8x3x3 s1 p1",  # positions by fours, in whole squares none
+        "n3 c16x7x5 k32x3x2 s2x1 p1 g2",  # one by one, images that begin anywhere
+        "n1 c72x8x9 k72x1x1 s1 p0",  # by eights; two squares of channels, two of positions
+        "n2 c8x3x4x5 k8x2x3x2 s1 p1x0x1",
+        "n2 c16x17 k8x3 s2 p1 d2",
+        "n1 c8x6x7 k8x3x3 s1 p1 reflect",
+    ],
+)
+def test_images_in_c_order_are_turned(problem: str, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Wherever they may be: what the estimates say is another matter. Vectors end where they like."""
+    monkeypatch.setattr(packing, "GATHERED", math.inf)
+    for op in (Op.CONV, Op.CONV_INPUT_GRAD):
+        given = made(f"{problem} {name}", op=op)
+        turns = op is Op.CONV or "reflect" not in problem
+        assert (TURNED in given.run.note) == turns
+        images, *_ = shapes = given.spec.shapes(op)
+        assert given.workspace >= turns * 2 * math.prod(images.shape)
+        for kind in ("integers", "normal"):
+            first, w = operands(given.spec, op, kind)
+            for order in (np.asarray, reversed_columns, channels_last):
+                result = poisoned(shapes[-1])
+                given(order(first), w, out=result)
+                allowed = 0.0 if kind == "integers" else tolerance(given, (first, w))
+                error, detail = compare(result, reference(given.spec, op, (first, w)), allowed)
+                assert not detail, f"{order.__name__}, {kind}: off by {error}, {detail}"
+
+
+@pytest.mark.parametrize("op", [Op.CONV, Op.CONV_INPUT_GRAD])
+def test_without_room_for_the_copy_images_are_gathered(op: Op, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The weight is still packed where there is room for that."""
+    monkeypatch.setattr(packing, "GATHERED", math.inf)
+    problem = "n1 c16x5x5 k16x3x3 s1 p1 f16"
+    free, weight = made(problem, op=op).workspace, 16 * 9 * 16 * 2
+    assert free == weight + 16 * 25 * 2
+    for limit, taken in ((free, free), (free - 1, weight), (weight - 1, 0)):
+        given = made(problem, limit, op)
+        assert given.workspace == taken
+        assert (TURNED in given.run.note) == (taken == free)
+        assert_agrees(given)
+
+
+def test_images_are_turned_where_that_is_estimated_to_pay() -> None:
+    for problem, turns in (
+        ("n32 c256x56x56 k256x3x3 s1 p1 f16", True),
+        ("n32 c64x56x56 k64x1x1 s1 p0 f16", False),  # a copy takes longer than the product
+        ("n32 c3x224x224 k64x7x7 s2 p3 f16", False),  # no vectors of channels
+        ("n32 c256x56x56 k256x3x3 s1 p1 tf32", False),
+    ):
+        assert (TURNED in made(problem).run.note) == turns, problem
+
+
 @pytest.mark.parametrize("name", ["bf16", "tf32", "3xtf32"])
 @pytest.mark.parametrize(
     ("problem", "op"),
@@ -135,7 +197,8 @@ def test_k_is_cut_into_parts(problem: str, op: Op, name: str) -> None:
     [("n1 c16x5x5 k9x3x3 s1 p1 f16", Op.CONV), ("n1 c9x5x5 k16x3x3 s1 p1 f16", Op.CONV_INPUT_GRAD)],
 )
 def test_without_room_for_it_the_weight_is_read_as_it_lies(problem: str, op: Op) -> None:
-    assert made(problem, op=op).workspace == 9 * 16 * 9 * 2
+    weight = 9 * 16 * 9 * 2
+    assert made(problem, weight, op).workspace == weight
     given = made(problem, limit=100, op=op)
     assert given.workspace == 0
     x, w = operands(given.spec, op, "integers")

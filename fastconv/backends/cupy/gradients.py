@@ -34,16 +34,22 @@ from fastconv.backends.cupy.geometry import (
     volume,
 )
 from fastconv.backends.cupy.implicit_gemm import check_positions, forward_axes, types_of
-from fastconv.backends.cupy.implicit_gemm_mma import (
+from fastconv.backends.cupy.implicit_gemm_mma import on_tensor_cores
+from fastconv.backends.cupy.launch import WORKSPACE, Address, Kernel, Launch, Program, View, kept
+from fastconv.backends.cupy.packing import (
+    in_c_order,
     in_vectors,
-    on_tensor_cores,
+    left_of,
     packed_bytes,
     packed_weight,
+    told,
+    turned_bytes,
+    turned_images,
 )
-from fastconv.backends.cupy.launch import WORKSPACE, Address, Kernel, Launch, Program, View, kept
 from fastconv.backends.cupy.pooling import BANDWIDTH
 from fastconv.backends.cupy.product import (
     VECTOR_BYTES,
+    Choice,
     Placed,
     Places,
     Shape,
@@ -216,11 +222,12 @@ def by_phases(
     seconds: float,
     note: str,
     error: float = 0.0,
-    packs: bool = False,
+    along: float | None = None,
 ) -> Run:
     """Input gradient by phases; where padding shows input elements, of the padded input, which is then folded.
 
-    With `packs` the launches take a packed weight where its vectors of k are whole ones.
+    Launches that go along k for so many seconds take a packed weight where its vectors of k are whole ones, and images that
+    are turned where that is estimated to pay.
     """
     check_positions(spec)
     bare = unpadded(spec)
@@ -237,8 +244,16 @@ def by_phases(
     # Taps that are summed one after the other are neighbours where one phase has them all.
     by_channels, by_taps = o_group % vector == 0, o_group * volume(spec.kernel_size) % vector == 0
     by_taps = by_taps and volume(spec.stride) == 1
-    packed = packed_bytes(spec, workspace_limit) if packs and plain and (by_channels or by_taps) else 0
-    images, own = spec.batch, packed
+    packed = (
+        packed_bytes(spec, workspace_limit) if along is not None and plain and (by_channels or by_taps) else 0
+    )
+    turned = 0
+    if along is not None:
+        if packed and by_channels:
+            left = left_of(workspace_limit, packed)
+            turned = turned_bytes(spec.output_shape, spec.dtype, along, left)
+        seconds += in_c_order(spec.dtype, along, turned)
+    images, own = spec.batch, packed + turned
     if not plain:
         image = volume(bare.input_shape[1:]) * DTYPES[types.sums].itemsize
         images = images_at_once(spec.batch, volume(bare.input_shape[1:]), image, workspace_limit)
@@ -248,25 +263,28 @@ def by_phases(
     def build(dy: View, w: View, bias: View | None, dx: View) -> Program:
         dys, dxs = lifted(dy.strides, 0), lifted(dx.strides, 0)
         weight = Placed(1, 0, group=o_group * w.strides[0])
+        steps: list[Launch] = []
         if plain:
-            packing: list[Launch] = []
-            last, whole = dy.channels_last, (False, False)
+            whole = False, False
+            source, target = Placed(0, 0, aligned=dy.aligned), Placed(3, 0, aligned=dx.aligned)
+            if turned and not dy.channels_last:
+                step, dy = turned_images(spec.output_shape, spec.dtype, dy, packed)
+                source = Placed(WORKSPACE, packed // DTYPES[spec.dtype].itemsize, aligned=True)
+                steps.append(step)
+            last = dy.channels_last
             if packed and (by_channels if last else by_taps):
-                packing = [packed_weight(spec, 0, of_gradient=True, channels_last=last)]
+                steps.append(packed_weight(spec, 0, of_gradient=True, channels_last=last))
                 w = _packed_view(spec, last)
                 weight = Placed(WORKSPACE, 0, group=c_group * w.strides[1])
-                whole = True, last and in_vectors(dy, vector)
-            source, target = Placed(0, 0, aligned=dy.aligned), Placed(3, 0, aligned=dx.aligned)
+                whole = True, last and in_vectors(dy, spec.dtype)
+            scratch = own if steps else 0
             phased = Phased(spec, types, images, dy, w, source, target, dxs, bias, weight, whole)
-            return Program(
-                steps=(*packing, *phased.unmet(), *launches(phased)), workspace=packed if packing else 0
-            )
-        inner, scratch = c_strides(bare.input_shape), Placed(WORKSPACE, 0, aligned=True)
-        steps: list[Launch] = []
+            return Program(steps=(*steps, *phased.unmet(), *launches(phased)), workspace=scratch)
+        inner, target = c_strides(bare.input_shape), Placed(WORKSPACE, 0, aligned=True)
         for begin, some in portions(spec.batch, images):
             source = Placed(0, begin * dys[0], aligned=dy.aligned)
             padded_types = types._replace(out=types.sums)
-            phased = Phased(bare, padded_types, some, dy, w, source, scratch, inner, None, weight)
+            phased = Phased(bare, padded_types, some, dy, w, source, target, inner, None, weight)
             steps += [*phased.unmet(), *launches(phased), _folded(spec, some, inner, bias, begin, dxs)]
         return Program(steps=tuple(steps), workspace=own)
 
@@ -276,7 +294,7 @@ def by_phases(
         call=OnDevice(build),
         seconds=seconds,
         shared=own,
-        note=f"{note}{count} phase{'s' * (count != 1)}{folded}",
+        note=f"{note}{count} phase{'s' * (count != 1)}{folded}{told(turned)}",
         error=error,
     )
 
@@ -284,30 +302,36 @@ def by_phases(
 @algorithm("implicit_gemm")
 def input_grad(spec: ConvSpec, precision: str, workspace_limit: int | None) -> Run:
     """Input gradient: in channels by positions of one phase, summed over out channels and the taps that meet them."""
-    seconds = _seconds(spec, tiles_of(types_of(spec).sums))
-    return by_phases(spec, workspace_limit, _products, seconds, "")
+    chosen = _chosen(spec, tiles_of(types_of(spec).sums))
+    return by_phases(spec, workspace_limit, _products, _seconds(spec, chosen), "")
 
 
 @algorithm("implicit_gemm_mma")
 def input_grad_mma(spec: ConvSpec, precision: str, workspace_limit: int | None) -> Run:
     """The same on tensor cores; sums are float32."""
     split, error = on_tensor_cores(spec, precision)
-    seconds = _seconds(spec, warp_tiles_of(spec.dtype, split))
+    chosen = _chosen(spec, warp_tiles_of(spec.dtype, split))
+    along = sum(choice.along(shape) for shape, choice in chosen)
     launches = partial(_tensor_products, split=split)
-    return by_phases(spec, workspace_limit, launches, seconds, "", error, packs=True)
+    return by_phases(spec, workspace_limit, launches, _seconds(spec, chosen), "", error, along)
 
 
-def _seconds(spec: ConvSpec, among: Sequence[Tile | WarpTile]) -> float:
-    """Of all phases one after the other, or of their traffic."""
+def _chosen(spec: ConvSpec, among: Sequence[Tile | WarpTile]) -> list[tuple[Shape, Choice]]:
+    """The product of every phase."""
     c_group, o_group = spec.in_channels // spec.groups, spec.out_channels // spec.groups
-    total = 0.0
+    found = []
     for phase in itertools.product(*_along(spec)):
         columns, taps = (
             math.prod(sizes) for sizes in zip(*((p.axis.columns, p.axis.taps) for p in phase), strict=True)
         )
         shape = Shape(c_group, spec.batch * columns, o_group * taps, spec.groups)
-        total += choose(shape, among, types_of(spec).sums, None, counts=(1,)).seconds
-    return max(total, spec.nbytes(Op.CONV_INPUT_GRAD) / BANDWIDTH)
+        found.append((shape, choose(shape, among, types_of(spec).sums, None, counts=(1,))))
+    return found
+
+
+def _seconds(spec: ConvSpec, chosen: Sequence[tuple[Shape, Choice]]) -> float:
+    """Of all phases one after the other, or of their traffic."""
+    return max(sum(choice.seconds for _, choice in chosen), spec.nbytes(Op.CONV_INPUT_GRAD) / BANDWIDTH)
 
 
 def _packed_view(spec: ConvSpec, channels_last: bool) -> View:

@@ -1,7 +1,8 @@
 """Forward convolution on tensor cores: the product of ``implicit_gemm.py`` in float16, bfloat16, or float32 as tf32.
 
 Images with channels last, C / groups a multiple of 16 bytes, come by whole vectors; their weights are packed ahead of the
-product, channels last too. Everything else is gathered number by number.
+product, channels last too. Such images of 16 bits in C order are copied first, channels last, where that is estimated to
+pay. Everything else is gathered number by number.
 
 A float32 operand is rounded to tf32 where that is asked for. Else it is split into two tf32 numbers, and three of their four
 products are summed (3xtf32). That is near float32, yet no plain sum of it: a sum of K products may be off by
@@ -11,23 +12,20 @@ state an error, as a transform does, and ``precision="highest"`` declines them.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
-import numpy as np
-
 from fastconv.backends import TF32_ERROR, Run, Unsupported
-from fastconv.backends.cupy.geometry import (
-    DIVISOR,
-    ELEMENT_THREADS,
-    check_counts,
-    divisor,
-    fill,
-    lifted,
-    tiles,
-    volume,
-)
+from fastconv.backends.cupy.geometry import lifted, tiles, volume
 from fastconv.backends.cupy.implicit_gemm import check_positions, forward_axes, types_of
-from fastconv.backends.cupy.launch import WORKSPACE, Address, Kernel, Launch, Program, View, kept
+from fastconv.backends.cupy.launch import WORKSPACE, Launch, Program, View, kept
+from fastconv.backends.cupy.packing import (
+    in_c_order,
+    in_vectors,
+    left_of,
+    packed_bytes,
+    packed_weight,
+    told,
+    turned_bytes,
+    turned_images,
+)
 from fastconv.backends.cupy.pooling import BANDWIDTH
 from fastconv.backends.cupy.product import (
     VECTOR_BYTES,
@@ -41,16 +39,6 @@ from fastconv.backends.cupy.product import (
 )
 from fastconv.backends.cupy.run import OnDevice
 from fastconv.spec import DTYPES, ConvSpec
-
-PACKED_WEIGHT = np.dtype(
-    [
-        *((name, "u8") for name in ("weight", "result")),
-        *((name, "i8") for name in ("group", "row", "outer", "inner")),
-        ("count", "i4"),
-        *((name, DIVISOR) for name in ("rows", "outers", "inners")),
-    ],
-    align=True,
-)
 
 # What tensor cores multiply here.
 TYPES = ("float16", "bfloat16", "float32")
@@ -71,21 +59,33 @@ def implicit_gemm_mma(spec: ConvSpec, precision: str, workspace_limit: int | Non
     out_channels, in_channels = spec.out_channels // spec.groups, spec.in_channels // spec.groups
     axes, types, taps = forward_axes(spec), types_of(spec), volume(spec.kernel_size)
     shape = Shape(out_channels, spec.batch * volume(spec.out_size), in_channels * taps, spec.groups)
-    vector = VECTOR_BYTES // DTYPES[spec.dtype].itemsize
-    packed = packed_bytes(spec, workspace_limit) if taps > 1 and in_channels % vector == 0 else 0
-    left = None if workspace_limit is None else workspace_limit - packed
-    choice = choose(shape, warp_tiles_of(spec.dtype, split), types.sums, left)
-    partial = tiles(choice.workspace(shape, types.sums), VECTOR_BYTES) * VECTOR_BYTES if packed else 0
+    itemsize = DTYPES[spec.dtype].itemsize
+    vectors = in_channels % (VECTOR_BYTES // itemsize) == 0
+    packed = packed_bytes(spec, workspace_limit) if taps > 1 and vectors else 0
+    left = left_of(workspace_limit, packed)
+    choice, turned = choose(shape, warp_tiles_of(spec.dtype, split), types.sums, left), 0
+    if vectors and (packed or taps == 1):
+        turned = turned_bytes(spec.input_shape, spec.dtype, choice.along(shape), left)
+        choice = choose(shape, warp_tiles_of(spec.dtype, split), types.sums, left_of(left, turned))
+    partial = tiles(choice.workspace(shape, types.sums), VECTOR_BYTES) * VECTOR_BYTES
     linear = spec.padding_mode == "zeros"
 
     @kept
     def build(x: View, w: View, bias: View | None, y: View) -> Program:
+        steps: list[Launch] = []
+        images, weight = Placed(0, 0), Placed(1, 0, aligned=w.aligned)
+        if turned and not x.channels_last:
+            step, x = turned_images(spec.input_shape, spec.dtype, x, partial + packed)
+            images = Placed(WORKSPACE, (partial + packed) // itemsize)
+            steps.append(step)
         xs, ws, ys = lifted(x.strides, 0), lifted(w.strides, 0), lifted(y.strides, 0)
-        whole = x.channels_last and in_channels % vector == 0 and in_vectors(x, vector)
-        pack = whole and packed > 0
-        ordered = taps == 1 or pack or not x.channels_last  # neighbours in memory are neighbours in k
-        if pack:
+        whole = x.channels_last and vectors and in_vectors(x, spec.dtype)
+        if whole and packed:
             ws = (shape.k, 1, *(stride * in_channels for stride in ws[2:]))
+            weight = Placed(WORKSPACE, partial // itemsize, aligned=True)
+            steps.append(packed_weight(spec, partial))
+        # Whether neighbours in memory are neighbours in k.
+        ordered = taps == 1 or weight.array == WORKSPACE or not x.channels_last
         program = tensor_product(
             shape,
             types,
@@ -95,31 +95,26 @@ def implicit_gemm_mma(spec: ConvSpec, precision: str, workspace_limit: int | Non
             ),
             columns=pixels_of(axes, spec.batch, (xs[0], *xs[2:]), (ys[0], *ys[2:]), linear=linear),
             axes=axes,
-            gathered=Placed(0, 0, group=in_channels * xs[1]),
+            gathered=images._replace(group=in_channels * xs[1]),
             gathered_strides=xs[2:],
-            dense=Placed(
-                WORKSPACE if pack else 1,
-                partial // DTYPES[spec.dtype].itemsize if pack else 0,
-                row=shape.k,
-                group=out_channels * shape.k,
-            ),
+            dense=weight._replace(row=shape.k, group=out_channels * shape.k),
             result=Placed(3, 0, ys[1], out_channels * ys[1], y.aligned),
             bias=bias and Placed(2, 0, row=bias.strides[0], group=out_channels * bias.strides[0]),
             mode=spec.padding_mode,
             lanes=int(x.channels_last),
-            whole=(ordered and shape.k % vector == 0 and (pack or w.aligned), whole),
+            whole=(ordered and shape.k % (VECTOR_BYTES // itemsize) == 0 and weight.aligned, whole),
             split=split,
         )
-        if not pack or not program.steps:
+        if not steps or not program.steps:
             return program
-        packing = packed_weight(spec, partial)
-        return Program(steps=(packing, *program.steps), workspace=partial + packed)
+        return Program(steps=(*steps, *program.steps), workspace=partial + packed + turned)
 
+    seconds = choice.seconds + in_c_order(spec.dtype, choice.along(shape), turned)
     return Run(
         call=OnDevice(build),
-        seconds=max(choice.seconds, spec.nbytes() / BANDWIDTH),
-        shared=max(choice.workspace(shape, types.sums), partial + packed),
-        note=choice.note(shape),
+        seconds=max(seconds, spec.nbytes() / BANDWIDTH),
+        shared=partial + packed + turned,
+        note=choice.note(shape) + told(turned),
         error=error,
     )
 
@@ -141,49 +136,3 @@ def on_tensor_cores(spec: ConvSpec, precision: str) -> tuple[bool, float]:
             "float32 on tensor cores is a sum of tf32 products, and precision='highest' asks for the plain sum"
         )
     return (False, TF32_ERROR) if precision == "tf32" else (True, SPLIT_ERROR)
-
-
-def packed_bytes(spec: ConvSpec, limit: int | None) -> int:
-    """Bytes of the packed weight; 0 where the limit holds none."""
-    nbytes = volume(spec.weight_shape) * DTYPES[spec.dtype].itemsize
-    return nbytes if limit is None or nbytes <= limit else 0
-
-
-def packed_weight(
-    spec: ConvSpec, offset: int, *, of_gradient: bool = False, channels_last: bool = True
-) -> Launch:
-    """The launch that writes the weight, what is summed last, to `offset` bytes of the workspace.
-
-    Channels are inner to taps with `channels_last`, and outer without.
-    """
-    out_channels, in_channels = spec.out_channels // spec.groups, spec.in_channels // spec.groups
-    elements, taps = volume(spec.weight_shape), volume(spec.kernel_size)
-    check_counts(**{"elements of the weight": elements})
-    # How many of them there are, and elements of the weight from one to the next.
-    row, channel, tap = (out_channels, in_channels * taps), (in_channels, taps), (taps, 1)
-    if of_gradient:
-        row, channel = channel, row
-    outer, inner = (tap, channel) if channels_last else (channel, tap)
-    return Launch(
-        kernel=Kernel("pack_weight.cu", "pack_weight", (("IN", spec.dtype),)),
-        grid=tiles(elements, ELEMENT_THREADS),
-        block=ELEMENT_THREADS,
-        params=fill(
-            PACKED_WEIGHT,
-            group=out_channels * in_channels * taps,
-            row=row[1],
-            outer=outer[1],
-            inner=inner[1],
-            count=elements,
-            rows=divisor(row[0]),
-            outers=divisor(outer[0]),
-            inners=divisor(inner[0]),
-        ),
-        addresses=(Address("weight", 1), Address("result", WORKSPACE, offset)),
-    )
-
-
-def in_vectors(x: View, vector: int) -> bool:
-    """Whether every position's channels begin at a multiple of a vector."""
-    steps: Sequence[int] = (x.strides[0], *x.strides[2:])
-    return x.aligned and all(step % vector == 0 for step in steps)

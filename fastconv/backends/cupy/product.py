@@ -230,6 +230,11 @@ class Choice(NamedTuple):
         """Bytes of the sums of the parts of k."""
         return workspace_of(shape, self.parts, sums)
 
+    def along(self, shape: Shape) -> float:
+        """Seconds of these that it goes along k, without what fetching the first and storing the last costs."""
+        k = tiles(shape.k, self.parts)
+        return self.seconds * k / (k + self.tile.ends)
+
     def note(self, shape: Shape) -> str:
         """What was decided, for people."""
         blocks = tiles(shape.m, self.tile.m) * tiles(shape.n, self.tile.n) * shape.groups * self.parts
@@ -426,7 +431,7 @@ def _launched(
             N=shape.n,
             K=shape.k,
             part=part,
-            vector=_vector(columns, result, result_split, types.out),
+            vector=vector_of(columns, result, types.out, result_split),
             tiles_m=divisor(grid[0]),
             tiles_n=divisor(grid[1]),
             parts=divisor(parts),
@@ -495,8 +500,8 @@ def _bits(axes: Sequence[Axis]) -> list[int]:
     return [1 << min(bit, MOST_BITS) for bit in before]
 
 
-def _vector(columns: Sequence[Digit], result: Placed, split: int, dtype: str) -> int:
-    """How many columns, from a multiple of it, one store of 16 or 8 bytes may write."""
+def vector_of(columns: Sequence[Digit], result: Placed, dtype: str, split: int = 0) -> int:
+    """How many columns of an array, from a multiple of it, are read or written as 16 or 8 bytes at once."""
     outer = [digit for digit in columns if digit.radix > 1]
     in_a_row = 1
     while outer and outer[0].other == in_a_row:
