@@ -34,10 +34,10 @@ from fastconv.backends.cupy.geometry import (
     volume,
 )
 from fastconv.backends.cupy.implicit_gemm import check_positions, forward_axes, types_of
-from fastconv.backends.cupy.implicit_gemm_mma import on_tensor_cores
+from fastconv.backends.cupy.implicit_gemm_mma import by_warpgroups, on_tensor_cores
 from fastconv.backends.cupy.launch import WORKSPACE, Address, Kernel, Launch, Program, View, kept
 from fastconv.backends.cupy.packing import (
-    in_c_order,
+    gathering,
     in_vectors,
     left_of,
     packed_bytes,
@@ -45,17 +45,18 @@ from fastconv.backends.cupy.packing import (
     told,
     turned_bytes,
     turned_images,
+    turning,
 )
 from fastconv.backends.cupy.pooling import BANDWIDTH
 from fastconv.backends.cupy.product import (
     VECTOR_BYTES,
+    AnyTile,
     Choice,
     Placed,
     Places,
     Shape,
-    Tile,
     Types,
-    WarpTile,
+    WarpgroupTile,
     choose,
     pixels_of,
     product,
@@ -64,6 +65,8 @@ from fastconv.backends.cupy.product import (
     tiles_of,
     total,
     warp_tiles_of,
+    warpgroup_product,
+    warpgroup_tiles,
 )
 from fastconv.backends.cupy.run import OnDevice
 from fastconv.spec import DTYPES, ConvSpec, Op
@@ -222,12 +225,14 @@ def by_phases(
     seconds: float,
     note: str,
     error: float = 0.0,
-    along: float | None = None,
+    gathered: float | None = None,
+    hopper: Callable[[Phased], Steps] | None = None,
 ) -> Run:
     """Input gradient by phases; where padding shows input elements, of the padded input, which is then folded.
 
-    Launches that go along k for so many seconds take a packed weight where its vectors of k are whole ones, and images that
-    are turned where that is estimated to pay.
+    Launches of which `gathered` is given, the seconds they take where they gather number by number, take a packed weight
+    where its vectors of k are whole ones, and images that are turned where that is estimated to pay. `hopper` are those on
+    compute capability 9.0.
     """
     check_positions(spec)
     bare = unpadded(spec)
@@ -245,22 +250,23 @@ def by_phases(
     by_channels, by_taps = o_group % vector == 0, o_group * volume(spec.kernel_size) % vector == 0
     by_taps = by_taps and volume(spec.stride) == 1
     packed = (
-        packed_bytes(spec, workspace_limit) if along is not None and plain and (by_channels or by_taps) else 0
+        packed_bytes(spec, workspace_limit)
+        if gathered is not None and plain and (by_channels or by_taps)
+        else 0
     )
     turned = 0
-    if along is not None:
+    if gathered is not None:
         if packed and by_channels:
             left = left_of(workspace_limit, packed)
-            turned = turned_bytes(spec.output_shape, spec.dtype, along, left)
-        seconds += in_c_order(spec.dtype, along, turned)
+            turned = turned_bytes(spec.output_shape, spec.dtype, gathered - seconds, left)
+        seconds = turning(turned) + seconds if turned else gathered
     images, own = spec.batch, packed + turned
     if not plain:
         image = volume(bare.input_shape[1:]) * DTYPES[types.sums].itemsize
         images = images_at_once(spec.batch, volume(bare.input_shape[1:]), image, workspace_limit)
         own = images * image
 
-    @kept
-    def build(dy: View, w: View, bias: View | None, dx: View) -> Program:
+    def build(launches: Callable[[Phased], Steps], dy: View, w: View, bias: View | None, dx: View) -> Program:
         dys, dxs = lifted(dy.strides, 0), lifted(dx.strides, 0)
         weight = Placed(1, 0, group=o_group * w.strides[0])
         steps: list[Launch] = []
@@ -291,7 +297,7 @@ def by_phases(
     count = math.prod(map(len, _along(spec if plain else bare)))
     folded = "" if plain else f", of {images} padded images at a time, then folded"
     return Run(
-        call=OnDevice(build),
+        call=OnDevice(kept(partial(build, launches)), hopper and kept(partial(build, hopper))),
         seconds=seconds,
         shared=own,
         note=f"{note}{count} phase{'s' * (count != 1)}{folded}{told(turned)}",
@@ -310,13 +316,17 @@ def input_grad(spec: ConvSpec, precision: str, workspace_limit: int | None) -> R
 def input_grad_mma(spec: ConvSpec, precision: str, workspace_limit: int | None) -> Run:
     """The same on tensor cores; sums are float32."""
     split, error = on_tensor_cores(spec, precision)
-    chosen = _chosen(spec, warp_tiles_of(spec.dtype, split))
-    along = sum(choice.along(shape) for shape, choice in chosen)
+    wide, narrow = by_warpgroups(spec), warp_tiles_of(spec.dtype, split)
+    chosen = _chosen(spec, narrow)
+    gathered = sum(gathering(spec.dtype, shape, choice) for shape, choice in chosen)
+    if wide:
+        chosen = _chosen(spec, (*warpgroup_tiles(), *narrow))
     launches = partial(_tensor_products, split=split)
-    return by_phases(spec, workspace_limit, launches, _seconds(spec, chosen), "", error, along)
+    hopper = partial(_tensor_products, split=split, wide=True) if wide else None
+    return by_phases(spec, workspace_limit, launches, _seconds(spec, chosen), "", error, gathered, hopper)
 
 
-def _chosen(spec: ConvSpec, among: Sequence[Tile | WarpTile]) -> list[tuple[Shape, Choice]]:
+def _chosen(spec: ConvSpec, among: Sequence[AnyTile]) -> list[tuple[Shape, Choice]]:
     """The product of every phase."""
     c_group, o_group = spec.in_channels // spec.groups, spec.out_channels // spec.groups
     found = []
@@ -350,15 +360,26 @@ def _products(given: Phased) -> Steps:
         yield from product(shape, given.types, choice, lanes=int(given.dy.channels_last), **places).launches
 
 
-def _tensor_products(given: Phased, split: bool) -> Steps:
-    """The launches of every phase, as products on tensor cores."""
+def _tensor_products(given: Phased, split: bool, wide: bool = False) -> Steps:
+    """The launches of every phase, as products on tensor cores; `wide` ones may be warpgroups'."""
     for shape, places in _places(given):
-        among = warp_tiles_of(given.types.stored, split)
+        among: tuple[AnyTile, ...] = warp_tiles_of(given.types.stored, split)
+        if wide and all(given.whole):
+            among = (*warpgroup_tiles(), *among)
         choice = choose(shape, among, given.types.sums, None, counts=(1,))
-        lanes = int(given.dy.channels_last)
-        yield from tensor_product(
-            shape, given.types, choice, lanes=lanes, whole=given.whole, split=split, **places
-        ).launches
+        if isinstance(choice.tile, WarpgroupTile):
+            program = warpgroup_product(shape, given.types, choice, **places)
+        else:
+            program = tensor_product(
+                shape,
+                given.types,
+                choice,
+                lanes=int(given.dy.channels_last),
+                whole=given.whole,
+                split=split,
+                **places,
+            )
+        yield from program.launches
 
 
 def _places(given: Phased) -> Iterator[tuple[Shape, Places]]:

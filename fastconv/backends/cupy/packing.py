@@ -26,14 +26,14 @@ from fastconv.backends.cupy.geometry import (
 )
 from fastconv.backends.cupy.launch import WORKSPACE, Address, Kernel, Launch, View
 from fastconv.backends.cupy.pooling import BANDWIDTH
-from fastconv.backends.cupy.product import VECTOR_BYTES, Placed, pixels_of, vector_of
+from fastconv.backends.cupy.product import VECTOR_BYTES, Choice, Placed, Shape, pixels_of, vector_of
 from fastconv.spec import DTYPES, ConvSpec, Sizes
 
 PACKED_WEIGHT = np.dtype(
     [
         *((name, "u8") for name in ("weight", "result")),
         *((name, "i8") for name in ("group", "row", "outer", "inner")),
-        ("count", "i4"),
+        *((name, "i4") for name in ("count", "vector")),
         *((name, DIVISOR) for name in ("rows", "outers", "inners")),
     ],
     align=True,
@@ -55,8 +55,8 @@ TURNED = 64
 
 # What going along k takes where images are gathered number by number, for one of whole vectors, and seconds of one more
 # launch in a row, on an H200.
-GATHERED = 2.5
-LAUNCH = 2e-6
+GATHERED = 2.7
+LAUNCH = 3e-6
 
 
 def packed_bytes(spec: ConvSpec, limit: int | None) -> int:
@@ -80,9 +80,11 @@ def packed_weight(
     if of_gradient:
         row, channel = channel, row
     outer, inner = (tap, channel) if channels_last else (channel, tap)
+    whole = numbers_of_vector(spec.dtype)
+    vector = 1 if inner[0] % whole else whole
     return Launch(
         kernel=Kernel("pack_weight.cu", "pack_weight", (("IN", spec.dtype),)),
-        grid=tiles(elements, ELEMENT_THREADS),
+        grid=tiles(elements, ELEMENT_THREADS * vector),
         block=ELEMENT_THREADS,
         params=fill(
             PACKED_WEIGHT,
@@ -91,6 +93,7 @@ def packed_weight(
             outer=outer[1],
             inner=inner[1],
             count=elements,
+            vector=vector,
             rows=divisor(row[0]),
             outers=divisor(outer[0]),
             inners=divisor(inner[0]),
@@ -99,24 +102,29 @@ def packed_weight(
     )
 
 
+def numbers_of_vector(dtype: str) -> int:
+    """How many numbers of this type one copy brings."""
+    return VECTOR_BYTES // DTYPES[dtype].itemsize
+
+
 def in_vectors(x: View, dtype: str) -> bool:
     """Whether every position's channels begin at a multiple of a vector."""
-    vector, steps = VECTOR_BYTES // DTYPES[dtype].itemsize, (x.strides[0], *x.strides[2:])
+    vector, steps = numbers_of_vector(dtype), (x.strides[0], *x.strides[2:])
     return x.aligned and all(step % vector == 0 for step in steps)
 
 
-def turned_bytes(shape: Sizes, dtype: str, along: float, limit: int | None) -> int:
+def turned_bytes(shape: Sizes, dtype: str, gain: float, limit: int | None) -> int:
     """Bytes of 16-bit images of this shape in another order; 0 where the limit holds none, or where the copy does not pay.
 
     Parameters
     ----------
-    along : float
-        Seconds that the product which then reads whole vectors goes along k.
+    gain : float
+        Seconds a product that reads whole vectors takes less than one that gathers number by number.
     """
     itemsize = DTYPES[dtype].itemsize
     nbytes = volume(shape) * itemsize
     counted = volume(shape) // max(shape[1], 1) <= COUNT
-    pays = itemsize == 2 and counted and turning(nbytes) < (GATHERED - 1) * along
+    pays = itemsize == 2 and counted and turning(nbytes) < gain
     return nbytes if pays and (limit is None or nbytes <= limit) else 0
 
 
@@ -125,11 +133,9 @@ def turning(nbytes: int) -> float:
     return LAUNCH + 2 * nbytes / BANDWIDTH
 
 
-def in_c_order(dtype: str, along: float, turned: int) -> float:
-    """Seconds more where images are in C order, turned first or gathered; the rates of 32 bits are of such."""
-    if turned:
-        return turning(turned)
-    return (GATHERED - 1) * along if DTYPES[dtype].itemsize == 2 else 0.0
+def gathering(dtype: str, shape: Shape, choice: Choice) -> float:
+    """Seconds of a product of these tiles whose images are gathered; the rates of 32 bits are of such."""
+    return choice.seconds + (GATHERED - 1) * choice.along(shape) * (DTYPES[dtype].itemsize == 2)
 
 
 def told(turned: int) -> str:

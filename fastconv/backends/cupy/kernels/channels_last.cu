@@ -25,29 +25,27 @@ struct TurnedImages {
 struct __align__(16) Chunk { uint16 numbers[VECTOR]; };
 struct __align__(8) Half { uint16 numbers[VECTOR / 2]; };
 
-// A vector of positions of one channel, as so many of `Some` as it takes; what lies past the last position is left as it is.
+// The square, read as so many positions at once as `Some` holds, the same ones of every so many-th channel by one thread.
 template <typename Some>
-__device__ __forceinline__ void read(Chunk& kept, const uint16* channel, int j, const TurnedImages& p) {
-    const int count = sizeof(Some) / sizeof(uint16);
+__device__ __forceinline__ void read(Chunk (&tile)[TILE][ACROSS], int first_c, int first_j, const TurnedImages& p) {
+    const int count = sizeof(Some) / sizeof(uint16), across = TILE / count, j = threadIdx.x % across * count;
+    if (first_j + j >= p.columns) return;
+    const uint16* const from = (const uint16*)p.images + locate(first_j + j, p.column).other;
 #pragma unroll
-    for (int i = 0; i < VECTOR / count; ++i, j += count)
-        if (j < p.columns) ((Some*)&kept)[i] = *(const Some*)(channel + locate(j, p.column).other);
+    for (int i = 0; i < TILE * across / THREADS; ++i) {
+        const int c = threadIdx.x / across + i * (THREADS / across);
+        if (first_c + c < p.channels)
+            *(Some*)&tile[c][j / VECTOR ^ c / VECTOR].numbers[j % VECTOR] = *(const Some*)(from + (first_c + c) * p.channel);
+    }
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS) channels_last(const __grid_constant__ TurnedImages p) {
     __shared__ Chunk tile[TILE][ACROSS];
     const int thread = threadIdx.x, block = blockIdx.x, rest = divide(block, p.tiles);
     const int first_c = (block - rest * (int)p.tiles.divisor) * TILE, first_j = rest * TILE;
-#pragma unroll
-    for (int at = thread; at < TILE * ACROSS; at += THREADS) {
-        const int c = at / ACROSS, vector = at % ACROSS, j = first_j + vector * VECTOR;
-        if (first_c + c >= p.channels) continue;
-        Chunk& kept = tile[c][vector ^ c / VECTOR];
-        const uint16* const channel = (const uint16*)p.images + (first_c + c) * p.channel;
-        if (p.vector == VECTOR) read<Chunk>(kept, channel, j, p);
-        else if (p.vector == VECTOR / 2) read<Half>(kept, channel, j, p);
-        else read<uint16>(kept, channel, j, p);
-    }
+    if (p.vector == VECTOR) read<Chunk>(tile, first_c, first_j, p);
+    else if (p.vector == VECTOR / 2) read<Half>(tile, first_c, first_j, p);
+    else read<uint16>(tile, first_c, first_j, p);
     __syncthreads();
 #pragma unroll
     for (int at = thread; at < TILE * ACROSS; at += THREADS) {
