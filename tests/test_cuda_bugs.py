@@ -88,9 +88,7 @@ BUGS = {
         "plain",
         "Mismatched elements",
     ),
-    "unguarded store": Bug(
-        "tile.cuh", "if (m >= p.M) return;", "", "address", "heap-buffer-overflow"
-    ),
+    "unguarded store": Bug("tile.cuh", "if (m >= p.M) return;", "", "address", "heap-buffer-overflow"),
     "wrong swizzle": Bug(
         "implicit_gemm_mma.cu",
         "gathered_tile + swizzled(row, chunk + lane / 8 % 2)",
