@@ -35,12 +35,18 @@ ARCHITECTURES = ("sm_80", "sm_86", "sm_89", "sm_90a", "sm_100", "sm_120")
 # hardly differs between them.
 DISASSEMBLED = "sm_90a"
 
+# Sources whose instructions one architecture alone has.
+HOPPER, OF_HOPPER = "sm_90a", ("implicit_gemm_wgmma.cu",)
+
 # Layers that ask for the tiles of large problems, which no edge problem does, and pools of many channels, whole planes and
 # bins whose borders are found in 64 bits.
 LARGE = (
     "n32 c256x56x56 k256x3x3 s1 p1 f32",
     "n32 c64x56x56 k64x1x1 s1 p0 f32",
     "n32 c64x56x56 k64x1x1 s1 p0 f16",
+    "n32 c256x56x56 k256x3x3 s1 p1 f16",
+    "n32 c256x14x14 k256x3x3 s1 p1 f16",
+    "n32 c64x112x112 k128x3x3 s1 p1 f16",
     "n32 c128x28x28 k128x3x3 s2 p1 f16",
     "n32 c128x28x28 k128x3x3 s1 p1 bf16",
     "n32 c64x28x28 k64x3x3 s1 p1 f64",
@@ -146,14 +152,15 @@ def _programs(problems: tuple[str, ...]) -> Iterator[tuple[Spec, Op, str, Any]]:
             for planner in cupy.PLANNERS[op]:
                 for precision in ("default", "tf32"):
                     try:
-                        build = planner(spec, precision, None).call.build  # type: ignore[attr-defined]
+                        call: Any = planner(spec, precision, None).call
                     except Unsupported:
                         continue
                     # Few channels that lie last are read as any strides are.
                     for last in (
                         (False, True) if isinstance(spec, ConvSpec) or spec.channels >= CHANNELS else (False,)
                     ):
-                        yield spec, op, planner.__name__, build(*views(spec, op, last))
+                        for build in dict.fromkeys((call.build, call.hopper)):
+                            yield spec, op, planner.__name__, build(*views(spec, op, last))
 
 
 @cache
@@ -176,7 +183,12 @@ def plain() -> tuple[Kernel, ...]:
 
 def costs(archs: tuple[str, ...], chosen: tuple[Kernel, ...] | None = None) -> dict[str, dict[str, Cost]]:
     """Of kernels (all of them by default) on each of the architectures; NVRTC works on two at a time."""
-    jobs = [(kernel, arch) for kernel in chosen or kernels() for arch in archs]
+    jobs = [
+        (kernel, arch)
+        for kernel in chosen or kernels()
+        for arch in archs
+        if arch == HOPPER or kernel.source not in OF_HOPPER
+    ]
     with ThreadPoolExecutor(2) as pool:
         made = list(pool.map(lambda job: cost(*job), jobs))
     found: dict[str, dict[str, Cost]] = {}

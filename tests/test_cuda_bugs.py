@@ -1,4 +1,4 @@
-"""The emulation finds bugs: eight seeded ones are each caught, the unchanged sources pass the same checks.
+"""The emulation finds bugs: seeded ones are each caught, the unchanged sources pass the same checks.
 
 Every check runs in a process of its own: built plainly (wrong results, NaN of shared memory nobody wrote, deadlocks), with
 AddressSanitizer and UndefinedBehaviorSanitizer, or with ThreadSanitizer, to which every CUDA thread is a thread.
@@ -34,15 +34,20 @@ TENSOR_CORES = (
     "implicit_gemm_mma L n1 c16x5x6 k9x3x3 s1 p1 f16"  # five steps of k in four stages, ragged m and j
 )
 
+WARPGROUPS = (
+    "implicit_gemm_mma H n1 c16x5x6 k40x3x3 s1 p1 f16"  # six steps of the input's gradient in four stages
+)
+
 
 class Bug(NamedTuple):
-    """One line of a kernel changed, the check that finds it, and words of its report."""
+    """One line of a kernel changed, the check that finds it, words of its report, and the call that shows it."""
 
     file: str
     line: str
     changed: str
     check: str
     report: str
+    call: str = TENSOR_CORES
 
 
 BUGS = {
@@ -77,15 +82,13 @@ BUGS = {
         "heap-buffer-overflow",
     ),
     "missing K bound": Bug(
-        "implicit_gemm_mma.cu",
-        "min(first_k + p.part, p.K)",
-        "first_k + p.part",
+        "tile.cuh",
+        "min(tile.first_k + p.part, p.K)",
+        "tile.first_k + p.part",
         "plain",
         "Mismatched elements",
     ),
-    "unguarded store": Bug(
-        "implicit_gemm_mma.cu", "if (m >= p.M) return;", "", "address", "heap-buffer-overflow"
-    ),
+    "unguarded store": Bug("tile.cuh", "if (m >= p.M) return;", "", "address", "heap-buffer-overflow"),
     "wrong swizzle": Bug(
         "implicit_gemm_mma.cu",
         "gathered_tile + swizzled(row, chunk + lane / 8 % 2)",
@@ -96,9 +99,68 @@ BUGS = {
     "early exit": Bug(
         "implicit_gemm_mma.cu",
         "    float sums[FRAGMENTS_M]",
-        "    if (first_m + warp_m >= p.M) return;\n    float sums[FRAGMENTS_M]",
+        "    if (tile.m + warp_m >= p.M) return;\n    float sums[FRAGMENTS_M]",
         "plain",
         "deadlock",
+    ),
+    "warpgroups: missing barrier": Bug(
+        "implicit_gemm_wgmma.cu",
+        "show_copies();\n        __syncthreads();",
+        "show_copies();",
+        "plain",
+        "nan location mismatch",
+        WARPGROUPS,
+    ),
+    "warpgroups: wait off by one": Bug(
+        "implicit_gemm_wgmma.cu",
+        "wait_for_copies<AHEAD - 1>();",
+        "wait_for_copies<AHEAD>();",
+        "plain",
+        "a tile changed while it was multiplied",
+        WARPGROUPS,
+    ),
+    "warpgroups: a stage is refilled while it is multiplied": Bug(
+        "implicit_gemm_wgmma.cu",
+        "#define AHEAD (STAGES - 2)",
+        "#define AHEAD STAGES",
+        "plain",
+        "a tile changed while it was multiplied",
+        WARPGROUPS,
+    ),
+    "warpgroups: copies are not shown": Bug(
+        "implicit_gemm_wgmma.cu", "        show_copies();\n", "", "plain", "were not shown", WARPGROUPS
+    ),
+    "warpgroups: products are not waited for": Bug(
+        "implicit_gemm_wgmma.cu",
+        "    wait_for_products<0>(sums);\n",
+        "",
+        "plain",
+        "Mismatched elements",
+        WARPGROUPS,
+    ),
+    "warpgroups: wrong swizzle": Bug(
+        "implicit_gemm_wgmma.cu",
+        "(chunk ^ row % CHUNKS)",
+        "(chunk ^ row / 2 % CHUNKS)",
+        "plain",
+        "Mismatched elements",
+        WARPGROUPS,
+    ),
+    "turned images: wrong swizzle": Bug(
+        "channels_last.cu",
+        "[j / VECTOR ^ c / VECTOR].numbers",
+        "[j / VECTOR ^ c % VECTOR].numbers",
+        "plain",
+        "Arrays are not equal",
+        "implicit_gemm_mma T n1 c16x9x8 k72x3x3 s1 p1 f16",
+    ),
+    "turned images: missing barrier": Bug(
+        "channels_last.cu",
+        "    __syncthreads();\n",
+        "",
+        "thread",
+        "data race",
+        "implicit_gemm_mma T n1 c16x9x8 k72x3x3 s1 p1 f16",
     ),
 }
 
@@ -130,13 +192,13 @@ def checked(folder: Path, check: str, *calls: str) -> subprocess.CompletedProces
 
 @pytest.mark.parametrize("bug", BUGS)
 def test_a_seeded_bug_is_caught(bug: str, tmp_path: Path) -> None:
-    file, line, changed, check, report = BUGS[bug]
+    file, line, changed, check, report, call = BUGS[bug]
     folder = tmp_path / "kernels"
     shutil.copytree(emulator.KERNELS, folder)
     text = (folder / file).read_text()
     assert text.count(line) == 1, f"{file} no longer has the line to break: {line}"
     (folder / file).write_text(text.replace(line, changed))
-    found = checked(folder, check, TENSOR_CORES)
+    found = checked(folder, check, call)
     assert found.returncode != 0, "nobody noticed"
     assert report in found.stderr, found.stderr
     if check != "plain":
@@ -149,6 +211,8 @@ def test_the_unchanged_kernels_pass(check: str) -> None:
         emulator.KERNELS,
         check,
         TENSOR_CORES,
+        WARPGROUPS,
+        "implicit_gemm_mma T n1 c16x9x8 k72x3x3 s1 p1 f16",  # turned
         "implicit_gemm_mma C n2 c10x5x6 k12x3x2 s2x1 p1 g2 bf16",
         "implicit_gemm_mma C n1 c5x5x6 k9x3x3 s1 p1 f32",
         "implicit_gemm_mma C n1 c5x4x4 k9x1x1 s1 p0 f16",

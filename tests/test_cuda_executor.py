@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import pickle
 import sys
@@ -134,18 +135,33 @@ def test_a_call_like_an_earlier_one_goes_straight_to_its_kernel(
         np.testing.assert_array_equal(function(turned, *map(ndarray, other[1:])).host, expected)
 
 
-def test_a_gradient_with_its_channels_last_is_read_where_it_lies(device: Module) -> None:
-    """In 16 bits, by whole vectors; any other order is brought into C order first, and so is float32."""
+def test_a_gradient_with_its_channels_last_is_read_where_it_lies(
+    device: Module, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In 16 bits, by whole vectors; any other order is brought into C order first, and so is float32.
+
+    From C order it is turned again, in scratch, where that pays.
+    """
     w, dy = (np.rint(4 * random(*shape)).astype("f2") for shape in ((16, 3, 3, 3), (2, 16, 5, 6)))
     expected = fc.grad.conv2d_input((2, 3, 7, 8), w, dy, backend="naive")
     last = np.moveaxis(np.moveaxis(dy, 1, -1).copy(), -1, 1)
     across = dy.transpose(3, 2, 1, 0).copy().transpose(3, 2, 1, 0)
-    for given, whole in ((across, 0), (last, 1)):
+    for given, cost, whole, turned in (
+        (across, contextlib.nullcontext(), 0, False),
+        (across, emulator.at_any_cost(), None, True),
+        (last, contextlib.nullcontext(), 1, False),
+        (last, emulator.at_any_cost(), None, False),
+    ):
         executor._loaded.clear()
-        made = fc.grad.conv2d_input((2, 3, 7, 8), ndarray(w), ndarray(given))
+        monkeypatch.setattr(api, "_memory", recall.Memory())
+        with cost:
+            made = fc.grad.conv2d_input((2, 3, 7, 8), ndarray(w), ndarray(given))
         np.testing.assert_array_equal(made.host, expected)
-        kernels = [kernel for _, kernel in executor._loaded if kernel.name == "implicit_gemm_mma"]
-        assert [dict(kernel.defines)["GATHERED_WHOLE"] for kernel in kernels] == [whole]
+        kernels = {kernel.name: dict(kernel.defines) for _, kernel in executor._loaded}
+        assert ("channels_last" in kernels) == turned
+        assert ("implicit_gemm_wgmma" in kernels) == (whole is None)
+        if whole is not None:
+            assert kernels["implicit_gemm_mma"]["GATHERED_WHOLE"] == whole
     both(lambda dy, w, **k: fc.grad.conv2d_input((2, 3, 7, 8), w, dy, **k), last.astype("f4"), w.astype("f4"))
 
 
@@ -229,6 +245,7 @@ def row(problem: str, op: str, ours: float, last: float, theirs: float, copy: fl
     """One op of a layer as it is measured."""
     seconds = {"implicit_gemm": ours, "cuDNN": 2 * theirs, "cuDNN channels_last": theirs}
     seconds |= {"implicit_gemm channels last": last, "implicit_gemm_mma": 3e-4, "cudnn": 2.5e-4}
+    seconds["cudnn channels last"] = 2.4e-4
     return {
         "problem": problem, "op": op, "chosen": "implicit_gemm", "workspace": {"implicit_gemm": 0},
         "seconds": seconds, "copy": copy, "checked": True,
@@ -257,8 +274,8 @@ def test_the_page_of_a_card_shows_losses() -> None:
         "Not come to in 8 minutes: 3 of the layers' functions.",
         f"## Failed\n\n- {failed[0]}\n",
         "0.50 times as fast as cuDNN's faster layout (geometric mean of 1 layers, 1 of them slower)",
-        "| 400.0 | 500.0 | 300.0 | 250.0 | 400.0 | 200.0 | - | 25% | 0 |",
-        "| 100.0 | 300.0 | 300.0 | 250.0 | 400.0 | 200.0 | - | 10% | 0 |",
+        "| 400.0 | 500.0 | 300.0 | 250.0 | 240.0 | 400.0 | 200.0 | - | 25% | 0 |",
+        "| 100.0 | 300.0 | 300.0 | 250.0 | 240.0 | 400.0 | 200.0 | - | 10% | 0 |",
     ):
         assert line in text
 

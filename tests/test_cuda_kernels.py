@@ -20,8 +20,8 @@ from fastconv.backends.cupy import (
     product,
 )
 from fastconv.backends.cupy import compile as compiler
-from fastconv.backends.cupy.implicit_gemm_mma import PACKED_WEIGHT
 from fastconv.backends.cupy.launch import Kernel
+from fastconv.backends.cupy.packing import PACKED_WEIGHT, TURNED_IMAGES
 from fastconv.spec import parse
 from tests import cuda_budget, emulator
 
@@ -52,7 +52,8 @@ def test_the_budget_lists_every_kernel() -> None:
 def test_plain_kernels_keep_the_budget() -> None:
     chosen = cuda_budget.plain()
     assert {kernel.source for kernel in chosen} == {kernel.source for kernel in cuda_budget.kernels()} - {
-        "fold_padding.cu"  # has nothing to do where padding is zeros
+        "fold_padding.cu",  # has nothing to do where padding is zeros
+        "implicit_gemm_wgmma.cu",  # knows 16 bits alone
     }
     check("sm_90a", chosen)
 
@@ -89,6 +90,7 @@ LAYOUTS = [
     (pooling.WINDOW, "windows.cuh", "Window"),
     (product.GATHERED_PRODUCT, "product.cuh", "GatheredProduct"),
     (PACKED_WEIGHT, "pack_weight.cu", "PackedWeight"),
+    (TURNED_IMAGES, "channels_last.cu", "TurnedImages"),
     (product.PARTIAL_SUMS, "sum_parts.cu", "PartialSums"),
     (gradients.PADDED, "fold_padding.cu", "Padded"),
     (columns.COLUMNS, "unfold.cu", "Columns"),
@@ -205,7 +207,10 @@ def test_sources_are_header_free_and_assembly_has_one_home() -> None:
         assert not any(word in text for word in ("use_fast_math", "atomicAdd")), name
 
 
-@pytest.mark.parametrize("problem", ["n2 c4x6x7 k8x3x3 s2 p1 f32", "max n2 c3x6x7 k2x2 s2 p0 indices f32"])
+@pytest.mark.parametrize(
+    "problem",
+    ["n2 c4x6x7 k8x3x3 s2 p1 f32", "n2 c8x6x7 k8x3x3 s1 p1 f16", "max n2 c3x6x7 k2x2 s2 p0 indices f32"],
+)
 def test_plans_are_pure(problem: str) -> None:
     """The same problem and layout give the same launches, and nobody can write to them."""
     spec = parse(problem)
@@ -215,7 +220,7 @@ def test_plans_are_pure(problem: str) -> None:
                 runs = [planner(spec, "default", None) for _ in range(2)]
             except ValueError:
                 continue
-            builds: list[Any] = [run.call.build for run in runs]  # type: ignore[attr-defined]
+            builds: list[Any] = [run.call.hopper for run in runs]  # type: ignore[attr-defined]
             first, second = (build(*cuda_budget.views(spec, op, False)) for build in builds)
             assert repr(first) == repr(second)
             assert builds[0](*cuda_budget.views(spec, op, False)) is first

@@ -32,6 +32,24 @@ PROGRAM = Program(
     )
 )
 
+# The instructions of compute capability 9.0, by the four warps of a warpgroup.
+GROUP, TILE_K, LEFT, RIGHT = 128, 64, 64, 128
+GROUP_SOURCE = emulator.HERE / "warpgroup.cu"
+WARPGROUP = np.dtype([("left", "u8"), ("right", "u8"), ("results", "u8")])
+GROUP_KERNEL = Kernel(str(GROUP_SOURCE), "warpgroup", ())
+GROUP_PROGRAM = Program(
+    steps=(
+        Launch(
+            kernel=GROUP_KERNEL,
+            grid=1,
+            block=GROUP,
+            shared=2 * (LEFT + RIGHT) * 2 * TILE_K,
+            params=fill(WARPGROUP),
+            addresses=(Address("left", 0), Address("right", 1), Address("results", 2)),
+        ),
+    )
+)
+
 lane = np.arange(LANES)
 
 
@@ -104,6 +122,30 @@ def case() -> tuple[Any, Any]:
     return words, expected
 
 
+def group_case() -> tuple[Any, Any, Any]:
+    """Two tiles of either type, and the sums of every thread."""
+    rng, types = np.random.default_rng(6), (np.float16, ml_dtypes.bfloat16)
+    left, right = (rng.integers(-8, 9, (2, rows, TILE_K)) for rows in (LEFT, RIGHT))
+    product = left @ right.transpose(0, 2, 1)
+    thread, fragment, at = np.ogrid[:GROUP, : RIGHT // 8, :4]
+    row, column = thread // 32 * 16 + thread % 32 // 4 + at // 2 * 8, fragment * 8 + thread % 4 * 2 + at % 2
+    expected = (product[:, row, column] + thread).astype("f4", order="C")
+    bits = [
+        np.stack([each[i].astype(dtype).view("u2") for i, dtype in enumerate(types)])
+        for each in (left, right)
+    ]
+    return bits[0], bits[1], expected
+
+
+@pytest.mark.skipif(emulator.missing() is not None, reason=str(emulator.missing()))
+def test_the_cpp_bodies_of_a_warpgroup_mean_what_numpy_says() -> None:
+    left, right, expected = group_case()
+    for seed in range(3):
+        results = np.full_like(expected, np.nan)
+        emulator.run(GROUP_PROGRAM, (left, right, results), seed)
+        np.testing.assert_array_equal(results, expected)
+
+
 @pytest.mark.skipif(emulator.missing() is not None, reason=str(emulator.missing()))
 def test_the_cpp_bodies_mean_what_numpy_says() -> None:
     words, expected = case()
@@ -115,7 +157,8 @@ def test_the_cpp_bodies_mean_what_numpy_says() -> None:
 
 @pytest.fixture
 def compiled(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], cuda_budget.Cost]:
-    monkeypatch.setitem(compiler.sources(), KERNEL.source, SOURCE.read_text())
+    for source in (SOURCE, GROUP_SOURCE):
+        monkeypatch.setitem(compiler.sources(), str(source), source.read_text())
     return lambda arch: cuda_budget.cost(KERNEL, arch)
 
 
@@ -124,6 +167,28 @@ def test_the_ptx_bodies_compile_to_the_instructions(compiled: Callable[[str], cu
     found = compiled("sm_90a").opcodes
     for opcode in ("HMMA", "LDSM", "LDGSTS"):
         assert any(each.startswith(opcode) for each in found), f"{opcode} is not among {found}"
+
+
+@pytest.mark.skipif(cuda_budget.missing() is not None, reason=str(cuda_budget.missing()))
+def test_the_ptx_bodies_of_a_warpgroup_compile_to_its_instructions(
+    compiled: Callable[[str], cuda_budget.Cost],
+) -> None:
+    found = cuda_budget.cost(GROUP_KERNEL, "sm_90a")
+    assert "HGMMA" in found.opcodes
+    assert not found.local + found.stack
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(gpu.missing() is not None, reason=str(gpu.missing()))
+def test_the_ptx_bodies_of_a_warpgroup_mean_the_same(compiled: Callable[[str], cuda_budget.Cost]) -> None:
+    import cupy
+
+    if cupy.cuda.Device().compute_capability != "90":
+        pytest.skip("compute capability 9.0 alone has these instructions")
+    left, right, expected = group_case()
+    results = cupy.full(expected.shape, np.nan, "f4")
+    device.OnDevice(lambda *views: GROUP_PROGRAM)(cupy.asarray(left), cupy.asarray(right), results)
+    np.testing.assert_array_equal(cupy.asnumpy(results), expected)
 
 
 @pytest.mark.gpu

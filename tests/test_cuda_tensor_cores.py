@@ -1,4 +1,5 @@
-"""``implicit_gemm_mma`` in its types, run on the CPU: ragged shapes, layouts, groups, parts of k, refusals; and float32 as
+"""``implicit_gemm_mma`` in its types, run on the CPU: ragged shapes, layouts, groups, parts of k, refusals, by warps and on
+compute capability 9.0 by warpgroups; and float32 as
 three products of tf32: how near it is, what is exact, infinities and NaN, bugs that must be seen.
 """
 
@@ -15,9 +16,10 @@ import numpy as np
 import pytest
 
 from fastconv.backends import _BACKENDS, TF32_ERROR, Unsupported, _Row
-from fastconv.backends.cupy import product
+from fastconv.backends.cupy import packing, product
 from fastconv.backends.cupy.implicit_gemm_mma import SPLIT_ERROR
-from fastconv.backends.cupy.product import WarpTile
+from fastconv.backends.cupy.launch import view
+from fastconv.backends.cupy.product import WarpgroupTile, WarpTile
 from fastconv.plan import MAX_ERROR, Plan, plan
 from fastconv.spec import Op, parse
 from fastconv.testing import assert_agrees, compare, operands, poisoned, reference, tolerance
@@ -116,6 +118,68 @@ def test_agrees_with_the_definition(problem: str, op: Op, name: str) -> None:
             assert not detail, f"{order.__name__}, {kind}: off by {error}, {detail}"
 
 
+TURNED = "of images in C order a copy with channels last"
+
+
+def reversed_columns(x: Any) -> Any:
+    return x[..., ::-1].copy()[..., ::-1]
+
+
+@pytest.mark.parametrize("name", ["f16", "bf16"])
+@pytest.mark.parametrize(
+    "problem",
+    [
+        "n2 c8x6x7 k8x3x3 s1 p1",  # positions by fours, in whole squares none
+        "n3 c16x7x5 k32x3x2 s2x1 p1 g2",  # one by one, images that begin anywhere
+        "n1 c72x8x9 k72x1x1 s1 p0",  # by eights; two squares of channels, two of positions
+        "n2 c8x3x4x5 k8x2x3x2 s1 p1x0x1",
+        "n2 c16x17 k8x3 s2 p1 d2",
+        "n1 c8x6x7 k8x3x3 s1 p1 reflect",
+    ],
+)
+def test_images_in_c_order_are_turned(problem: str, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Wherever they may be: what the estimates say is another matter. Vectors end where they like."""
+    monkeypatch.setattr(packing, "GATHERED", math.inf)
+    for op in (Op.CONV, Op.CONV_INPUT_GRAD):
+        given = made(f"{problem} {name}", op=op)
+        turns = op is Op.CONV or "reflect" not in problem
+        assert (TURNED in given.run.note) == turns
+        images, *_ = shapes = given.spec.shapes(op)
+        assert given.workspace >= turns * 2 * math.prod(images.shape)
+        for kind in ("integers", "normal"):
+            first, w = operands(given.spec, op, kind)
+            for order in (np.asarray, reversed_columns, channels_last):
+                result = poisoned(shapes[-1])
+                given(order(first), w, out=result)
+                allowed = 0.0 if kind == "integers" else tolerance(given, (first, w))
+                error, detail = compare(result, reference(given.spec, op, (first, w)), allowed)
+                assert not detail, f"{order.__name__}, {kind}: off by {error}, {detail}"
+
+
+@pytest.mark.parametrize("op", [Op.CONV, Op.CONV_INPUT_GRAD])
+def test_without_room_for_the_copy_images_are_gathered(op: Op, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The weight is still packed where there is room for that."""
+    monkeypatch.setattr(packing, "GATHERED", math.inf)
+    problem = "n1 c16x5x5 k16x3x3 s1 p1 f16"
+    free, weight = made(problem, op=op).workspace, 16 * 9 * 16 * 2
+    assert free == weight + 16 * 25 * 2
+    for limit, taken in ((free, free), (free - 1, weight), (weight - 1, 0)):
+        given = made(problem, limit, op)
+        assert given.workspace == taken
+        assert (TURNED in given.run.note) == (taken == free)
+        assert_agrees(given)
+
+
+def test_images_are_turned_where_that_is_estimated_to_pay() -> None:
+    for problem, turns in (
+        ("n32 c256x56x56 k256x3x3 s1 p1 f16", True),
+        ("n32 c64x56x56 k64x1x1 s1 p0 f16", False),  # a copy takes longer than the product
+        ("n32 c3x224x224 k64x7x7 s2 p3 f16", False),  # no vectors of channels
+        ("n32 c256x56x56 k256x3x3 s1 p1 tf32", False),
+    ):
+        assert (TURNED in made(problem).run.note) == turns, problem
+
+
 @pytest.mark.parametrize("name", ["bf16", "tf32", "3xtf32"])
 @pytest.mark.parametrize(
     ("problem", "op"),
@@ -135,11 +199,108 @@ def test_k_is_cut_into_parts(problem: str, op: Op, name: str) -> None:
     [("n1 c16x5x5 k9x3x3 s1 p1 f16", Op.CONV), ("n1 c9x5x5 k16x3x3 s1 p1 f16", Op.CONV_INPUT_GRAD)],
 )
 def test_without_room_for_it_the_weight_is_read_as_it_lies(problem: str, op: Op) -> None:
-    assert made(problem, op=op).workspace == 9 * 16 * 9 * 2
+    weight = 9 * 16 * 9 * 2
+    assert made(problem, weight, op).workspace == weight
     given = made(problem, limit=100, op=op)
     assert given.workspace == 0
     x, w = operands(given.spec, op, "integers")
     assert compare(given(channels_last(x), w), reference(given.spec, op, (x, w)), 0.0) == (0.0, "")
+
+
+WARPS = product.warp_tiles_of("float16")
+
+
+@pytest.fixture
+def hopper(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The device has compute capability 9.0."""
+    monkeypatch.setitem(sys.modules, "emulated_cupy", emulator.backend(emulator.Build(hopper=True)))
+
+
+def kernels(given: Plan, *operands: Any) -> list[str]:
+    """The kernels a call of the plan launches."""
+    views = [view(array.strides, array.itemsize, array.ctypes.data % 16 == 0) for array in operands]
+    c_order = np.empty(given.spec.shapes(given.op)[-1].shape, operands[0].dtype)
+    program = given.run.call.build(*views, None, view(c_order.strides, c_order.itemsize, True))  # type: ignore[attr-defined]
+    return [launch.kernel.name for launch in program.launches]
+
+
+@pytest.mark.parametrize("tile", product.warpgroup_tiles(), ids=str)
+@pytest.mark.parametrize("name", ["f16", "bf16"])
+@pytest.mark.parametrize(
+    "problem",
+    [
+        "n1 c72x5x6 k72x1x2 s1 p0",  # two tiles of 64 rows, k ends within a row of shared memory
+        "n2 c16x5x4 k80x3x2 s2x1 p1 g2",
+        "n3 c24x5x5 k16x1x1 s1 p0",
+        "n2 c40x11x12 k72x3x3 s1 p1",  # more steps of k than stages, two tiles of columns and more
+        "n1 c8x6 k8x3 s1 p2 d2",
+    ],
+)
+def test_warpgroups_agree_with_the_definition(
+    problem: str, name: str, tile: WarpgroupTile, hopper: None
+) -> None:
+    """Of images that lie channels last, and of such that are turned; beside im2col, as the definition takes seconds."""
+    for op in (Op.CONV, Op.CONV_INPUT_GRAD):
+        with emulator.at_any_cost(tile):
+            agrees_by_warpgroups(made(f"{problem} {name}", op=op))
+
+
+def agrees_by_warpgroups(given: Plan) -> None:
+    for kind in ("integers", "normal"):
+        arrays = operands(given.spec, given.op, kind)
+        expected = reference(given.spec, given.op, arrays, backend="im2col")
+        allowed = 0.0 if kind == "integers" else tolerance(given, arrays)
+        for order in (channels_last, np.asarray):
+            first, w = order(arrays[0]), arrays[1]
+            assert "implicit_gemm_wgmma" in kernels(given, first, w)
+            result = poisoned(given.spec.shapes(given.op)[-1])
+            given(first, w, out=result)
+            error, detail = compare(result, expected, allowed)
+            assert not detail, f"{order.__name__}, {kind}: off by {error}, {detail}"
+
+
+def test_warpgroups_cut_k_into_parts(hopper: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    tiles = product.warpgroup_tiles()[-1:]
+    for module in PLANNERS:
+        monkeypatch.setattr(
+            module, "warp_tiles_of", lambda *args: tuple(t._replace(speed=1e6) for t in WARPS)
+        )
+        monkeypatch.setattr(module, "warpgroup_tiles", lambda: tiles)
+    given = made("n1 c256x2x3 k9x3x3 s1 p1 bf16")
+    x, w = operands(given.spec, Op.CONV)
+    assert kernels(given, channels_last(x), w) == ["pack_weight", "implicit_gemm_wgmma", "sum_parts"]
+    assert_agrees(given)
+    assert given(channels_last(x), w).tobytes() == given(channels_last(x), w).tobytes()
+
+
+@pytest.mark.parametrize("op", [Op.CONV, Op.CONV_INPUT_GRAD])
+def test_what_warpgroups_do_not_take(op: Op, hopper: None) -> None:
+    """Vectors that begin anywhere, no room for a packed weight, few channels, 32 bits, padding that shows the image."""
+    plain = "n2 c40x6x7 k40x3x3 s1 p1"
+    for problem, order, limit in (
+        (f"{plain} f16", off, None),
+        (f"{plain} f16", channels_last, 100),
+        (f"{plain} f16", np.asarray, 40 * 9 * 40 * 2),
+        ("n2 c5x6x7 k5x3x3 s1 p1 f16", channels_last, None),
+        (f"{plain} tf32", channels_last, None),
+        (f"{plain} reflect f16", channels_last, None),
+    ):
+        given = made(problem, limit, op)
+        first, w = operands(given.spec, op, "integers")
+        names = kernels(given, order(first), w)
+        assert "implicit_gemm_mma" in names
+        assert "implicit_gemm_wgmma" not in names, problem
+        result = given(order(first), w)
+        assert compare(result, reference(given.spec, op, (first, w)), 0.0) == (0.0, "")
+
+
+def test_no_other_device_is_given_warpgroups() -> None:
+    """They stand in the plan all the same: its estimates are an H200's."""
+    for op in (Op.CONV, Op.CONV_INPUT_GRAD):
+        given = made("n32 c256x56x56 k256x3x3 s1 p1 f16", op=op)
+        first, w = (np.empty(shape.shape, "f2") for shape in given.spec.shapes(op)[:2])
+        assert kernels(given, first, w) == ["channels_last", "pack_weight", "implicit_gemm_mma"]
+    assert "of warpgroups" in made("n32 c256x56x56 k256x3x3 s1 p1 f16").run.note
 
 
 def test_tf32_is_as_far_off_as_its_rounding() -> None:

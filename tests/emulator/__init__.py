@@ -8,27 +8,33 @@ from __future__ import annotations
 
 import ctypes
 import hashlib
+import math
 import os
 import shutil
 import subprocess
-from collections.abc import Callable, Iterable, Sequence
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from functools import cache, wraps
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NamedTuple
+from unittest.mock import patch
 
 import numpy as np
 
 from fastconv import disk
 from fastconv.backends import Planner, Run, cupy
-from fastconv.backends.cupy import graph
+from fastconv.backends.cupy import graph, packing, product
 from fastconv.backends.cupy.launch import WORKSPACE, Fill, Graph, Kernel, Launch, Operand, Program, view
+from fastconv.backends.cupy.product import WarpgroupTile
 from fastconv.backends.cupy.run import OnDevice
+from fastconv.plan import plan as planner
 from fastconv.testing import numpy_dtype
 
-__all__ = ["Build", "backend", "build", "missing", "run"]
+__all__ = ["Build", "at_any_cost", "backend", "build", "missing", "run"]
 
 HERE = Path(__file__).parent
 KERNELS = Path(cupy.__file__).parent / "kernels"
@@ -38,10 +44,11 @@ FLAGS = ("-std=c++17", "-O1", "-fPIC", "-fno-strict-aliasing", "-w")
 
 
 class Build(NamedTuple):
-    """How kernels are built: where their sources are, and more flags for g++."""
+    """How kernels are built: where their sources are, and more flags for g++; and whether as for compute capability 9.0."""
 
     folder: Path = KERNELS
     flags: tuple[str, ...] = ()
+    hopper: bool = False
 
 
 AS_THEY_ARE = Build()
@@ -144,11 +151,28 @@ def _matrix(operand: Operand, arrays: tuple[Any, ...], scratch: Any) -> Any:
     return np.ndarray(operand.shape, dtype, memoryview(buffer), strides=strides)
 
 
+@contextmanager
+def at_any_cost(*tiles: WarpgroupTile) -> Iterator[None]:
+    """Images are turned and warpgroups multiply (these tiles, by default the smallest) wherever they may.
+
+    Of small problems the estimates say otherwise.
+    """
+    chosen = tuple(tile._replace(speed=1e18) for tile in tiles or product.warpgroup_tiles()[-1:])
+    with ExitStack() as changed:
+        changed.enter_context(patch.object(packing, "GATHERED", math.inf))
+        for name in ("implicit_gemm_mma", "gradients"):  # a function of the package has the name of one
+            module = sys.modules[f"fastconv.backends.cupy.{name}"]
+            changed.enter_context(patch.object(module, "warpgroup_tiles", lambda: chosen))
+        planner.cache_clear()
+        yield
+    planner.cache_clear()
+
+
 class Emulated:
     """The ``call`` of a run, on NumPy arrays instead of CuPy's."""
 
     def __init__(self, given: OnDevice, how: Build) -> None:
-        self.build = given.build
+        self.build = given.hopper if how.hopper else given.build
         self.how = how
         self.seed = 0
 

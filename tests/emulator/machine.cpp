@@ -27,14 +27,36 @@ WEAK void __tsan_release(void* at);
 
 namespace emulator {
 
+// What a thread has asked for and not waited for, in the groups it has closed.
+template <typename Work>
+struct Outstanding {
+    std::deque<Work> asked;
+    std::deque<unsigned> groups;  // how many in each closed group
+    unsigned open = 0;            // in none yet
+
+    void add(const Work& work) { asked.push_back(work), ++open; }
+    void close() { groups.push_back(open), open = 0; }
+    bool due(unsigned most, Work& next) {
+        while (groups.size() > most) {
+            if (groups.front()) {
+                --groups.front(), next = asked.front(), asked.pop_front();
+                return true;
+            }
+            groups.pop_front();
+        }
+        return false;
+    }
+};
+
 struct Fiber {
     ucontext_t context;  // of its beginning; from then on it is where it jumped from
     void* place[5];
-    bool begun = false;
+    bool started = false;
     std::vector<char> stack;
-    std::deque<Copy> copies;     // asked for, not waited for
-    std::deque<unsigned> groups;  // copies in each closed group
-    unsigned open = 0;            // copies in none yet
+    Outstanding<Copy> copies;
+    Outstanding<Product> products;
+    bool hidden = false;  // whether copies have landed that it has not shown
+    bool begun = false;   // whether products may be asked for
     void* watched = nullptr;      // ThreadSanitizer's name for it
     bool done = true;
     bool ready = false;    // may run
@@ -53,6 +75,7 @@ unsigned char* dynamic_memory;
 static std::vector<Fiber> fibers;
 static std::vector<Warp> warps;
 static unsigned current;
+static unsigned hidden;  // fibers of the block that are
 static ucontext_t scheduler;
 static void* scheduler_place[5];
 static unsigned long long state;
@@ -98,19 +121,23 @@ void take(unsigned from, void* value, unsigned bytes) {
     copy_unseen((unsigned char*)value, warps[threadIdx.x / WARP].slots[fibers[current].turn][from], bytes);
 }
 
-void queue(const Copy& copy) { fibers[current].copies.push_back(copy), ++fibers[current].open; }
-void close_group() { fibers[current].groups.push_back(fibers[current].open), fibers[current].open = 0; }
+void queue(const Copy& copy) { fibers[current].copies.add(copy); }
+void close_group() { fibers[current].copies.close(); }
 bool due(unsigned groups, Copy& next) {
-    Fiber& fiber = fibers[current];
-    while (fiber.groups.size() > groups) {
-        if (fiber.groups.front()) {
-            --fiber.groups.front(), next = fiber.copies.front(), fiber.copies.pop_front();
-            return true;
-        }
-        fiber.groups.pop_front();
-    }
-    return false;
+    if (!fibers[current].copies.due(groups, next)) return false;
+    hidden += !fibers[current].hidden, fibers[current].hidden = true;
+    return true;
 }
+void show_copies() { hidden -= fibers[current].hidden, fibers[current].hidden = false; }
+
+void begin_products() { fibers[current].begun = true; }
+void queue(const Product& product) {
+    if (!fibers[current].begun) fail("a product is asked for that was not begun");
+    if (hidden) fail("a product is asked for while copies have landed that were not shown");
+    fibers[current].products.add(product);
+}
+void close_products() { fibers[current].products.close(), fibers[current].begun = false; }
+bool due(unsigned groups, Product& next) { return fibers[current].products.due(groups, next); }
 
 // The block goes on once every fiber waits here.
 void wait_for_block() {
@@ -150,8 +177,8 @@ static void resume(unsigned thread) {
     threadIdx = {thread, 0, 0};
     if (__tsan_switch_to_fiber) __tsan_switch_to_fiber(fibers[thread].watched, NO_ORDER);
     if (__builtin_setjmp(scheduler_place)) return;
-    if (fibers[thread].begun) __builtin_longjmp(fibers[thread].place, 1);
-    fibers[thread].begun = true;
+    if (fibers[thread].started) __builtin_longjmp(fibers[thread].place, 1);
+    fibers[thread].started = true;
     swapcontext(&scheduler, &fibers[thread].context);
 }
 
@@ -163,8 +190,8 @@ static void run_block(unsigned threads, unsigned shared) {
     if (__tsan_get_current_fiber) watched_scheduler = __tsan_get_current_fiber();
     for (unsigned t = 0; t < threads; ++t) {
         Fiber& fiber = fibers[t];
-        fiber.done = false, fiber.ready = true, fiber.in_warp = false, fiber.turn = 0, fiber.begun = false;
-        fiber.copies.clear(), fiber.groups.clear(), fiber.open = 0;
+        fiber.done = false, fiber.ready = true, fiber.in_warp = false, fiber.turn = 0, fiber.started = false;
+        fiber.copies = {}, fiber.products = {}, fiber.hidden = false, fiber.begun = false;
         if (__tsan_create_fiber) fiber.watched = __tsan_create_fiber(0);
         getcontext(&fiber.context);
         fiber.context.uc_stack.ss_sp = fiber.stack.data();
@@ -173,6 +200,7 @@ static void run_block(unsigned threads, unsigned shared) {
         makecontext(&fiber.context, fiber_main, 0);
     }
     for (Warp& warp : warps) warp.arrived = 0;
+    hidden = 0;
     const unsigned count = (threads + WARP - 1) / WARP;
     for (;;) {
         bool ran = false;
@@ -209,8 +237,10 @@ void run_grid(void (*thread)(), unsigned grid, unsigned threads, unsigned shared
     if (fibers.size() < threads) fibers.resize(threads);
     for (Fiber& fiber : fibers) fiber.stack.resize(64 * 1024);
     warps.resize((threads + WARP - 1) / WARP);
-    // Of just this size, so that AddressSanitizer knows where it ends.
-    dynamic_memory = (unsigned char*)std::malloc(shared);
+    // Of just this size, so that AddressSanitizer knows where it ends; where it begins decides how tiles are swizzled.
+    void* memory = nullptr;
+    if (posix_memalign(&memory, 1024, shared)) std::abort();
+    dynamic_memory = (unsigned char*)memory;
     const unsigned first = draw() % grid;
     for (unsigned b = 0; b < grid; ++b) {
         blockIdx = {(first + b) % grid, 0, 0};

@@ -48,6 +48,20 @@ struct Copy {
 void queue(const Copy& copy);
 void close_group();
 bool due(unsigned groups, Copy& next);  // the oldest copy that may not stay outstanding with so many groups
+
+// A product of two tiles, which the running thread adds to its sums (64 of them) when it is waited for. A tile that is not what
+// was read when it was asked for has changed meanwhile.
+struct Product {
+    float* sums;
+    const void *left, *right;
+    float (*number)(unsigned short);
+    unsigned long long read;
+};
+void show_copies();
+void begin_products();
+void queue(const Product& product);
+void close_products();
+bool due(unsigned groups, Product& next);
 void run_grid(void (*thread)(), unsigned grid, unsigned threads, unsigned shared, unsigned long long seed);
 
 inline unsigned lane() { return threadIdx.x % WARP; }

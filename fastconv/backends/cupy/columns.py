@@ -34,7 +34,6 @@ from fastconv.backends.cupy.geometry import (
     volume,
 )
 from fastconv.backends.cupy.implicit_gemm import check_positions
-from fastconv.backends.cupy.implicit_gemm_mma import packed_weight
 from fastconv.backends.cupy.launch import (
     WORKSPACE,
     Address,
@@ -46,6 +45,7 @@ from fastconv.backends.cupy.launch import (
     View,
     kept,
 )
+from fastconv.backends.cupy.packing import packed_weight
 from fastconv.backends.cupy.pooling import BANDWIDTH
 from fastconv.backends.cupy.product import Placed, Shape, Types, total
 from fastconv.backends.cupy.run import OnDevice

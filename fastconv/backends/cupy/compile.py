@@ -18,8 +18,8 @@ from fastconv.gpu import nvrtc
 
 __all__ = ["CompilationFailed", "architecture", "cubin", "options", "sources", "version"]
 
-# Cubins kept on disk (10 to 60 kB each): the networks we measure take 400 for one kind of card, the tests 1,500 for six.
-KEPT = 2048
+# Cubins kept on disk (10 to 60 kB each): the networks we measure take 450 for one kind of card, the tests 2,000 for six.
+KEPT = 4096
 
 
 class CompilationFailed(RuntimeError):

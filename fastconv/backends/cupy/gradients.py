@@ -34,22 +34,29 @@ from fastconv.backends.cupy.geometry import (
     volume,
 )
 from fastconv.backends.cupy.implicit_gemm import check_positions, forward_axes, types_of
-from fastconv.backends.cupy.implicit_gemm_mma import (
+from fastconv.backends.cupy.implicit_gemm_mma import by_warpgroups, on_tensor_cores
+from fastconv.backends.cupy.launch import WORKSPACE, Address, Kernel, Launch, Program, View, kept
+from fastconv.backends.cupy.packing import (
+    gathering,
     in_vectors,
-    on_tensor_cores,
+    left_of,
     packed_bytes,
     packed_weight,
+    told,
+    turned_bytes,
+    turned_images,
+    turning,
 )
-from fastconv.backends.cupy.launch import WORKSPACE, Address, Kernel, Launch, Program, View, kept
 from fastconv.backends.cupy.pooling import BANDWIDTH
 from fastconv.backends.cupy.product import (
     VECTOR_BYTES,
+    AnyTile,
+    Choice,
     Placed,
     Places,
     Shape,
-    Tile,
     Types,
-    WarpTile,
+    WarpgroupTile,
     choose,
     pixels_of,
     product,
@@ -58,6 +65,8 @@ from fastconv.backends.cupy.product import (
     tiles_of,
     total,
     warp_tiles_of,
+    warpgroup_product,
+    warpgroup_tiles,
 )
 from fastconv.backends.cupy.run import OnDevice
 from fastconv.spec import DTYPES, ConvSpec, Op
@@ -216,11 +225,14 @@ def by_phases(
     seconds: float,
     note: str,
     error: float = 0.0,
-    packs: bool = False,
+    gathered: float | None = None,
+    hopper: Callable[[Phased], Steps] | None = None,
 ) -> Run:
     """Input gradient by phases; where padding shows input elements, of the padded input, which is then folded.
 
-    With `packs` the launches take a packed weight where its vectors of k are whole ones.
+    Launches of which `gathered` is given, the seconds they take where they gather number by number, take a packed weight
+    where its vectors of k are whole ones, and images that are turned where that is estimated to pay. `hopper` are those on
+    compute capability 9.0.
     """
     check_positions(spec)
     bare = unpadded(spec)
@@ -237,46 +249,58 @@ def by_phases(
     # Taps that are summed one after the other are neighbours where one phase has them all.
     by_channels, by_taps = o_group % vector == 0, o_group * volume(spec.kernel_size) % vector == 0
     by_taps = by_taps and volume(spec.stride) == 1
-    packed = packed_bytes(spec, workspace_limit) if packs and plain and (by_channels or by_taps) else 0
-    images, own = spec.batch, packed
+    packed = (
+        packed_bytes(spec, workspace_limit)
+        if gathered is not None and plain and (by_channels or by_taps)
+        else 0
+    )
+    turned = 0
+    if gathered is not None:
+        if packed and by_channels:
+            left = left_of(workspace_limit, packed)
+            turned = turned_bytes(spec.output_shape, spec.dtype, gathered - seconds, left)
+        seconds = turning(turned) + seconds if turned else gathered
+    images, own = spec.batch, packed + turned
     if not plain:
         image = volume(bare.input_shape[1:]) * DTYPES[types.sums].itemsize
         images = images_at_once(spec.batch, volume(bare.input_shape[1:]), image, workspace_limit)
         own = images * image
 
-    @kept
-    def build(dy: View, w: View, bias: View | None, dx: View) -> Program:
+    def build(launches: Callable[[Phased], Steps], dy: View, w: View, bias: View | None, dx: View) -> Program:
         dys, dxs = lifted(dy.strides, 0), lifted(dx.strides, 0)
         weight = Placed(1, 0, group=o_group * w.strides[0])
+        steps: list[Launch] = []
         if plain:
-            packing: list[Launch] = []
-            last, whole = dy.channels_last, (False, False)
+            whole = False, False
+            source, target = Placed(0, 0, aligned=dy.aligned), Placed(3, 0, aligned=dx.aligned)
+            if turned and not dy.channels_last:
+                step, dy = turned_images(spec.output_shape, spec.dtype, dy, packed)
+                source = Placed(WORKSPACE, packed // DTYPES[spec.dtype].itemsize, aligned=True)
+                steps.append(step)
+            last = dy.channels_last
             if packed and (by_channels if last else by_taps):
-                packing = [packed_weight(spec, 0, of_gradient=True, channels_last=last)]
+                steps.append(packed_weight(spec, 0, of_gradient=True, channels_last=last))
                 w = _packed_view(spec, last)
                 weight = Placed(WORKSPACE, 0, group=c_group * w.strides[1])
-                whole = True, last and in_vectors(dy, vector)
-            source, target = Placed(0, 0, aligned=dy.aligned), Placed(3, 0, aligned=dx.aligned)
+                whole = True, last and in_vectors(dy, spec.dtype)
+            scratch = own if steps else 0
             phased = Phased(spec, types, images, dy, w, source, target, dxs, bias, weight, whole)
-            return Program(
-                steps=(*packing, *phased.unmet(), *launches(phased)), workspace=packed if packing else 0
-            )
-        inner, scratch = c_strides(bare.input_shape), Placed(WORKSPACE, 0, aligned=True)
-        steps: list[Launch] = []
+            return Program(steps=(*steps, *phased.unmet(), *launches(phased)), workspace=scratch)
+        inner, target = c_strides(bare.input_shape), Placed(WORKSPACE, 0, aligned=True)
         for begin, some in portions(spec.batch, images):
             source = Placed(0, begin * dys[0], aligned=dy.aligned)
             padded_types = types._replace(out=types.sums)
-            phased = Phased(bare, padded_types, some, dy, w, source, scratch, inner, None, weight)
+            phased = Phased(bare, padded_types, some, dy, w, source, target, inner, None, weight)
             steps += [*phased.unmet(), *launches(phased), _folded(spec, some, inner, bias, begin, dxs)]
         return Program(steps=tuple(steps), workspace=own)
 
     count = math.prod(map(len, _along(spec if plain else bare)))
     folded = "" if plain else f", of {images} padded images at a time, then folded"
     return Run(
-        call=OnDevice(build),
+        call=OnDevice(kept(partial(build, launches)), hopper and kept(partial(build, hopper))),
         seconds=seconds,
         shared=own,
-        note=f"{note}{count} phase{'s' * (count != 1)}{folded}",
+        note=f"{note}{count} phase{'s' * (count != 1)}{folded}{told(turned)}",
         error=error,
     )
 
@@ -284,30 +308,40 @@ def by_phases(
 @algorithm("implicit_gemm")
 def input_grad(spec: ConvSpec, precision: str, workspace_limit: int | None) -> Run:
     """Input gradient: in channels by positions of one phase, summed over out channels and the taps that meet them."""
-    seconds = _seconds(spec, tiles_of(types_of(spec).sums))
-    return by_phases(spec, workspace_limit, _products, seconds, "")
+    chosen = _chosen(spec, tiles_of(types_of(spec).sums))
+    return by_phases(spec, workspace_limit, _products, _seconds(spec, chosen), "")
 
 
 @algorithm("implicit_gemm_mma")
 def input_grad_mma(spec: ConvSpec, precision: str, workspace_limit: int | None) -> Run:
     """The same on tensor cores; sums are float32."""
     split, error = on_tensor_cores(spec, precision)
-    seconds = _seconds(spec, warp_tiles_of(spec.dtype, split))
+    wide, narrow = by_warpgroups(spec), warp_tiles_of(spec.dtype, split)
+    chosen = _chosen(spec, narrow)
+    gathered = sum(gathering(spec.dtype, shape, choice) for shape, choice in chosen)
+    if wide:
+        chosen = _chosen(spec, (*warpgroup_tiles(), *narrow))
     launches = partial(_tensor_products, split=split)
-    return by_phases(spec, workspace_limit, launches, seconds, "", error, packs=True)
+    hopper = partial(_tensor_products, split=split, wide=True) if wide else None
+    return by_phases(spec, workspace_limit, launches, _seconds(spec, chosen), "", error, gathered, hopper)
 
 
-def _seconds(spec: ConvSpec, among: Sequence[Tile | WarpTile]) -> float:
-    """Of all phases one after the other, or of their traffic."""
+def _chosen(spec: ConvSpec, among: Sequence[AnyTile]) -> list[tuple[Shape, Choice]]:
+    """The product of every phase."""
     c_group, o_group = spec.in_channels // spec.groups, spec.out_channels // spec.groups
-    total = 0.0
+    found = []
     for phase in itertools.product(*_along(spec)):
         columns, taps = (
             math.prod(sizes) for sizes in zip(*((p.axis.columns, p.axis.taps) for p in phase), strict=True)
         )
         shape = Shape(c_group, spec.batch * columns, o_group * taps, spec.groups)
-        total += choose(shape, among, types_of(spec).sums, None, counts=(1,)).seconds
-    return max(total, spec.nbytes(Op.CONV_INPUT_GRAD) / BANDWIDTH)
+        found.append((shape, choose(shape, among, types_of(spec).sums, None, counts=(1,))))
+    return found
+
+
+def _seconds(spec: ConvSpec, chosen: Sequence[tuple[Shape, Choice]]) -> float:
+    """Of all phases one after the other, or of their traffic."""
+    return max(sum(choice.seconds for _, choice in chosen), spec.nbytes(Op.CONV_INPUT_GRAD) / BANDWIDTH)
 
 
 def _packed_view(spec: ConvSpec, channels_last: bool) -> View:
@@ -326,15 +360,26 @@ def _products(given: Phased) -> Steps:
         yield from product(shape, given.types, choice, lanes=int(given.dy.channels_last), **places).launches
 
 
-def _tensor_products(given: Phased, split: bool) -> Steps:
-    """The launches of every phase, as products on tensor cores."""
+def _tensor_products(given: Phased, split: bool, wide: bool = False) -> Steps:
+    """The launches of every phase, as products on tensor cores; `wide` ones may be warpgroups'."""
     for shape, places in _places(given):
-        among = warp_tiles_of(given.types.stored, split)
+        among: tuple[AnyTile, ...] = warp_tiles_of(given.types.stored, split)
+        if wide and all(given.whole):
+            among = (*warpgroup_tiles(), *among)
         choice = choose(shape, among, given.types.sums, None, counts=(1,))
-        lanes = int(given.dy.channels_last)
-        yield from tensor_product(
-            shape, given.types, choice, lanes=lanes, whole=given.whole, split=split, **places
-        ).launches
+        if isinstance(choice.tile, WarpgroupTile):
+            program = warpgroup_product(shape, given.types, choice, **places)
+        else:
+            program = tensor_product(
+                shape,
+                given.types,
+                choice,
+                lanes=int(given.dy.channels_last),
+                whole=given.whole,
+                split=split,
+                **places,
+            )
+        yield from program.launches
 
 
 def _places(given: Phased) -> Iterator[tuple[Shape, Places]]:

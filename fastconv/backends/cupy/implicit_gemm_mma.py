@@ -1,7 +1,8 @@
 """Forward convolution on tensor cores: the product of ``implicit_gemm.py`` in float16, bfloat16, or float32 as tf32.
 
 Images with channels last, C / groups a multiple of 16 bytes, come by whole vectors; their weights are packed ahead of the
-product, channels last too. Everything else is gathered number by number.
+product, channels last too. Such images of 16 bits in C order are copied first, channels last, where that is estimated to
+pay. Everything else is gathered number by number.
 
 A float32 operand is rounded to tf32 where that is asked for. Else it is split into two tf32 numbers, and three of their four
 products are summed (3xtf32). That is near float32, yet no plain sum of it: a sum of K products may be off by
@@ -11,46 +12,44 @@ state an error, as a transform does, and ``precision="highest"`` declines them.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
-import numpy as np
+from typing import NamedTuple
 
 from fastconv.backends import TF32_ERROR, Run, Unsupported
-from fastconv.backends.cupy.geometry import (
-    DIVISOR,
-    ELEMENT_THREADS,
-    check_counts,
-    divisor,
-    fill,
-    lifted,
-    tiles,
-    volume,
-)
+from fastconv.backends.cupy.geometry import lifted, tiles, volume
 from fastconv.backends.cupy.implicit_gemm import check_positions, forward_axes, types_of
-from fastconv.backends.cupy.launch import WORKSPACE, Address, Kernel, Launch, Program, View, kept
+from fastconv.backends.cupy.launch import WORKSPACE, Build, Launch, Program, View, kept
+from fastconv.backends.cupy.packing import (
+    gathering,
+    in_vectors,
+    left_of,
+    numbers_of_vector,
+    packed_bytes,
+    packed_weight,
+    told,
+    turned_bytes,
+    turned_images,
+    turning,
+)
 from fastconv.backends.cupy.pooling import BANDWIDTH
 from fastconv.backends.cupy.product import (
     VECTOR_BYTES,
+    AnyTile,
+    Choice,
     Placed,
+    Places,
     Shape,
+    WarpgroupTile,
     choose,
+    in_bits,
     pixels_of,
     taps_of,
     tensor_product,
     warp_tiles_of,
+    warpgroup_product,
+    warpgroup_tiles,
 )
 from fastconv.backends.cupy.run import OnDevice
 from fastconv.spec import DTYPES, ConvSpec
-
-PACKED_WEIGHT = np.dtype(
-    [
-        *((name, "u8") for name in ("weight", "result")),
-        *((name, "i8") for name in ("group", "row", "outer", "inner")),
-        ("count", "i4"),
-        *((name, DIVISOR) for name in ("rows", "outers", "inners")),
-    ],
-    align=True,
-)
 
 # What tensor cores multiply here.
 TYPES = ("float16", "bfloat16", "float32")
@@ -64,64 +63,134 @@ TYPES = ("float16", "bfloat16", "float32")
 SPLIT_ERROR = 8 * 2.0**-23
 
 
+class Way(NamedTuple):
+    """How the product is made, and bytes of scratch: of its parts' sums, of the packed weight, of turned images.
+
+    `seconds` are those of images in C order.
+    """
+
+    shape: Shape
+    choice: Choice
+    seconds: float
+    partial: int
+    packed: int
+    turned: int
+
+    @property
+    def workspace(self) -> int:
+        """Bytes of scratch."""
+        return self.partial + self.packed + self.turned
+
+    @property
+    def note(self) -> str:
+        """What was decided, for people."""
+        return self.choice.note(self.shape) + told(self.turned)
+
+
 def implicit_gemm_mma(spec: ConvSpec, precision: str, workspace_limit: int | None) -> Run:
     """Forward on tensor cores; sums are float32."""
     split, error = on_tensor_cores(spec, precision)
     check_positions(spec)
+    way = _way(spec, split, workspace_limit)
+    build, hopper, ways = _built(spec, way, split), None, [way]
+    if by_warpgroups(spec):
+        wide = _way(spec, split, workspace_limit, warpgroup_tiles())
+        if isinstance(wide.choice.tile, WarpgroupTile):
+            hopper = _built(spec, wide, split, build)
+            ways.insert(0, wide)
+    return Run(
+        call=OnDevice(build, hopper),
+        seconds=max(ways[0].seconds, spec.nbytes() / BANDWIDTH),
+        shared=max(each.workspace for each in ways),
+        note="; before compute capability 9.0 ".join(each.note for each in ways),
+        error=error,
+    )
+
+
+def by_warpgroups(spec: ConvSpec) -> bool:
+    """Whether the instructions of compute capability 9.0 take the operands, where they come by whole vectors."""
+    plain = spec.padding_mode == "zeros" and in_bits(spec.kernel_size)
+    return plain and DTYPES[spec.dtype].itemsize == 2
+
+
+def _way(spec: ConvSpec, split: bool, limit: int | None, wide: tuple[AnyTile, ...] = ()) -> Way:
+    """The fastest of warps' tiles and of `wide` ones, which whole vectors alone are read by; and what is copied ahead."""
+    out_channels, in_channels = spec.out_channels // spec.groups, spec.in_channels // spec.groups
+    sums, taps, narrow = types_of(spec).sums, volume(spec.kernel_size), warp_tiles_of(spec.dtype, split)
+    shape = Shape(out_channels, spec.batch * volume(spec.out_size), in_channels * taps, spec.groups)
+    vectors = in_channels % numbers_of_vector(spec.dtype) == 0
+    packed = packed_bytes(spec, limit) if taps > 1 and vectors else 0
+    left = left_of(limit, packed)
+    seconds = gathering(spec.dtype, shape, choose(shape, narrow, sums, left))
+    if not vectors or (taps > 1 and not packed):
+        wide = ()
+    choice, turned = choose(shape, (*wide, *narrow), sums, left), 0
+    if vectors and (packed or taps == 1):
+        turned = turned_bytes(spec.input_shape, spec.dtype, seconds - choice.seconds, left)
+    if turned:
+        choice = choose(shape, (*wide, *narrow), sums, left_of(left, turned))
+        seconds = turning(turned) + choice.seconds
+    partial = tiles(choice.workspace(shape, sums), VECTOR_BYTES) * VECTOR_BYTES
+    return Way(shape, choice, seconds, partial, packed, turned)
+
+
+def _built(spec: ConvSpec, way: Way, split: bool, otherwise: Build | None = None) -> Build:
+    """The program of this way; `otherwise` is that of operands a warpgroup's tile does not take."""
+    shape, choice, _, partial, packed, turned = way
     out_channels, in_channels = spec.out_channels // spec.groups, spec.in_channels // spec.groups
     axes, types, taps = forward_axes(spec), types_of(spec), volume(spec.kernel_size)
-    shape = Shape(out_channels, spec.batch * volume(spec.out_size), in_channels * taps, spec.groups)
-    vector = VECTOR_BYTES // DTYPES[spec.dtype].itemsize
-    packed = packed_bytes(spec, workspace_limit) if taps > 1 and in_channels % vector == 0 else 0
-    left = None if workspace_limit is None else workspace_limit - packed
-    choice = choose(shape, warp_tiles_of(spec.dtype, split), types.sums, left)
-    partial = tiles(choice.workspace(shape, types.sums), VECTOR_BYTES) * VECTOR_BYTES if packed else 0
+    itemsize, vector = DTYPES[spec.dtype].itemsize, numbers_of_vector(spec.dtype)
     linear = spec.padding_mode == "zeros"
 
     @kept
     def build(x: View, w: View, bias: View | None, y: View) -> Program:
-        xs, ws, ys = lifted(x.strides, 0), lifted(w.strides, 0), lifted(y.strides, 0)
-        whole = x.channels_last and in_channels % vector == 0 and in_vectors(x, vector)
-        pack = whole and packed > 0
-        ordered = taps == 1 or pack or not x.channels_last  # neighbours in memory are neighbours in k
-        if pack:
+        steps: list[Launch] = []
+        last, images, weight = x, Placed(0, 0), Placed(1, 0, aligned=w.aligned)
+        if turned and not x.channels_last:
+            step, last = turned_images(spec.input_shape, spec.dtype, x, partial + packed)
+            images = Placed(WORKSPACE, (partial + packed) // itemsize)
+            steps.append(step)
+        xs, ws, ys = lifted(last.strides, 0), lifted(w.strides, 0), lifted(y.strides, 0)
+        whole = last.channels_last and in_channels % vector == 0 and in_vectors(last, spec.dtype)
+        if whole and packed:
             ws = (shape.k, 1, *(stride * in_channels for stride in ws[2:]))
-        program = tensor_product(
-            shape,
-            types,
-            choice,
+            weight = Placed(WORKSPACE, partial // itemsize, aligned=True)
+            steps.append(packed_weight(spec, partial))
+        # Whether neighbours in memory are neighbours in k.
+        ordered = taps == 1 or weight.array == WORKSPACE or not last.channels_last
+        wholes = ordered and shape.k % vector == 0 and weight.aligned, whole
+        places = Places(
             rows=taps_of(
-                axes, in_channels, xs[1:], ws[1:], linear=linear, channels_first=not x.channels_last
+                axes, in_channels, xs[1:], ws[1:], linear=linear, channels_first=not last.channels_last
             ),
             columns=pixels_of(axes, spec.batch, (xs[0], *xs[2:]), (ys[0], *ys[2:]), linear=linear),
             axes=axes,
-            gathered=Placed(0, 0, group=in_channels * xs[1]),
+            gathered=images._replace(group=in_channels * xs[1]),
             gathered_strides=xs[2:],
-            dense=Placed(
-                WORKSPACE if pack else 1,
-                partial // DTYPES[spec.dtype].itemsize if pack else 0,
-                row=shape.k,
-                group=out_channels * shape.k,
-            ),
+            dense=weight._replace(row=shape.k, group=out_channels * shape.k),
             result=Placed(3, 0, ys[1], out_channels * ys[1], y.aligned),
             bias=bias and Placed(2, 0, row=bias.strides[0], group=out_channels * bias.strides[0]),
-            mode=spec.padding_mode,
-            lanes=int(x.channels_last),
-            whole=(ordered and shape.k % vector == 0 and (pack or w.aligned), whole),
-            split=split,
         )
-        if not pack or not program.steps:
+        if otherwise is None:
+            program = tensor_product(
+                shape,
+                types,
+                choice,
+                lanes=int(last.channels_last),
+                whole=wholes,
+                split=split,
+                mode=spec.padding_mode,
+                **places,
+            )
+        elif all(wholes):
+            program = warpgroup_product(shape, types, choice, **places)
+        else:
+            return otherwise(x, w, bias, y)
+        if not steps or not program.steps:
             return program
-        packing = packed_weight(spec, partial)
-        return Program(steps=(packing, *program.steps), workspace=partial + packed)
+        return Program(steps=(*steps, *program.steps), workspace=way.workspace)
 
-    return Run(
-        call=OnDevice(build),
-        seconds=max(choice.seconds, spec.nbytes() / BANDWIDTH),
-        shared=max(choice.workspace(shape, types.sums), partial + packed),
-        note=choice.note(shape),
-        error=error,
-    )
+    return build
 
 
 def on_tensor_cores(spec: ConvSpec, precision: str) -> tuple[bool, float]:
@@ -141,49 +210,3 @@ def on_tensor_cores(spec: ConvSpec, precision: str) -> tuple[bool, float]:
             "float32 on tensor cores is a sum of tf32 products, and precision='highest' asks for the plain sum"
         )
     return (False, TF32_ERROR) if precision == "tf32" else (True, SPLIT_ERROR)
-
-
-def packed_bytes(spec: ConvSpec, limit: int | None) -> int:
-    """Bytes of the packed weight; 0 where the limit holds none."""
-    nbytes = volume(spec.weight_shape) * DTYPES[spec.dtype].itemsize
-    return nbytes if limit is None or nbytes <= limit else 0
-
-
-def packed_weight(
-    spec: ConvSpec, offset: int, *, of_gradient: bool = False, channels_last: bool = True
-) -> Launch:
-    """The launch that writes the weight, what is summed last, to `offset` bytes of the workspace.
-
-    Channels are inner to taps with `channels_last`, and outer without.
-    """
-    out_channels, in_channels = spec.out_channels // spec.groups, spec.in_channels // spec.groups
-    elements, taps = volume(spec.weight_shape), volume(spec.kernel_size)
-    check_counts(**{"elements of the weight": elements})
-    # How many of them there are, and elements of the weight from one to the next.
-    row, channel, tap = (out_channels, in_channels * taps), (in_channels, taps), (taps, 1)
-    if of_gradient:
-        row, channel = channel, row
-    outer, inner = (tap, channel) if channels_last else (channel, tap)
-    return Launch(
-        kernel=Kernel("pack_weight.cu", "pack_weight", (("IN", spec.dtype),)),
-        grid=tiles(elements, ELEMENT_THREADS),
-        block=ELEMENT_THREADS,
-        params=fill(
-            PACKED_WEIGHT,
-            group=out_channels * in_channels * taps,
-            row=row[1],
-            outer=outer[1],
-            inner=inner[1],
-            count=elements,
-            rows=divisor(row[0]),
-            outers=divisor(outer[0]),
-            inners=divisor(inner[0]),
-        ),
-        addresses=(Address("weight", 1), Address("result", WORKSPACE, offset)),
-    )
-
-
-def in_vectors(x: View, vector: int) -> bool:
-    """Whether every position's channels begin at a multiple of a vector."""
-    steps: Sequence[int] = (x.strides[0], *x.strides[2:])
-    return x.aligned and all(step % vector == 0 for step in steps)

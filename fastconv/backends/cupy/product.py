@@ -9,8 +9,8 @@ array is dense. :func:`product` takes k and j as lists of digits; :func:`taps_of
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, NamedTuple, Required, TypedDict
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, NamedTuple, Required, TypeAlias, TypedDict
 
 import numpy as np
 
@@ -60,6 +60,7 @@ PARTIAL_SUMS = np.dtype(
         *((name, "u8") for name in ("parts", "bias", "result")),
         *((name, "i8") for name in ("count", "result_row", "result_group", "bias_row", "bias_group")),
         *((name, "i4") for name in ("number", "M", "N")),
+        *((name, DIVISOR) for name in ("rows", "columns")),
         ("column", DIGIT, DIGITS),
     ],
     align=True,
@@ -67,13 +68,17 @@ PARTIAL_SUMS = np.dtype(
 
 TILE_K = 8
 
-# On tensor cores: what one copy brings, and what a stage of shared memory holds of one row of an operand.
+# On tensor cores: what one copy brings, and what a stage of shared memory holds of one row of an operand, of warps' tiles
+# and of warpgroups'.
 VECTOR_BYTES = 16
 ROW_BYTES = 64
+WARPGROUP_ROW_BYTES = 128
 
-# What choices are made for: an H200's multiprocessors, and the warps of one below which it waits for memory.
+# What choices are made for: an H200's multiprocessors, the warps of one below which it waits for memory, and bytes of
+# shared memory all of its blocks have together.
 PROCESSORS = 132
 BUSY_WARPS = 16
+MULTIPROCESSOR_SHARED = 227 * 1024
 
 # Blocks that keep it busy: two on each multiprocessor.
 BLOCKS = 2 * PROCESSORS
@@ -115,6 +120,11 @@ class Tile(NamedTuple):
         return 32
 
     @property
+    def busy(self) -> int:
+        """The warps of a multiprocessor below which it waits for memory."""
+        return BUSY_WARPS
+
+    @property
     def threads(self) -> int:
         """Threads of a block."""
         return self.m // self.per * (self.n // self.per)
@@ -142,6 +152,11 @@ class WarpTile(NamedTuple):
         return 128
 
     @property
+    def busy(self) -> int:
+        """As of :class:`Tile`."""
+        return BUSY_WARPS
+
+    @property
     def threads(self) -> int:
         """Threads of a block: a warp makes 32 columns of half of its rows."""
         return 2 * self.n
@@ -158,6 +173,42 @@ class WarpTile(NamedTuple):
 
     def __str__(self) -> str:
         return f"{self.m}x{self.n}, {self.stages} stages"
+
+
+class WarpgroupTile(NamedTuple):
+    """What a block makes by the instructions of compute capability 9.0, every four warps 64 of its rows."""
+
+    m: int
+    n: int
+    stages: int
+    speed: float
+    ends: int
+
+    @property
+    def threads(self) -> int:
+        """Threads of a block."""
+        return 2 * self.m
+
+    @property
+    def resident(self) -> int:
+        """Blocks on a multiprocessor, by its shared memory; 2 KiB are what a block declares and what is kept beside."""
+        return MULTIPROCESSOR_SHARED // (self.shared + 2048)
+
+    @property
+    def busy(self) -> int:
+        """As of :class:`Tile`: as many as there may be."""
+        return self.resident * self.threads // 32
+
+    @property
+    def shared(self) -> int:
+        """Bytes of dynamic shared memory."""
+        return self.stages * (self.m + self.n) * WARPGROUP_ROW_BYTES
+
+    def __str__(self) -> str:
+        return f"{self.m}x{self.n}, {self.stages} stages of warpgroups"
+
+
+AnyTile: TypeAlias = Tile | WarpTile | WarpgroupTile
 
 
 class Placed(NamedTuple):
@@ -222,13 +273,18 @@ class Shape(NamedTuple):
 class Choice(NamedTuple):
     """How a product is made: the tile, into how many parts k is cut, and the seconds that is estimated to take."""
 
-    tile: Tile | WarpTile
+    tile: AnyTile
     parts: int
     seconds: float
 
     def workspace(self, shape: Shape, sums: str) -> int:
         """Bytes of the sums of the parts of k."""
         return workspace_of(shape, self.parts, sums)
+
+    def along(self, shape: Shape) -> float:
+        """Seconds of these that it goes along k, without what fetching the first and storing the last costs."""
+        k = tiles(shape.k, self.parts)
+        return self.seconds * k / (k + self.tile.ends)
 
     def note(self, shape: Shape) -> str:
         """What was decided, for people."""
@@ -260,9 +316,23 @@ def warp_tiles_of(stored: str, split: bool = False) -> tuple[WarpTile, ...]:
     return WarpTile(128, 128, 3, speed), WarpTile(128, 64, 4, 0.94 * speed), WarpTile(64, 64, 4, 0.71 * speed)
 
 
+def warpgroup_tiles() -> tuple[WarpgroupTile, ...]:
+    """The tiles of a product of 16-bit numbers on compute capability 9.0.
+
+    A fourth stage of 128 x 128 leaves one block on a multiprocessor, which is faster where there is one for each anyway:
+    23.7 us where three stages take 29.2 (256 channels of 14 x 14). Speeds are a multiprocessor's while it is full.
+    """
+    return (
+        WarpgroupTile(256, 128, 4, 2.9e12, 400),
+        WarpgroupTile(128, 128, 3, 2.5e12, 400),
+        WarpgroupTile(128, 128, 4, 2.4e12, 500),
+        WarpgroupTile(64, 128, 3, 1.9e12, 300),
+    )
+
+
 def choose(
     shape: Shape,
-    among: Sequence[Tile | WarpTile],
+    among: Sequence[AnyTile],
     sums: str,
     limit: int | None,
     counts: Sequence[int] = PARTS,
@@ -279,12 +349,12 @@ def choose(
     return min(found, key=lambda choice: choice.seconds)
 
 
-def _seconds(shape: Shape, tile: Tile | WarpTile, parts: int) -> float:
+def _seconds(shape: Shape, tile: AnyTile, parts: int) -> float:
     """The busiest multiprocessor's time: whole tiles, and slower where too few warps hide each other's waiting."""
     blocks = tiles(shape.m, tile.m) * tiles(shape.n, tile.n) * shape.groups * parts
     busiest = max(tiles(blocks, PROCESSORS), 1)
     warps = min(busiest, tile.resident) * tile.threads // 32
-    slower = math.sqrt(max(BUSY_WARPS / warps, 1))
+    slower = math.sqrt(max(tile.busy / warps, 1))
     return busiest * tile.m * tile.n * (tiles(shape.k, parts) + tile.ends) * slower / tile.speed
 
 
@@ -352,6 +422,19 @@ def tensor_product(
     return _launched(kernel, grid, tile.threads, step, shape, types, mode, choice.parts, places, tile.shared)
 
 
+def warpgroup_product(
+    shape: Shape, types: Types, choice: Choice, *, mode: str = "zeros", **places: Unpack[Places]
+) -> Program:
+    """The same on compute capability 9.0, of 16-bit numbers, where :func:`tensor_product` had `whole` vectors of both."""
+    tile = choice.tile
+    assert isinstance(tile, WarpgroupTile)
+    defines = (("TILE_M", tile.m), ("TILE_N", tile.n), ("STAGES", tile.stages))
+    kernel = Kernel("implicit_gemm_wgmma.cu", "implicit_gemm_wgmma", defines)
+    grid = tiles(shape.m, tile.m), tiles(shape.n, tile.n)
+    step = WARPGROUP_ROW_BYTES // DTYPES[types.stored].itemsize
+    return _launched(kernel, grid, tile.threads, step, shape, types, mode, choice.parts, places, tile.shared)
+
+
 def thin_product(
     shape: Shape, types: Types, *, mode: str = "zeros", parts: int = 1, **places: Unpack[Places]
 ) -> Program:
@@ -392,7 +475,7 @@ def _launched(
     axes, strides = places["axes"], places["gathered_strides"]
     start = sum(axis.start * stride for axis, stride in zip(axes, strides, strict=True))
     gathered, dense, result_split = places["gathered"], places["dense"], shape.groups * shape.m * shape.n
-    masked = mode == "zeros" and sum(axis.taps for axis in axes) <= MOST_BITS and _near(places["rows"])
+    masked = mode == "zeros" and in_bits(axis.taps for axis in axes) and _near(places["rows"])
     names = (
         ("IN", types.stored),
         ("SUM", types.sums),
@@ -426,7 +509,7 @@ def _launched(
             N=shape.n,
             K=shape.k,
             part=part,
-            vector=_vector(columns, result, result_split, types.out),
+            vector=vector_of(columns, result, types.out, result_split),
             tiles_m=divisor(grid[0]),
             tiles_n=divisor(grid[1]),
             parts=divisor(parts),
@@ -473,6 +556,8 @@ def total(
             number=parts,
             M=shape.m,
             N=shape.n,
+            rows=divisor(shape.m),
+            columns=divisor(shape.n),
             column=[digit.row() for digit in columns],
         ),
         addresses=(
@@ -481,6 +566,11 @@ def total(
             *([bias.address("bias", types.out)] if bias else []),
         ),
     )
+
+
+def in_bits(taps: Iterable[int]) -> bool:
+    """Whether each element along each of a kernel's axes has a bit."""
+    return sum(taps) <= MOST_BITS
 
 
 def _near(rows: Sequence[Digit]) -> bool:
@@ -495,8 +585,8 @@ def _bits(axes: Sequence[Axis]) -> list[int]:
     return [1 << min(bit, MOST_BITS) for bit in before]
 
 
-def _vector(columns: Sequence[Digit], result: Placed, split: int, dtype: str) -> int:
-    """How many columns, from a multiple of it, one store of 16 or 8 bytes may write."""
+def vector_of(columns: Sequence[Digit], result: Placed, dtype: str, split: int = 0) -> int:
+    """How many columns of an array, from a multiple of it, are read or written as 16 or 8 bytes at once."""
     outer = [digit for digit in columns if digit.radix > 1]
     in_a_row = 1
     while outer and outer[0].other == in_a_row:

@@ -51,10 +51,13 @@ class OnDevice:
     ----------
     build : callable
         The program for a layout. The emulation calls it too, and needs no GPU for it.
+    hopper : callable
+        The same on compute capability 9.0, whose instructions no other has.
     """
 
-    def __init__(self, build: Build) -> None:
+    def __init__(self, build: Build, hopper: Build | None = None) -> None:
         self.build = build
+        self.hopper = hopper or build
         self._ready: dict[tuple[Any, ...], tuple[int, tuple[Step, ...]]] = {}
 
     def __call__(self, *arrays: Array) -> None:
@@ -98,7 +101,10 @@ class OnDevice:
         self, key: tuple[Any, ...], arrays: tuple[Array, ...], places: list[int]
     ) -> tuple[int, tuple[Step, ...]]:
         """The bytes of scratch and the steps for arrays laid out as these are, on the current device."""
-        program: Program = self.build(
+        import cupy
+
+        build = self.hopper if cupy.cuda.Device().compute_capability == "90" else self.build
+        program: Program = build(
             *(
                 None if array is None else view(array.strides, array.itemsize, place % 16 == 0)
                 for array, place in zip(arrays, places, strict=True)

@@ -15,13 +15,11 @@
 // so they form them of 8 products of high parts at most, which are then added as float32; those that cross are 2^-10 of
 // these, and are added every SETTLED steps.
 //
-// Where k leads is the same for all columns: one warp finds FOUND places for everybody ahead. The finished tile goes through
-// shared memory, so that neighbouring threads store neighbouring columns, 16 bytes each where the result lies so.
+// Where k leads is the same for all columns: one warp finds FOUND places for everybody ahead.
 //
 // Compiled in: IN (float16, bfloat16, float32), SUM (float32), OUT, TILE_M, TILE_N, STAGES, PADDING (gather.cuh), TAPS and LANES
 // (implicit_gemm.cu), DENSE_WHOLE, GATHERED_WHOLE, and SPLIT where it is 1.
-#include "product.cuh"
-#include "types.cuh"
+#include "tile.cuh"
 
 #ifndef SPLIT
 #define SPLIT 0
@@ -45,10 +43,6 @@
 #define PITCH (TILE_N + 8)
 // Rows of one half of the warps are finished at a time where the stages' memory holds no more.
 #define HALVES (TILE_M * PITCH * (int)sizeof(OUT) <= STAGES * STAGE_BYTES ? 1 : 2)
-
-struct __align__(16) Chunk { unsigned words[4]; };
-struct __align__(8) Half { unsigned words[2]; };
-struct __align__(2 * sizeof(OUT)) Pair { OUT of[2]; };
 
 __device__ __forceinline__ int swizzled(int row, int chunk) {
     return row * ROW_BYTES + (chunk ^ (row / 2 % CHUNKS)) * 16;
@@ -121,23 +115,14 @@ __device__ __forceinline__ void keep_chunk(unsigned char* to, const Chunk& kept)
 extern "C" __global__ void
 __launch_bounds__(THREADS, DENSE_WHOLE && GATHERED_WHOLE && sizeof(IN) == 2 ? 512 / THREADS : 1)
     implicit_gemm_mma(const __grid_constant__ GatheredProduct p) {
-    DYNAMIC_SHARED(stages);
+    DYNAMIC_SHARED(stages, 16);
     __shared__ Row<PADDING> rows[2][FOUND];
 
     const int thread = threadIdx.x, lane = thread % 32, warp = thread / 32;
-    int block = blockIdx.x;
-    int rest = divide(block, p.tiles_m);
-    const int first_m = (block - rest * (int)p.tiles_m.divisor) * TILE_M;
-    block = rest, rest = divide(block, p.tiles_n);
-    const int first_j = (block - rest * (int)p.tiles_n.divisor) * TILE_N;
-    block = rest;
-    const int group = divide(block, p.parts);
-    const int part = block - group * (int)p.parts.divisor;
-    const int first_k = part * p.part;
-    const int last_k = min(first_k + p.part, p.K);
-
-    const IN* const gathered = (const IN*)p.gathered + group * p.gathered_group + p.start;
-    const IN* const dense = (const IN*)p.dense + group * p.dense_group;
+    const Tile tile = tile_of<TILE_M, TILE_N>(blockIdx.x, p);
+    const int first_k = tile.first_k, last_k = tile.last_k;
+    const IN* const gathered = (const IN*)p.gathered + tile.group * p.gathered_group + p.start;
+    const IN* const dense = (const IN*)p.dense + tile.group * p.dense_group;
 
     // Which chunks this thread fetches: neighbours take chunks of one row, or of the gathered tile by LANES neighbouring rows.
     const int dense_row = thread / CHUNKS, dense_chunk = thread % CHUNKS;
@@ -148,7 +133,7 @@ __launch_bounds__(THREADS, DENSE_WHOLE && GATHERED_WHOLE && sizeof(IN) == 2 ? 51
     const IN* places[LANES ? GATHERED : 1];
 #pragma unroll
     for (int i = 0; i < (LANES ? GATHERED : 1); ++i) {
-        const int j = first_j + gathered_row + i * step_row;
+        const int j = tile.j + gathered_row + i * step_row;
         const Place place = locate(min(j, p.N - 1), p.column);
         find<!TAPS>(columns[i], place, j < p.N, p);
         places[i] = gathered + place.gathered;
@@ -157,7 +142,7 @@ __launch_bounds__(THREADS, DENSE_WHOLE && GATHERED_WHOLE && sizeof(IN) == 2 ? 51
     const IN* dense_rows[DENSE];
 #pragma unroll
     for (int i = 0; i < DENSE; ++i)
-        dense_rows[i] = dense + min(first_m + dense_row + i * (THREADS / CHUNKS), p.M - 1) * p.dense_row;
+        dense_rows[i] = dense + min(tile.m + dense_row + i * (THREADS / CHUNKS), p.M - 1) * p.dense_row;
 
     Chunk next_dense[DENSE], next_gathered[GATHERED];
     auto fetch = [&](int step) {
@@ -173,11 +158,11 @@ __launch_bounds__(THREADS, DENSE_WHOLE && GATHERED_WHOLE && sizeof(IN) == 2 ? 51
                 return k + inner < last_k;
             });
         }
-        unsigned char* const tile = stage + TILE_M * ROW_BYTES;
+        unsigned char* const gathered_tile = stage + TILE_M * ROW_BYTES;
 #pragma unroll
         for (int i = 0; i < GATHERED; ++i) {
             const int row = gathered_row + i * step_row, chunk = gathered_chunk + i * step_chunk;
-            fetch_chunk<GATHERED_WHOLE>(tile + swizzled(row, chunk), next_gathered[i], [&](int at, const IN*& from) {
+            fetch_chunk<GATHERED_WHOLE>(gathered_tile + swizzled(row, chunk), next_gathered[i], [&](int at, const IN*& from) {
                 Distances<PADDING>::type distance;
                 const bool inside = reach(found[(chunk * VECTOR + at) / PLACED], columns[LANES ? i : 0], p, distance);
                 from = places[LANES ? i : 0] + distance;
@@ -278,47 +263,21 @@ __launch_bounds__(THREADS, DENSE_WHOLE && GATHERED_WHOLE && sizeof(IN) == 2 ? 51
     }
     settle();
 
-    // A thread stores the same columns of every so many-th row.
-    OUT* const result = (OUT*)p.result + group * p.result_group + part * p.result_split;
-    const OUT* const bias = (const OUT*)p.bias + group * p.bias_group;
-    auto store = [&](auto vector, int first_row, int rows_here) {
-        typedef decltype(vector) Vector;
-        const int count = sizeof(Vector) / sizeof(OUT), across = TILE_N / count;
-        const int at = thread % across * count, column = first_j + at;
-        if (column >= p.N) return;
-        OUT* const to = result + locate(column, p.column).other;
-        for (int row = thread / across; row < rows_here; row += THREADS / across) {
-            const int m = first_m + first_row + row;
-            if (m >= p.M) return;
-            *(Vector*)(to + m * p.result_row) = *(const Vector*)((const OUT*)stages + row * PITCH + at);
-        }
-    };
+    OUT* const finished = (OUT*)stages;
     wait_for_copies<0>();
 #pragma unroll
     for (int half = 0; half < HALVES; ++half) {
+        const int first_row = half * (TILE_M / 2);
         __syncthreads();
         if (HALVES == 1 || warp % 2 == half) {
 #pragma unroll
             for (int i = 0; i < FRAGMENTS_M * 2; ++i) {
-                const int row = warp_m + lane / 4 + i * 8, m = first_m + row;
-                const float addend = p.bias && m < p.M ? convert<float>(bias[m * p.bias_row]) : 0;
-                OUT* const to = (OUT*)stages + (row - half * (TILE_M / 2)) * PITCH + warp_n + lane % 4 * 2;
-#pragma unroll
-                for (int j = 0; j < FRAGMENTS_N; ++j) {
-                    Pair pair;
-#pragma unroll
-                    for (int odd = 0; odd < 2; ++odd) {
-                        const float sum = sums[i / 2][j][i % 2 * 2 + odd];
-                        pair.of[odd] = convert<OUT>(p.bias ? sum + addend : sum);
-                    }
-                    *(Pair*)(to + j * 8) = pair;
-                }
+                const int row = warp_m + lane / 4 + i * 8;
+                const float addend = addend_of(tile.m + row, tile, p);
+                finish(finished + (row - first_row) * PITCH + warp_n + lane % 4 * 2, sums[i / 2], i % 2, addend, p);
             }
         }
         __syncthreads();
-        const int first_row = half * (TILE_M / 2), rows_here = TILE_M / HALVES;
-        if (p.vector * sizeof(OUT) == 16) store(Chunk(), first_row, rows_here);
-        else if (p.vector * sizeof(OUT) == 8) store(Half(), first_row, rows_here);
-        else store(OUT(), first_row, rows_here);
+        store<TILE_N, PITCH, THREADS>(finished, tile.m + first_row, TILE_M / HALVES, tile, p);
     }
 }

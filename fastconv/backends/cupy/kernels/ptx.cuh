@@ -99,11 +99,11 @@ __device__ __forceinline__ double root(double value) {
 #endif
 }
 
-// Shared memory whose size a launch gives, beginning at a multiple of 16 bytes.
+// Shared memory whose size a launch gives, beginning at a multiple of so many bytes, 1024 at most.
 #ifdef __CUDACC_RTC__
-#define DYNAMIC_SHARED(name) extern __shared__ __align__(16) unsigned char name[]
+#define DYNAMIC_SHARED(name, alignment) extern __shared__ __align__(alignment) unsigned char name[]
 #else
-#define DYNAMIC_SHARED(name) unsigned char* const name = emulator::dynamic_memory
+#define DYNAMIC_SHARED(name, alignment) unsigned char* const name = emulator::dynamic_memory
 #endif
 
 // Copies of 16 or 4 bytes from global to shared memory that pass no register: zeros arrive where nothing is `there`.
@@ -247,5 +247,127 @@ __device__ __forceinline__ void multiply_tf32(float (&sums)[4], const unsigned (
     emulator::multiply(sums, left, right, 1, [](unsigned word, unsigned) {
         return bits_to_float(word & 0xffffe000);
     });
+#endif
+}
+
+// Products of tiles in shared memory by four warps, which go on meanwhile; compute capability 9.0 alone has them.
+//
+// A tile's rows are 128 bytes, eight chunks of 16; chunk c of row r lies at c ^ (r % 8), and row 0 begins at a multiple of 1024.
+// What copies brought is shown by each thread that waited for its own, ahead of a barrier. Products that are begun and closed
+// are done, and their sums may be looked at, once they are waited for.
+__device__ __forceinline__ void show_copies() {
+#ifdef __CUDACC_RTC__
+    asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+#else
+    emulator::show_copies();
+#endif
+}
+
+__device__ __forceinline__ void begin_products() {
+#ifdef __CUDACC_RTC__
+    asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
+#else
+    emulator::begin_products();
+#endif
+}
+
+__device__ __forceinline__ void close_products() {
+#ifdef __CUDACC_RTC__
+    asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
+#else
+    emulator::close_products();
+#endif
+}
+
+// sums += left @ right: 64 rows of left by 128 rows of right, 32 bytes of k from where they begin: a tile's first row, or
+// 32, 64 or 96 bytes on.
+//
+// Of fragment i a thread has columns 8 i + lane % 4 * 2 and the next: two sums of row lane / 4 of its warp's 16, two of the row 8 on.
+#ifdef __CUDACC_RTC__
+// Where a tile begins, in units of 16 bytes; 1024 bytes from eight rows to the next; swizzled by 128 bytes.
+__device__ __forceinline__ unsigned long long described(const void* tile) {
+    const unsigned at = (unsigned)__cvta_generic_to_shared(tile);
+    return (at & 0x3ffff) >> 4 | 1ull << 16 | 64ull << 32 | 1ull << 62;
+}
+#define FRAGMENT(i) "+f"(sums[i][0]), "+f"(sums[i][1]), "+f"(sums[i][2]), "+f"(sums[i][3])
+#define MULTIPLY_TILES(type)                                                                                       \
+    asm volatile(                                                                                                  \
+        "{ .reg .pred added; setp.ne.b32 added, %66, 0;"                                                           \
+        " wgmma.mma_async.sync.aligned.m64n128k16.f32." type                                                       \
+        " {%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, %18, %19, %20, %21,"    \
+        " %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, %32, %33, %34, %35, %36, %37, %38, %39, %40, %41,"     \
+        " %42, %43, %44, %45, %46, %47, %48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61,"     \
+        " %62, %63}, %64, %65, added, 1, 1, 0, 0; }"                                                               \
+        : FRAGMENT(0), FRAGMENT(1), FRAGMENT(2), FRAGMENT(3), FRAGMENT(4), FRAGMENT(5), FRAGMENT(6), FRAGMENT(7),  \
+          FRAGMENT(8), FRAGMENT(9), FRAGMENT(10), FRAGMENT(11), FRAGMENT(12), FRAGMENT(13), FRAGMENT(14),          \
+          FRAGMENT(15)                                                                                             \
+        : "l"(described(left)), "l"(described(right)), "n"(1))
+#else
+namespace emulator {
+inline unsigned short tile_bits(const void* tile, unsigned row, unsigned k) {
+    const unsigned long long at = (unsigned long long)tile + row / 8 * 1024 + row % 8 * 128 + k * 2;
+    return *(const unsigned short*)(at ^ (at >> 7 & 7) << 4);
+}
+// What this thread reads of both tiles: `row(i, k)` of its two rows, `column(i, k)` of its 32 columns, in a fixed order.
+template <typename Each>
+void each_number(const Product& product, Each each) {
+    const unsigned row = threadIdx.x % 128 / WARP * 16 + lane() / 4, column = lane() % 4 * 2;
+    for (unsigned k = 0; k < 16; ++k) {
+        for (unsigned i = 0; i < 2; ++i) each(k, i, tile_bits(product.left, row + i * 8, k));
+        for (unsigned i = 0; i < 32; ++i) each(k, 2 + i, tile_bits(product.right, i / 2 * 8 + column + i % 2, k));
+    }
+}
+inline unsigned long long read(const Product& product) {
+    unsigned long long all = 0;
+    each_number(product, [&](unsigned, unsigned, unsigned short bits) { all = (all + bits + 1) * 2685821657736338717ull; });
+    return all;
+}
+inline void multiply_later(float* sums, const void* left, const void* right, float (*number)(unsigned short)) {
+    Product product = {sums, left, right, number, 0};
+    product.read = read(product);
+    queue(product);
+}
+inline void wait_for_products(unsigned groups) {
+    Product product;
+    while (due(groups, product)) {
+        if (product.read != read(product)) fail("a tile changed while it was multiplied");
+        float numbers[16][34];
+        each_number(product, [&](unsigned k, unsigned i, unsigned short bits) { numbers[k][i] = product.number(bits); });
+        for (unsigned i = 0; i < 64; ++i) {
+            double sum = product.sums[i];
+            for (unsigned k = 0; k < 16; ++k)
+                sum += (double)numbers[k][i / 2 % 2] * numbers[k][2 + i / 4 * 2 + i % 2];
+            product.sums[i] = cut_off(sum);
+        }
+    }
+}
+}  // namespace emulator
+#endif
+
+__device__ __forceinline__ void multiply_tiles_float16(float (&sums)[16][4], const void* left, const void* right) {
+#ifdef __CUDACC_RTC__
+    MULTIPLY_TILES("f16.f16");
+#else
+    emulator::multiply_later(sums[0], left, right, half_to_float);
+#endif
+}
+
+__device__ __forceinline__ void multiply_tiles_bfloat16(float (&sums)[16][4], const void* left, const void* right) {
+#ifdef __CUDACC_RTC__
+    MULTIPLY_TILES("bf16.bf16");
+#else
+    emulator::multiply_later(sums[0], left, right, [](unsigned short bits) { return bits_to_float((unsigned)bits << 16); });
+#endif
+}
+
+// Until all but the last GROUPS groups of products are done. The compiler takes all sums for changed here.
+template <int GROUPS, int TILES>
+__device__ __forceinline__ void wait_for_products(float (&sums)[TILES][16][4]) {
+#ifdef __CUDACC_RTC__
+    asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(GROUPS) : "memory");
+#pragma unroll
+    for (int i = 0; i < TILES * 64; ++i) asm volatile("" : "+f"(sums[i / 64][i / 4 % 16][i % 4])::"memory");
+#else
+    emulator::wait_for_products(GROUPS);
 #endif
 }

@@ -15,19 +15,22 @@ struct PartialSums {
     const void* parts;
     const void* bias;  // of type OUT, or null
     void* result;
-    long long count;  // elements of one part
+    long long count;        // elements of one part
     long long result_row, result_group, bias_row, bias_group;
-    int number;       // of parts
+    int number;             // of parts
     int M, N;
+    Divisor rows, columns;  // M and N
     Digit column[DIGITS];
 };
 
 extern "C" __global__ void __launch_bounds__(256) sum_parts(const __grid_constant__ PartialSums p) {
     const long long at = (long long)blockIdx.x * 256 + threadIdx.x;
     if (at >= p.count) return;
-    const long long row = at / p.N;
+    // Dividing 64 bits takes longer than everything else.
+    const bool few = p.count <= 0x7fffffff;
+    const long long row = few ? divide((int)at, p.columns) : at / p.N;
     const int j = (int)(at - row * p.N);
-    const long long group = row / p.M, m = row - group * p.M;
+    const long long group = few ? divide((int)row, p.rows) : row / p.M, m = row - group * p.M;
     const PART* const parts = (const PART*)p.parts;
     SUM sum = p.bias ? convert<SUM>(((const OUT*)p.bias)[group * p.bias_group + m * p.bias_row]) : (SUM)0;
     for (int s = 0; s < p.number; ++s) sum += convert<SUM>(parts[s * p.count + at]);
