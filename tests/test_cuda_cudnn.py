@@ -237,14 +237,20 @@ def numbers(*shape: int, dtype: str = "f4") -> Any:
 def test_an_engine_that_keeps_its_transform_to_itself_is_passed_over(
     library: cudnn.Library, device: Module, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """By its name and the op: elsewhere, and on tensor cores, nothing was found wrong with it."""
-    monkeypatch.setattr(library, "offers", (cudnn.Offer("eng17_k25=0", frozenset(), 0), *library.offers))
-    for op, dtype, name in (
-        (Op.CONV_WEIGHT_GRAD, "f32", "tiled"),
-        (Op.CONV_WEIGHT_GRAD, "f16", "eng17_k25=0"),
-        (Op.CONV, "f32", "eng17_k25=0"),
-    ):
-        made = plan(parse(f"n2 c4x5x6 k6x3x3 s1 p1 {dtype}"), op, "cupy", "cudnn")
+    """By its name, the op and whether it may use tensor cores: elsewhere nothing was found wrong with it."""
+    offers = library.offers
+    cases = (
+        (Op.CONV_WEIGHT_GRAD, "f32", "eng17_k25=0", "tiled"),
+        (Op.CONV_WEIGHT_GRAD, "f16", "eng17_k25=0", "eng17_k25=0"),
+        (Op.CONV, "f32", "eng17_k25=0", "eng17_k25=0"),
+        (Op.CONV_WEIGHT_GRAD, "f16", "eng61_k2=3", "tensor cores"),
+        (Op.CONV_WEIGHT_GRAD, "bf16", "eng62_k25=2", "tensor cores"),
+        (Op.CONV_WEIGHT_GRAD, "f32", "eng61_k2=3", "eng61_k2=3"),
+        (Op.CONV, "f16", "eng61_k2=3", "eng61_k2=3"),
+    )
+    for batch, (op, dtype, offer, name) in enumerate(cases, 1):
+        monkeypatch.setattr(library, "offers", (cudnn.Offer(offer, frozenset(), 0), *offers))
+        made = plan(parse(f"n{batch} c4x5x6 k6x3x3 s1 p1 {dtype}"), op, "cupy", "cudnn")
         assert made.run.note.startswith(f"{name},")
 
 

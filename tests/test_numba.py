@@ -102,7 +102,7 @@ def test_results_past_the_caches_are_the_same(
     """Results whose rows fill cache lines, and lie so or not, as if they were large."""
     from fastconv.backends.numba import cost
 
-    monkeypatch.setattr(cost, "PAST_BYTES", 0)
+    monkeypatch.setattr(cost, "SHARED_CACHE", 0)
     assert cost.is_past(16, 16, "float32") == (host().width == 64)
     assert not cost.is_past(16, 24, "float32")
     spec = parse(f"{problem} {dtype}")

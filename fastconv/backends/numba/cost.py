@@ -53,13 +53,10 @@ CHANNEL_CYCLES = here(14, 36)
 # result that is, if it is turned.
 FAR_BYTES, FAR_CYCLES = 2 << 20, here(5, 0)
 
-# What the cores share.
+# What the cores share. A larger result goes past the caches: no line is fetched to be written, and none that is still read is
+# dropped. 16 images of 32 x 112 x 112 to 64 took 5.9 ms, and 3.8 so. From 8 MB on instead, two threads took 1.14 to 1.25 times
+# as long where they called again and again, 64 channels of 224 x 224 of one image.
 SHARED_CACHE = 16 << 20
-
-# A larger result goes past the caches: no line is fetched to be written, and none that is still read is dropped. 16 images
-# of 32 x 112 x 112 to 64 took 5.9 ms, and 3.8 so; of 16 x 56 x 56, 13 MB, 0.57 and 0.49, with the layer behind it 1.6 and
-# 1.3: half of a shared cache is not where the next layer finds all of it.
-PAST_BYTES = 8 << 20
 
 # An element of a matrix that `slabs.orderer` turns.
 ORDER_CYCLES = 5
@@ -122,10 +119,10 @@ def task_seconds(task: float, tasks: int) -> float:
 
 
 def is_past(elements: int, row: int, dtype: str) -> bool:
-    """Whether a result is written past the caches: if it is large, and vectors fill the lines of each of its rows.
+    """Whether a result is written past the caches: if it is larger, and vectors fill the lines of each of its rows.
 
     A line that is written in part comes back to be completed: gradients of 56 x 56 took 1.8 times as long so.
     """
     itemsize = DTYPES[dtype].itemsize
     whole = host().width == LINE_BYTES and row * itemsize % LINE_BYTES == 0
-    return whole and elements * itemsize > PAST_BYTES
+    return whole and elements * itemsize > SHARED_CACHE

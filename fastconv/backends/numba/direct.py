@@ -164,6 +164,18 @@ def table(channels: Array, taps: Array) -> Array:
     return offsets.astype(np.int32)
 
 
+def with_rows_whole(g: Geometry) -> Geometry:
+    """That of copied images that keep their rows whole.
+
+    A scalar may be read anywhere, so phases of a stride need not be told apart.
+    """
+    dense = tuple(
+        n + before + after - (k - 1) * d
+        for n, before, after, k, d in zip(g.size, g.before, g.after, g.kernel, g.dilation, strict=True)
+    )
+    return g._replace(out=dense, stride=(1, 1, 1))  # type: ignore[arg-type]
+
+
 def worker(cut: Cut, dtype: str) -> tuple[int, int, int]:
     """Where a worker's bias and its sums begin in its scratch, and how many bytes that has."""
     room = cut.p_step + cut.most
@@ -191,12 +203,7 @@ def run(spec: ConvSpec, limit: int | None, packed: bool, turned: Turned | None =
         found = places(g, plane, strides(g.size))  # type: ignore[arg-type]
         set_fields(template, x_n=spec.in_channels * plane, x_group=g.c * plane)
     else:
-        # Copied images keep their rows whole: a scalar may be read anywhere, so phases of a stride need not be told apart.
-        dense = tuple(
-            n + before + after - (k - 1) * d
-            for n, before, after, k, d in zip(g.size, g.before, g.after, g.kernel, g.dilation, strict=True)
-        )
-        whole = g._replace(out=dense, stride=(1, 1, 1))  # type: ignore[arg-type]
+        whole = with_rows_whole(g)
         held = slabs.slab_of(spec, whole, whole.out)
         set_fields(template, **held.fields)
         image = slabs.slab_bytes(whole, whole.out, spec.in_channels, itemsize)

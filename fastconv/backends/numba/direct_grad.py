@@ -64,12 +64,7 @@ def weights(spec: ConvSpec, precision: str, workspace_limit: int | None) -> Run:
     cut = direct.choose(product, terms, packed=True)
     template, held, image = np.zeros(1, ARGUMENTS), None, 0
     if any(g.before + g.after):
-        # Rows are kept whole: a scalar may be read anywhere.
-        dense = tuple(
-            n + before + after - (k - 1) * d
-            for n, before, after, k, d in zip(g.size, g.before, g.after, g.kernel, g.dilation, strict=True)
-        )
-        whole = g._replace(out=dense, stride=(1, 1, 1))  # type: ignore[arg-type]
+        whole = direct.with_rows_whole(g)
         held = slabs.slab_of(spec, whole, whole.out)
         set_fields(template, **held.fields)
         image = held.fields["copied_n"] * itemsize
@@ -94,6 +89,7 @@ def weights(spec: ConvSpec, precision: str, workspace_limit: int | None) -> Run:
     )  # fmt: skip
     fields = template.view(np.int64)
     one_by_one = images == 1 == spec.batch
+    # Scratch: copied images, their packed gradients, and what each adds.
     parts = [
         round_up(part, ALIGNMENT)
         for part in (image * images + host().width, packed * images, 0 if one_by_one else added * images)
