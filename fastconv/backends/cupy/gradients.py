@@ -40,6 +40,7 @@ from fastconv.backends.cupy.packing import (
     gathering,
     in_vectors,
     left_of,
+    numbers_of_vector,
     packed_bytes,
     packed_weight,
     told,
@@ -49,7 +50,6 @@ from fastconv.backends.cupy.packing import (
 )
 from fastconv.backends.cupy.pooling import BANDWIDTH
 from fastconv.backends.cupy.product import (
-    VECTOR_BYTES,
     AnyTile,
     Choice,
     Placed,
@@ -245,7 +245,7 @@ def by_phases(
     types = types_of(spec)
     plain = spec.padding_mode == "zeros"
     c_group, o_group = spec.in_channels // spec.groups, spec.out_channels // spec.groups
-    vector = VECTOR_BYTES // DTYPES[spec.dtype].itemsize
+    vector = numbers_of_vector(spec.dtype)
     # Taps that are summed one after the other are neighbours where one phase has them all.
     by_channels, by_taps = o_group % vector == 0, o_group * volume(spec.kernel_size) % vector == 0
     by_taps = by_taps and volume(spec.stride) == 1
@@ -552,7 +552,7 @@ def _pointwise(spec: ConvSpec) -> bool:
 
 def _in_vectors(spec: ConvSpec, images: View) -> bool:
     """Whether images that are as large as the output hold positions in a row, whole vectors of them to a channel."""
-    vector, size = VECTOR_BYTES // DTYPES[spec.dtype].itemsize, volume(spec.out_size)
+    vector, size = numbers_of_vector(spec.dtype), volume(spec.out_size)
     rows = [stride for stride, n in zip(images.strides[2:], spec.out_size, strict=True) if n > 1]
     real = [n for n in spec.out_size if n > 1]
     in_a_row = [math.prod(real[at + 1 :]) for at in range(len(real))]

@@ -24,14 +24,15 @@ from fastconv.backends.numba.kernels import direct as kernels
 from fastconv.backends.numba.kernels.positions import ARGUMENTS
 from fastconv.backends.numba.kernels.simd import host
 from fastconv.backends.numba.operands import ALIGNMENT, Array, address, begun, scratch, set_fields
+from fastconv.backends.numba.planes import CACHED_BYTES
 from fastconv.backends.numba.slabs import C_TASKS, COPIED, FIELD, X
 from fastconv.backends.numba.winograd import round_up
 from fastconv.spec import DTYPES, ConvSpec
 
 GROUPS = FIELD["groups"]
 
-# What is packed of some images, and what they add: they stay in the shared cache, at this rate for one core.
-ROUND_BYTES, CACHED_BYTES = 4 << 20, 4e10
+# What is packed of some images, and what they add: they stay in the shared cache.
+ROUND_BYTES = 4 << 20
 
 # Terms of a sum that is rounded at each: more are better cut in blocks, as ``implicit_gemm`` does.
 MOST_TERMS = 4096

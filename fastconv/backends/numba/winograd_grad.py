@@ -95,7 +95,7 @@ def layout(spec: ConvSpec, f: int, limit: int | None) -> Layout:
 
 
 def scratch_bytes(spec: ConvSpec, f: int) -> int:
-    """Bytes of a worker: rows of an image turned to vectors of channels, a task's sums, or a vector's taps."""
+    """Bytes of a worker: rows of an image turned to vectors of channels, or a vector's taps."""
     form, lanes = tile_kernels.FORMS[f], cost.lanes(spec.dtype)
     columns = ceil(spec.out_size[-1], form.mw) * form.mw + form.rw - 1
     slab = form.n[0] * (columns + lanes)

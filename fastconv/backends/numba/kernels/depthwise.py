@@ -285,6 +285,7 @@ def depthwise(T: Any) -> Any:
         a = carray(pointer(arguments, RECORD), 1)[0]
         inner = carray(pointer(a.inner, types.int64), a.groups)
         zero = np.zeros(1, np.int64)
+        row, row_out, zeros, past = a.row, a.row_out, a.offsets, a.past
         ahead, step = min(max(size * a.x_c, 4096), 8192), 64 * -(-size * a.x_c // (64 * a.groups))
         while True:
             task = next_task(arguments, worker)
@@ -304,57 +305,19 @@ def depthwise(T: Any) -> Any:
                     slots, masks = a.slots + v * a.slots_step, a.masks + v * a.masks_step
                     if a.rows_held == 2:
                         if a.stride == 1:
-                            sum_rows(
-                                1, 1, 1, T, x, a.row, slots, masks, w, y, a.row_out, bias, a.offsets, a.past
-                            )
+                            sum_rows(1, 1, 1, T, x, row, slots, masks, w, y, row_out, bias, zeros, past)
                         else:
-                            sum_rows(
-                                2, 1, 1, T, x, a.row, slots, masks, w, y, a.row_out, bias, a.offsets, a.past
-                            )
+                            sum_rows(2, 1, 1, T, x, row, slots, masks, w, y, row_out, bias, zeros, past)
                     elif a.rows_held:
                         if a.stride == 1:
                             if inner[v]:
-                                sum_rows(
-                                    1,
-                                    0,
-                                    0,
-                                    T,
-                                    x,
-                                    a.row,
-                                    slots,
-                                    masks,
-                                    w,
-                                    y,
-                                    a.row_out,
-                                    bias,
-                                    a.offsets,
-                                    a.past,
-                                )
+                                sum_rows(1, 0, 0, T, x, row, slots, masks, w, y, row_out, bias, zeros, past)
                             else:
-                                sum_rows(
-                                    1,
-                                    1,
-                                    0,
-                                    T,
-                                    x,
-                                    a.row,
-                                    slots,
-                                    masks,
-                                    w,
-                                    y,
-                                    a.row_out,
-                                    bias,
-                                    a.offsets,
-                                    a.past,
-                                )
+                                sum_rows(1, 1, 0, T, x, row, slots, masks, w, y, row_out, bias, zeros, past)
                         elif inner[v]:
-                            sum_rows(
-                                2, 0, 0, T, x, a.row, slots, masks, w, y, a.row_out, bias, a.offsets, a.past
-                            )
+                            sum_rows(2, 0, 0, T, x, row, slots, masks, w, y, row_out, bias, zeros, past)
                         else:
-                            sum_rows(
-                                2, 1, 0, T, x, a.row, slots, masks, w, y, a.row_out, bias, a.offsets, a.past
-                            )
+                            sum_rows(2, 1, 0, T, x, row, slots, masks, w, y, row_out, bias, zeros, past)
                     elif a.stride == 1:
                         if inner[v]:
                             sum_taps(1, 0, T, a.taps, x, a.offsets, slots, masks, w, y, bias)
